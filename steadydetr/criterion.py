@@ -1,0 +1,110 @@
+"""The one detection loss: given who learns what, classification, L1 and GIoU of every stage at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steadydetr.equations.detection import Pairs, box_terms, classification_loss, focal_cost, hard_target
+from steadydetr.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
+from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
+
+
+@dataclass(frozen=True)
+class Weights:
+    label: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How a query is priced against a target and what it then learns.
+
+    Defaults: the focal loss and cost of Deformable DETR and DINO (DINO: label weight 1; Deformable DETR: 2).
+    """
+
+    class_cost: Callable[[Tensor, Tensor], Tensor] = focal_cost  # logits, GIoU [R, N] -> [R, N]
+    class_target: Callable[[Pairs], Tensor] = hard_target  # matched pairs -> t [P]
+    cost_weights: Weights = Weights(2.0, 5.0, 2.0)
+    loss_weights: Weights = Weights(1.0, 5.0, 2.0)
+    alpha: float | None = 0.25  # None: positives and negatives weigh the same
+    gamma: float = 2.0
+    giou_eps: float = 0.0  # added to both denominators of GIoU; 1e-6 in DINO and detrex
+
+    def cost(self, terms: PairwiseTerms) -> Tensor:
+        """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
+        weights = self.cost_weights
+        return weights.label * self.class_cost(terms.logits, terms.giou) + weights.l1 * terms.l1 - weights.giou * terms.giou
+
+    @torch.no_grad()
+    def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
+        """The assignment problem of every stage with the targets of the batch, priced in float32 or better."""
+        with torch.autocast(stages.logits.device.type, enabled=False):
+            logits, boxes = (_at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
+            stages = Stages(logits, boxes, valid=stages.valid)
+            return Problem.of(self.cost(pairwise_terms(stages, targets, self.giou_eps)), stages, targets, name)
+
+    def add_losses(
+        self,
+        losses: Losses,
+        name: str,
+        stages: Stages,
+        assignment: Assignment,
+        targets: Targets,
+        normaliser: float,
+        weights: Weights | None = None,
+    ) -> None:
+        """Add `name`/class, `name`/l1 and `name`/giou, [S] each; the assignment is in folded indices.
+
+        Args:
+            targets: those of the batch; every stage learns from them.
+            normaliser: what the sums are divided by, the objects of the whole step.
+            weights: instead of the criterion's own.
+        """
+        weights = weights or self.loss_weights
+        with torch.autocast(stages.logits.device.type, enabled=False):
+            folded = targets.repeat_batch(stages.logits.shape[0])
+            label = self._class_loss(stages, assignment, targets, folded)
+            l1, giou = self._box_losses(stages, assignment.boxes, folded)
+        losses.add(f"{name}/class", label / normaliser, weights.label)
+        losses.add(f"{name}/l1", l1 / normaliser, weights.l1)
+        losses.add(f"{name}/giou", giou / normaliser, weights.giou)
+
+    def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
+        logits = _at_least_float32(stages.flat[0])
+        wanted = torch.zeros_like(logits)
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        for match in assignment.classes:
+            at = (match.image, match.query, folded.labels[match.target])
+            value = self.class_target(self._pairs(stages, match, targets, folded)).to(wanted.dtype)
+            wanted[at] = torch.maximum(wanted[at], value)  # two matches on one entry agree up to which target they mean
+            positive[at] = True
+        loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma)
+        loss = loss.unflatten(0, stages.logits.shape[:2])
+        if stages.valid is not None:
+            loss = torch.where(stages.valid[None, :, :, None], loss, 0)
+        return loss.sum((1, 2, 3))
+
+    def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:
+        logits, boxes = (_at_least_float32(tensor).detach() for tensor in stages.flat)
+        score = logits[match.image, match.query, folded.labels[match.target]].sigmoid()
+        iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target])
+        detached = Stages(stages.logits.detach(), _at_least_float32(stages.boxes.detach()), valid=stages.valid)
+        return Pairs(score, iou, match.image, lambda: largest_iou(detached, targets))
+
+    def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
+        boxes = _at_least_float32(stages.flat[1])[match.image, match.query]
+        l1, giou, _ = box_terms(boxes, folded.boxes[match.target].to(boxes.dtype), self.giou_eps)
+        if match.weight is not None:
+            l1, giou = l1 * match.weight, giou * match.weight
+        stage_count, images = stages.logits.shape[:2]
+        zeros, stage = boxes.new_zeros(stage_count), match.image // images
+        return zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou)
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

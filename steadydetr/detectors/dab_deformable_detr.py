@@ -1,0 +1,76 @@
+"""DAB-Deformable-DETR (Liu et al. 2022): learned 4-d anchors as queries, one- and two-stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from steadydetr.detectors.deformable import (
+    Decoder,
+    DeformableDetector,
+    ProposalHead,
+    TransformerConfig,
+    selected_proposals,
+    take,
+)
+from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.structures import Memory, Queries, Stages
+
+DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
+
+
+@dataclass(frozen=True)
+class DABDeformableDETRConfig:
+    """Defaults: the one-stage detector of detrex with R50."""
+
+    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    transformer: TransformerConfig = DAB_TRANSFORMER
+    queries: int = 300
+    two_stage: bool = False  # anchors and content from the encoder's best proposals
+
+    def build(self, num_classes: int) -> DABDeformableDETR:
+        return DABDeformableDETR(self, num_classes)
+
+
+class DABDeformableDETR(DeformableDetector):
+    refine = True
+    look_forward_twice = False
+    eps = 1e-3
+
+    def __init__(self, config: DABDeformableDETRConfig, num_classes: int) -> None:
+        width = config.transformer.width
+        decoder = Decoder(config.transformer, num_classes, AnchorPosition(width, scaled=True), norm=False, share_heads=False)
+        super().__init__(config.backbone, config.transformer, num_classes, decoder)
+        self.config = config
+        if config.two_stage:
+            self.proposal_head = ProposalHead(width, num_classes)
+        else:
+            self.query_content = nn.Embedding(config.queries, width)
+            self.query_anchor = nn.Embedding(config.queries, 4)  # before the sigmoid
+            with torch.no_grad():  # without proposals a box starts small, not at half the image
+                decoder.box_heads[0].layers[-1].bias[2:] = -2  # type: ignore[union-attr, index]
+
+    def with_proposals(self, memory: Memory) -> Memory:
+        return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory
+
+    def queries(self, memory: Memory) -> dict[str, Queries]:
+        if not self.config.two_stage:
+            images = memory.tokens.shape[0]
+            content, anchor = (e.weight.expand(images, -1, -1) for e in (self.query_content, self.query_anchor))
+            return {"main": Queries(content, anchor.sigmoid())}
+        dense = memory.dense
+        assert dense is not None
+        token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
+        reference = take(dense.boxes_unsigmoid, token).detach().sigmoid()
+        return {"main": Queries(take(dense.content, token).detach(), reference, token=token)}
+
+    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
+        if memory.dense is None or queries.token is None:
+            return None
+        return selected_proposals(memory.dense, queries.token)
+
+    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
+        raise ValueError("DAB-Deformable-DETR's queries carry no label: denoising needs DINO")

@@ -1,0 +1,88 @@
+"""Deformable DETR (Zhu et al. 2021): plain, with iterative box refinement, two-stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from steadydetr.detectors.deformable import Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
+from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.positions import box_position
+from steadydetr.structures import Memory, Queries, Stages
+
+
+@dataclass(frozen=True)
+class DeformableDETRConfig:
+    """Defaults: the paper's plain detector. Two-stage needs `refine`."""
+
+    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    transformer: TransformerConfig = TransformerConfig()
+    queries: int = 300
+    refine: bool = False  # iterative box refinement
+    two_stage: bool = False  # queries from the encoder's best proposals
+
+    def __post_init__(self) -> None:
+        if self.two_stage and not self.refine:
+            raise ValueError("detector.two_stage needs detector.refine: proposals are boxes that the decoder refines")
+
+    def build(self, num_classes: int) -> DeformableDETR:
+        return DeformableDETR(self, num_classes)
+
+
+class DeformableDETR(DeformableDetector):
+    look_forward_twice = False
+    class_agnostic_proposals = True
+    eps = 1e-5
+
+    def __init__(self, config: DeformableDETRConfig, num_classes: int) -> None:
+        width = config.transformer.width
+        decoder = Decoder(config.transformer, num_classes, position=None, norm=False, share_heads=not config.refine)
+        super().__init__(config.backbone, config.transformer, num_classes, decoder)
+        self.config, self.refine = config, config.refine
+        if config.two_stage:
+            self.proposal_head = ProposalHead(width, num_classes)
+            self.proposal_position = nn.Linear(2 * width, 2 * width)
+            self.proposal_position_norm = nn.LayerNorm(2 * width)
+            nn.init.xavier_uniform_(self.proposal_position.weight)
+        else:
+            self.query_content = nn.Embedding(config.queries, width)
+            self.query_position = nn.Embedding(config.queries, width)
+            self.query_reference = nn.Linear(width, 2)
+            nn.init.xavier_uniform_(self.query_reference.weight)
+            nn.init.zeros_(self.query_reference.bias)
+            with torch.no_grad():  # without proposals a box starts small, not at half the image
+                decoder.box_heads[0].layers[-1].bias[2:] = -2  # type: ignore[union-attr, index]
+
+    def with_proposals(self, memory: Memory) -> Memory:
+        return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory
+
+    def queries(self, memory: Memory) -> dict[str, Queries]:
+        return {"main": self._from_proposals(memory) if self.config.two_stage else self._learned(memory)}
+
+    def _learned(self, memory: Memory) -> Queries:
+        images = memory.tokens.shape[0]
+        position = self.query_position.weight
+        centre = self.query_reference(position).sigmoid()
+        reference = torch.cat((centre, torch.zeros_like(centre)), -1)
+        content, position, reference = (t.expand(images, -1, -1) for t in (self.query_content.weight, position, reference))
+        return Queries(content, reference, sized=False, position=position)
+
+    def _from_proposals(self, memory: Memory) -> Queries:
+        """Position and content both from the box; ranked by the logit of class 0, which means "object" here."""
+        assert memory.dense is not None
+        token = memory.dense.logits[..., 0].topk(min(self.config.queries, memory.tokens.shape[1])).indices
+        reference = take(memory.dense.boxes_unsigmoid, token).detach().sigmoid()
+        sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)
+        position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
+        return Queries(content, reference, position=position, token=token)
+
+    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
+        """Every token's proposal; they are supervised as class 0."""
+        if memory.dense is None:
+            return None
+        return Stages(memory.dense.logits[None], memory.dense.boxes_unsigmoid.sigmoid()[None])
+
+    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
+        raise ValueError("Deformable DETR's queries carry no label: denoising needs DINO")

@@ -1,0 +1,77 @@
+"""DINO (Zhang et al. 2023): mixed query selection, look forward twice, contrastive denoising (objectives/denoising.py)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from steadydetr.boxes import inverse_sigmoid
+from steadydetr.detectors.deformable import (
+    Decoder,
+    DeformableDetector,
+    ProposalHead,
+    TransformerConfig,
+    selected_proposals,
+    take,
+)
+from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.structures import Memory, Queries, Stages
+
+DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
+
+
+@dataclass(frozen=True)
+class DINOConfig:
+    """Defaults: DINO 4-scale with R50. 5-scale: a backbone map more (stride 4) and `transformer.levels` 5."""
+
+    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    transformer: TransformerConfig = DINO_TRANSFORMER
+    queries: int = 900
+    mixed_selection: bool = True  # boxes from the encoder, content learned; False: content from the encoder too
+    look_forward_twice: bool = True
+    share_heads: bool = True  # one class and one box head for all decoder stages; False in detrex
+
+    def build(self, num_classes: int) -> DINO:
+        return DINO(self, num_classes)
+
+
+class DINO(DeformableDetector):
+    refine = True
+    eps = 1e-3
+
+    def __init__(self, config: DINOConfig, num_classes: int) -> None:
+        width = config.transformer.width
+        position = AnchorPosition(width, scaled=False)
+        decoder = Decoder(config.transformer, num_classes, position, norm=True, share_heads=config.share_heads)
+        super().__init__(config.backbone, config.transformer, num_classes, decoder)
+        self.config, self.look_forward_twice = config, config.look_forward_twice
+        self.proposal_head = ProposalHead(width, num_classes)
+        self.query_content = nn.Embedding(config.queries, width) if config.mixed_selection else None
+        if self.query_content is not None:
+            nn.init.xavier_uniform_(self.query_content.weight)
+        self.label_content = nn.Embedding(num_classes + 1, width)  # one row more than classes, as in the official checkpoints
+
+    def with_proposals(self, memory: Memory) -> Memory:
+        return replace(memory, dense=self.proposal_head(memory))
+
+    def queries(self, memory: Memory) -> dict[str, Queries]:
+        """The best tokens by their largest class logit; learned content goes with them by rank."""
+        dense = memory.dense
+        assert dense is not None
+        token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
+        reference = take(dense.boxes_unsigmoid, token).detach().sigmoid()
+        if self.query_content is None:
+            content = take(dense.content, token).detach()
+        else:
+            content = self.query_content.weight[: token.shape[1]].expand(len(token), -1, -1)
+        return {"main": Queries(content, reference, token=token)}
+
+    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
+        assert memory.dense is not None and queries.token is not None
+        return selected_proposals(memory.dense, queries.token)
+
+    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
+        reference = inverse_sigmoid(boxes, self.eps).sigmoid()  # never quite 0 or 1
+        return Queries(self.label_content(labels), reference)

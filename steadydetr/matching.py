@@ -1,0 +1,108 @@
+"""Assignment of targets to queries: costs only within an image, all problems of a step in one transfer to the host.
+
+Legend: R problem rows (one per stage and object, stage by stage), N queries, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from steadydetr.boxes import area, iou_giou, to_xyxy
+from steadydetr.structures import Match, Solved, Stages, Targets
+
+FORBIDDEN = 1e9  # finite, because the solver rejects a block whose every entry is infinite
+
+
+@dataclass(frozen=True)
+class PairwiseTerms:
+    """Every target against the queries of its own image, nothing else: [R, N] each."""
+
+    logits: Tensor  # of the target's class
+    l1: Tensor
+    giou: Tensor
+    iou: Tensor
+
+
+def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> PairwiseTerms:
+    """`targets` are those of one batch; every stage is matched with them. Coordinate by coordinate: no [R, N, 4] is held."""
+    logits, boxes = stages.flat
+    folded = targets.repeat_batch(stages.logits.shape[0])
+    image = folded.image
+    l1 = sum((boxes[..., k][image] - folded.boxes[:, k, None]).abs() for k in range(4))
+    boxes_xyxy = to_xyxy(boxes)[image]
+    iou, giou = iou_giou(boxes_xyxy, to_xyxy(folded.boxes)[:, None], giou_eps)
+    return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], torch.as_tensor(l1), giou, iou)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One-to-one assignment of every folded image's targets (rows) to its queries."""
+
+    cost: Tensor  # [R, N]
+    counts: tuple[int, ...]  # rows of each folded image, in order
+    name: str = "main"  # for the error message
+
+    @staticmethod
+    def of(cost: Tensor, stages: Stages, targets: Targets, name: str) -> Problem:
+        """Queries that are not valid cost more than any that is, whatever their garbage predicts."""
+        stage_count = stages.logits.shape[0]
+        if stages.valid is not None:
+            rows_valid = stages.valid.repeat(stage_count, 1)[targets.repeat_batch(stage_count).image]
+            cost = torch.where(rows_valid, cost, FORBIDDEN)
+        return Problem(cost, targets.counts * stage_count, name)
+
+
+def solve(problems: Sequence[Problem]) -> list[Solved]:
+    """Solve all problems of a step with one fetch to the host and one transfer back.
+
+    Raises FloatingPointError, naming the problem, where a cost is not finite.
+    """
+    if not problems:
+        return []
+    device = problems[0].cost.device
+    fetched = torch.cat([problem.cost.detach().flatten() for problem in problems]).cpu().numpy()
+    sizes = [problem.cost.numel() for problem in problems]
+    blocks = [fetched[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]
+    pairs = [_solve(block.reshape(problem.cost.shape), problem) for block, problem in zip(blocks, problems, strict=True)]
+    sent = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
+    split = sent.split([p.shape[1] for p in pairs], dim=1)
+    return [Solved(Match(*found), problem.cost.detach()) for found, problem in zip(split, problems, strict=True)]
+
+
+def _solve(cost: np.ndarray, problem: Problem) -> np.ndarray:
+    """[3, P] int64: folded image, query, folded target of every pair."""
+    if not np.isfinite(cost).all():
+        raise FloatingPointError(f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite")
+    columns = np.full(len(cost), -1, dtype=np.int64)
+    for start, stop in pairwise(accumulate(problem.counts, initial=0)):
+        if stop > start:
+            rows, chosen = linear_sum_assignment(cost[start:stop])
+            columns[start + rows] = chosen
+    image = np.repeat(np.arange(len(problem.counts)), problem.counts)
+    target = np.arange(len(cost))
+    matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0
+    return np.stack((image, columns, target))[:, matched]
+
+
+def largest_iou(stages: Stages, targets: Targets) -> Tensor:
+    """[S * B] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
+    folded = targets.repeat_batch(stages.logits.shape[0])
+    iou = pairwise_terms(stages, targets).iou
+    if stages.valid is not None:
+        iou = torch.where(stages.valid.repeat(stages.logits.shape[0], 1)[folded.image], iou, 0)
+    best = iou.new_zeros(len(folded.counts))
+    return best.scatter_reduce(0, folded.image, iou.amax(1), "amax") if iou.numel() else best
+
+
+def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
+    """IoU of cxcywh boxes row by row, [P, 4] -> [P], 0 where both boxes have no area."""
+    predicted_xyxy, target_xyxy = to_xyxy(predicted), to_xyxy(target)
+    iou, _ = iou_giou(predicted_xyxy, target_xyxy)
+    return torch.where(area(predicted_xyxy) + area(target_xyxy) > 0, iou, 0)

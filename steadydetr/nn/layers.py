@@ -1,0 +1,79 @@
+"""Small shared modules: feed-forward block, multi-layer perceptron, the neck that brings backbone maps to one width."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FeedForward(nn.Module):
+    """Residual two-layer block with post-normalisation. [..., D] -> [..., D]."""
+
+    def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(dim, hidden)
+        self.linear2 = nn.Linear(hidden, dim)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+
+
+class MLP(nn.Module):
+    """`depth` linear layers with ReLU between them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, depth: int) -> None:
+        super().__init__()
+        widths = [inputs, *[hidden] * (depth - 1), outputs]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+def box_head(dim: int) -> MLP:
+    """Three layers to four box deltas; the last one starts at zero, so that a box starts at its reference."""
+    head = MLP(dim, dim, 4, 3)
+    nn.init.zeros_(head.layers[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(head.layers[-1].bias)  # type: ignore[arg-type]
+    return head
+
+
+def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
+    """Linear with the bias at which every score starts as `prior` (RetinaNet 4.1)."""
+    head = nn.Linear(dim, num_classes)
+    nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
+    return head
+
+
+class Neck(nn.Module):
+    """Backbone maps to one width: 1x1 convolution and GroupNorm each; further levels by 3x3 convolutions of stride 2.
+
+    The first extra level sees the raw last backbone map, later ones the level before (reference-facts 2, 3).
+    """
+
+    def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32) -> None:
+        super().__init__()
+        if levels < len(channels):
+            raise ValueError(f"levels = {levels}, but the backbone gives {len(channels)} maps: raise levels or take fewer out_indices")
+        maps = [nn.Conv2d(c, dim, 1) for c in channels]
+        extra = [nn.Conv2d(channels[-1] if i == 0 else dim, dim, 3, 2, 1) for i in range(levels - len(channels))]
+        self.convs = nn.ModuleList([*maps, *extra])
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, dim) for _ in self.convs)
+        for conv in (*maps, *extra):
+            nn.init.xavier_uniform_(conv.weight)
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+
+    def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        levels: list[Tensor] = []
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            source = maps[i] if i < len(maps) else maps[-1] if i == len(maps) else levels[-1]
+            levels.append(norm(conv(source)))
+        return levels

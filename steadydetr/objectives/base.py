@@ -1,0 +1,40 @@
+"""What a training method is made of."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+from steadydetr.criterion import Criterion
+from steadydetr.detectors.base import Detector
+from steadydetr.matching import Problem
+from steadydetr.scene import Scene
+from steadydetr.structures import Group, Losses, Solved, Stages
+
+
+class Objective(ABC):
+    """A frozen dataclass that adds query groups to the decoder's pass and terms to the loss.
+
+    `name` prefixes its losses, so it is unique within a method.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str: ...
+
+    def check(self, student: Detector) -> None:
+        """Raise ValueError, with the reason, where this objective cannot work with the detector. Called when a method is built."""
+
+    def groups(self, scene: Scene) -> list[Group]:
+        """Queries for the decoder's pass."""
+        return []
+
+    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+        """Assignment problems; all objectives' problems of a step are solved with one fetch."""
+        return []
+
+    @abstractmethod
+    def add_losses(
+        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+    ) -> None:
+        """Add this objective's terms; `solved` holds every problem of the step by its name."""

@@ -1,0 +1,28 @@
+"""A recipe: everything that a training run is made of, as plain frozen dataclasses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from steadydetr.criterion import Criterion
+from steadydetr.data import DataConfig
+from steadydetr.detectors import DetectorConfig
+from steadydetr.method import Method
+from steadydetr.objectives import Objective
+from steadydetr.training_config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    detector: DetectorConfig
+    criterion: Criterion
+    objectives: tuple[Objective, ...]
+    data: DataConfig
+    training: TrainingConfig
+    reported: str = ""  # what the paper or the original code reports for it
+    notes: str = ""  # one line on what it is, with its source
+
+    def build(self, num_classes: int) -> Method:
+        """The detector and its training method for a data set of `num_classes` classes."""
+        return Method(self.detector.build(num_classes), self.criterion, self.objectives)
