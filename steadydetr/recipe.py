@@ -20,6 +20,8 @@ class Recipe:
     objectives: tuple[Objective, ...]
     data: DataConfig
     training: TrainingConfig
+    top: int = 300  # detections kept of an image
+    nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
     reported: str = ""  # what the paper or the original code reports for it
     notes: str = ""  # one line on what it is, with its source
 

@@ -1,0 +1,23 @@
+"""Data sets: COCO, Pascal VOC and generated shapes; loading, transforms and checks."""
+
+from steadydetr.data.folders import Dataset
+from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.loading import DataConfig, EvalLoader, TrainLoader, pad_batch
+from steadydetr.data.opening import first_images, for_training, open_data
+from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, ShortestSide
+
+__all__ = [
+    "AnnotationIndex",
+    "DataConfig",
+    "Dataset",
+    "DetrTransform",
+    "EvalLoader",
+    "FixedSize",
+    "FixedSizeTransform",
+    "ShortestSide",
+    "TrainLoader",
+    "first_images",
+    "for_training",
+    "open_data",
+    "pad_batch",
+]

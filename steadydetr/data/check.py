@@ -1,0 +1,224 @@
+"""`steadydetr check`: what is wrong with a data set, before training finds out. Names file and entry of every finding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from steadydetr.data.folders import CocoFile, Dataset, FolderDataset, JoinedDataset, decode_coco
+from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.opening import ROBOFLOW, open_data
+
+SMALL, MEDIUM = 32**2, 96**2  # areas in pixels that COCO's sizes part at
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: str
+    file: str
+    entry: str
+    message: str
+    fatal: bool = False  # training would stop; otherwise the entry is skipped
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    name: str
+    images: int
+    empty_images: int
+    class_counts: dict[str, int]
+    small: int
+    medium: int
+    large: int
+    crowd: int
+    difficult: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    splits: tuple[SplitReport, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def fatal(self) -> bool:
+        return any(finding.fatal for finding in self.findings)
+
+
+def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "test"), workers: int = 4) -> CheckReport:
+    """Inspect every split that is there: annotations, every image file, and images that stand in two splits.
+
+    Raises ValueError where no split of `where` can be recognised.
+    """
+    findings: list[Finding] = []
+    datasets: dict[str, Dataset] = {}
+    problems: list[ValueError] = []
+    for split in splits:
+        raw = list(_check_coco_files(where, split))
+        findings += raw
+        try:
+            datasets[split] = open_data(where, split)
+        except ValueError as error:
+            problems.append(error)
+            if raw:
+                findings.append(Finding("unreadable split", str(where), split, str(error), fatal=True))
+    if not datasets and not findings:
+        raise problems[0]
+    for dataset in datasets.values():
+        for part in _parts(dataset):
+            findings += _check_boxes(part.index, part.name)
+            if isinstance(part, FolderDataset):
+                findings += _check_images(part, workers)
+    findings += _check_overlap(datasets)
+    return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(findings))
+
+
+def _parts(dataset: Dataset) -> tuple[Dataset, ...]:
+    return tuple(p for part in dataset.parts for p in _parts(part)) if isinstance(dataset, JoinedDataset) else (dataset,)
+
+
+def _coco_file(where: str | Path, split: str) -> Path | None:
+    root = Path(str(where))
+    candidates = [root / {"val": "valid"}.get(split, split) / ROBOFLOW, *sorted(root.glob(f"annotations/instances_{split}*.json"))]
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _check_coco_files(where: str | Path, split: str) -> Iterator[Finding]:
+    """What keeps a COCO file from being indexed at all."""
+    path = _coco_file(where, split)
+    if path is None:
+        return
+    try:
+        data = decode_coco(path)
+    except (ValueError, msgspec.MsgspecError) as error:
+        yield Finding("not COCO", str(path), "", str(error), fatal=True)
+        return
+    for kind, ids in (("image", [i.id for i in data.images]), ("annotation", [a.id for a in data.annotations])):
+        values, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
+        for value in values[counts > 1].tolist():
+            yield Finding(f"{kind} id used twice", str(path), f"{kind} {value}", "ids must be unique", fatal=kind == "image")
+    yield from _check_references(data, path)
+
+
+def _check_references(data: CocoFile, path: Path) -> Iterator[Finding]:
+    images, categories = {i.id for i in data.images}, {c.id for c in data.categories}
+    for annotation in data.annotations:
+        if annotation.image_id not in images:
+            message = f"refers to image {annotation.image_id}, which the file does not list"
+            yield Finding("unknown image", str(path), f"annotation {annotation.id}", message, fatal=True)
+        if annotation.category_id not in categories:
+            message = f"refers to category {annotation.category_id}, which the file does not list"
+            yield Finding("unknown class", str(path), f"annotation {annotation.id}", message, fatal=True)
+
+
+def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
+    boxes, image = index.boxes_xyxy, index.image_of_row
+    height, width = index.sizes[image].T
+    size = boxes[:, 2:] - boxes[:, :2]
+    flat = ~(size > 0).all(1)
+    gone = ~flat & ((boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
+    beyond = (boxes[:, 0] < -1) | (boxes[:, 1] < -1) | (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
+    rules = (
+        ("box without area", flat, "dropped in training"),
+        ("box outside the image", gone, "dropped in training"),
+        ("box reaches out of the image", ~flat & ~gone & beyond, "clipped in training"),
+    )
+    for kind, rows, message in rules:
+        for row in np.flatnonzero(rows).tolist():
+            corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
+            entry = f"annotation {index.annotation_ids[row]} ({index.classes[index.labels[row]]}), xyxy ({corners})"
+            yield Finding(kind, f"{name}: {index.file(int(image[row]))}", entry, message)
+
+
+def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
+    """Every file is decoded: a truncated one opens well and fails in the middle of an epoch."""
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.map(lambda position: _check_image(dataset, position), range(len(dataset.index)))
+        return [finding for finding in found if finding is not None]
+
+
+def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
+    path = dataset.folder / dataset.index.file(position)
+    entry = f"image {dataset.index.image_ids[position]}"
+    if not path.exists():
+        return Finding("missing image", str(path), entry, "the file is not there", fatal=True)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError) as error:
+        return Finding("unreadable image", str(path), entry, str(error), fatal=True)
+    if (height, width) != tuple(dataset.index.sizes[position]):
+        annotated = "{1} x {0}".format(*dataset.index.sizes[position])
+        return Finding("wrong image size", str(path), entry, f"{width} x {height} pixels, annotated as {annotated}", fatal=True)
+    return None
+
+
+def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Images of one name in two splits: what is measured there has been trained on."""
+    seen: dict[str, str] = {}
+    for split, dataset in datasets.items():
+        if not all(isinstance(part, FolderDataset) for part in _parts(dataset)):
+            continue
+        for position in range(len(dataset.index)):
+            file = Path(dataset.index.file(position)).name
+            if file in seen:
+                yield Finding("image in both splits", file, f"{seen[file]} and {split}", "the metric would count training images")
+            else:
+                seen[file] = split
+
+
+def _describe(split: str, dataset: Dataset) -> SplitReport:
+    index = dataset.index
+    counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
+    sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).prod(1)
+    small, medium = int((sizes < SMALL).sum()), int(((sizes >= SMALL) & (sizes < MEDIUM)).sum())
+    return SplitReport(
+        name=split,
+        images=len(index),
+        empty_images=int((index.counts == 0).sum()),
+        class_counts=dict(zip(index.classes, counts, strict=True)),
+        small=small,
+        medium=medium,
+        large=len(sizes) - small - medium,
+        crowd=int(index.crowd.sum()),
+        difficult=int(index.difficult.sum()),
+    )
+
+
+def render(report: CheckReport, limit: int = 20) -> RenderableType:
+    """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
+    parts: list[RenderableType] = []
+    overview = Table("split", "images", "without objects", "small", "medium", "large", "crowd", "difficult", title="Splits")
+    for s in report.splits:
+        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.small, s.medium, s.large, s.crowd, s.difficult)))
+    parts.append(overview)
+    if report.splits:
+        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
+        for name in report.splits[0].class_counts:
+            classes.add_row(name, *(str(s.class_counts.get(name, 0)) for s in report.splits))
+        parts.append(classes)
+    for kind in dict.fromkeys(finding.kind for finding in report.findings):
+        parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
+    parts.append("No findings: ready to train." if not report.findings else f"{len(report.findings)} findings.")
+    return Group(*parts)
+
+
+def _render_kind(rows: list[Finding], limit: int) -> Table:
+    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
+    for finding in rows[:limit]:
+        table.add_row(finding.file, finding.entry, finding.message)
+    if len(rows) > limit:
+        table.add_row(f"... and {len(rows) - limit} more", "", "")
+    return table
+
+
+def print_report(report: CheckReport, console: Console | None = None) -> None:
+    (console or Console()).print(render(report))

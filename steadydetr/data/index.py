@@ -1,0 +1,161 @@
+"""The annotations of a data set as flat arrays: loaded in seconds, shared by workers, no Python object per image or box."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+@dataclass(frozen=True)
+class AnnotationIndex:
+    """I images and A annotations; those of image i are rows offsets[i] : offsets[i + 1]."""
+
+    image_ids: NDArray[np.int64]  # [I] unique
+    file_bytes: NDArray[np.uint8]  # all file names, one after the other
+    file_offsets: NDArray[np.int64]  # [I + 1]
+    sizes: NDArray[np.int32]  # [I, 2] (h, w) in pixels
+    offsets: NDArray[np.int64]  # [I + 1]
+    boxes_xyxy: NDArray[np.float32]  # [A, 4] pixels
+    labels: NDArray[np.int32]  # [A] index into classes
+    crowd: NDArray[np.bool_]  # [A] COCO: a region of many objects, not trained on
+    difficult: NDArray[np.bool_]  # [A] VOC: trained on, not counted by its metric
+    areas: NDArray[np.float32]  # [A] of the object as annotated, in pixels
+    annotation_ids: NDArray[np.int64]  # [A]
+    classes: tuple[str, ...]
+    category_ids: tuple[int, ...]  # of the file; results are written with these
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @staticmethod
+    def build(
+        *,
+        image_ids: ArrayLike,
+        files: Sequence[str],
+        sizes: ArrayLike,
+        counts: ArrayLike,
+        boxes_xyxy: ArrayLike,
+        labels: ArrayLike,
+        classes: tuple[str, ...],
+        category_ids: tuple[int, ...],
+        crowd: ArrayLike | None = None,
+        difficult: ArrayLike | None = None,
+        areas: ArrayLike | None = None,
+        annotation_ids: ArrayLike | None = None,
+    ) -> AnnotationIndex:
+        """Annotations come sorted by image; `counts` says how many each image has."""
+        boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
+        total = len(boxes)
+        lengths = np.fromiter((len(name.encode()) for name in files), dtype=np.int64, count=len(files))
+        return AnnotationIndex(
+            image_ids=np.asarray(image_ids, dtype=np.int64),
+            file_bytes=np.frombuffer("".join(files).encode(), dtype=np.uint8),
+            file_offsets=_offsets(lengths),
+            sizes=np.asarray(sizes, dtype=np.int32).reshape(-1, 2),
+            offsets=_offsets(np.asarray(counts, dtype=np.int64)),
+            boxes_xyxy=boxes,
+            labels=np.asarray(labels, dtype=np.int32),
+            crowd=np.zeros(total, bool) if crowd is None else np.asarray(crowd, dtype=bool),
+            difficult=np.zeros(total, bool) if difficult is None else np.asarray(difficult, dtype=bool),
+            areas=_box_areas(boxes) if areas is None else np.asarray(areas, dtype=np.float32),
+            annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.asarray(annotation_ids, dtype=np.int64),
+            classes=classes,
+            category_ids=category_ids,
+        )
+
+    def file(self, position: int) -> str:
+        start, stop = self.file_offsets[position : position + 2]
+        return self.file_bytes[start:stop].tobytes().decode()
+
+    def rows(self, position: int) -> slice:
+        return slice(int(self.offsets[position]), int(self.offsets[position + 1]))
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    @property
+    def image_of_row(self) -> NDArray[np.int64]:
+        """[A] position of the image of every annotation."""
+        return np.repeat(np.arange(len(self)), self.counts)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if isinstance(value, np.ndarray))
+
+    def usable(self) -> NDArray[np.bool_]:
+        """[A] whether an annotation can be trained on: a finite box with an area inside its image, and no crowd region."""
+        height, width = self.sizes[self.image_of_row].T
+        with np.errstate(invalid="ignore"):
+            x0, y0, x1, y1 = self.boxes_xyxy.T
+            inside = (np.minimum(x1, width) - np.maximum(x0, 0) > 0) & (np.minimum(y1, height) - np.maximum(y0, 0) > 0)
+        return np.isfinite(self.boxes_xyxy).all(1) & inside & ~self.crowd
+
+    def keep_rows(self, keep: NDArray[np.bool_]) -> AnnotationIndex:
+        """The same images with only the marked annotations."""
+        counts = np.bincount(self.image_of_row[keep], minlength=len(self))
+        names = ("boxes_xyxy", "labels", "crowd", "difficult", "areas", "annotation_ids")
+        return replace(self, offsets=_offsets(counts), **{name: getattr(self, name)[keep] for name in names})
+
+    def keep_images(self, positions: NDArray[np.int64]) -> AnnotationIndex:
+        """Only the images at `positions`, in that order."""
+        counts = self.counts[positions]
+        starts = self.offsets[positions]
+        offsets = _offsets(counts)
+        rows = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
+        return AnnotationIndex.build(
+            image_ids=self.image_ids[positions],
+            files=[self.file(int(i)) for i in positions],
+            sizes=self.sizes[positions],
+            counts=counts,
+            boxes_xyxy=self.boxes_xyxy[rows],
+            labels=self.labels[rows],
+            classes=self.classes,
+            category_ids=self.category_ids,
+            crowd=self.crowd[rows],
+            difficult=self.difficult[rows],
+            areas=self.areas[rows],
+            annotation_ids=self.annotation_ids[rows],
+        )
+
+
+def join(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
+    """One index of several data sets with the same classes; ids that are used twice are numbered anew."""
+    first = parts[0]
+    for part in parts[1:]:
+        if part.classes != first.classes:
+            raise ValueError(f"data sets to be joined must have the same classes: {list(first.classes)} against {list(part.classes)}")
+
+    def cat(name: str) -> NDArray[np.generic]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    image_ids, annotation_ids = cat("image_ids"), cat("annotation_ids")
+    if len(np.unique(image_ids)) < len(image_ids):
+        image_ids = np.arange(1, len(image_ids) + 1)
+    if len(np.unique(annotation_ids)) < len(annotation_ids):
+        annotation_ids = np.arange(1, len(annotation_ids) + 1)
+    return AnnotationIndex.build(
+        image_ids=image_ids,
+        files=[part.file(i) for part in parts for i in range(len(part))],
+        sizes=cat("sizes"),
+        counts=cat("counts"),
+        boxes_xyxy=cat("boxes_xyxy"),
+        labels=cat("labels"),
+        classes=first.classes,
+        category_ids=first.category_ids,
+        crowd=cat("crowd"),
+        difficult=cat("difficult"),
+        areas=cat("areas"),
+        annotation_ids=annotation_ids,
+    )
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+
+
+def _box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])

@@ -1,0 +1,279 @@
+"""A run and its folder: prepared, logged, saved and finished around the loop of train.py.
+
+    config.json      the resolved recipe and the classes of the data
+    metrics.jsonl    a line per logged step and per evaluation
+    last/, best/     checkpoints; a run can be resumed from either
+    summary.json, curves.png, predictions.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
+from steadydetr.config import differences, from_plain, to_plain, write_json
+from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
+from steadydetr.data.folders import FolderDataset, Subset
+from steadydetr.evaluation import Evaluation, predictor
+from steadydetr.method import Method
+from steadydetr.optimiser import make_optimiser
+from steadydetr.pictures import draw_curves, draw_predictions
+from steadydetr.progress import Progress
+from steadydetr.recipe import Recipe
+from steadydetr.teachers import Average
+
+
+@dataclass
+class State:
+    """Where the run is; saved with every checkpoint."""
+
+    step: int = 0
+    epochs_done: int = 0  # trained and evaluated
+    images_seen: int = 0
+    seconds: float = 0.0  # of training, without evaluation
+    best_ap: float = -1.0
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # the latest, by whose weights
+
+
+@dataclass
+class Run:
+    recipe: Recipe
+    output: Path
+    accelerator: Accelerator
+    val_data: Dataset
+    loader: TrainLoader
+    method: Method
+    wrapped: nn.Module  # the method, or DistributedDataParallel around it
+    optimiser: torch.optim.AdamW
+    average: Average | None
+    state: State
+    progress: Progress
+    stop: bool = False  # asked to by a signal
+
+    @property
+    def card(self) -> Card:
+        index, recipe = self.val_data.index, self.recipe
+        return Card(recipe.detector, index.classes, index.category_ids, recipe.data.resize, recipe.top, recipe.nms)
+
+
+def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> Run:
+    """Everything that can fail for the user's sake fails here, before the first step."""
+    config = recipe.training
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", step_scheduler_with_optimizer=False)
+    progress = Progress(0, enabled=accelerator.is_main_process)
+    train_data, val_data = open_both(recipe, progress)
+    loader = TrainLoader(
+        train_data, recipe.data, config.batch_size, config.accumulation, accelerator.process_index, accelerator.num_processes, config.seed
+    )
+    checkpoint = claim_folder(recipe, output, val_data.index, resume, accelerator)
+    set_seed(config.seed)
+    method = recipe.build(len(val_data.index.classes))
+    if config.sync_batch_norm:
+        if accelerator.device.type != "cuda":
+            raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.to(accelerator.device)
+    if config.compile:
+        for layer in (*method.student.encoder.layers, *method.student.decoder.layers):
+            layer.compile()
+    average = Average(method.student, config.ema_decay) if config.ema_decay else None
+    optimiser = make_optimiser(method, config)
+    state = State()
+    if checkpoint is not None:
+        state = restore(checkpoint, method, average, optimiser)
+        trim_metrics(output / "metrics.jsonl", state.step, accelerator)
+    progress.total = loader.steps_per_epoch * config.epochs
+    progress.bar.update(progress.task, total=progress.total, completed=state.step)
+    progress.say(describe(recipe, method, loader, val_data, state))
+    wrapped = accelerator.prepare_model(method)
+    return Run(recipe, output, accelerator, val_data, loader, method, wrapped, optimiser, average, state, progress)
+
+
+def open_both(recipe: Recipe, progress: Progress) -> tuple[Dataset, Dataset]:
+    """Training and validation data, with the same classes and every image file in its place."""
+    data = recipe.data
+    train_data, dropped = for_training(open_data(data.source, data.train_split), data.filter_empty, data.limit)
+    val_data = first_images(open_data(data.val_source or data.source, data.val_split), data.limit)
+    if train_data.index.classes != val_data.index.classes:
+        raise ValueError(
+            f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
+        )
+    for dataset in (train_data, val_data):
+        source = dataset.source if isinstance(dataset, Subset) else dataset
+        if isinstance(source, FolderDataset) and (missing := source.missing_files()):
+            raise ValueError(
+                f"{source.name}: {len(missing)} images are not in {source.folder}, the first is {missing[0]}. `steadydetr check` lists all"
+            )
+    if dropped:
+        progress.say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
+    return train_data, val_data
+
+
+def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: bool, accelerator: Accelerator) -> Path | None:
+    """Make the run folder, or, to resume, compare its config and give its checkpoint. Nothing in it is ever overwritten."""
+    path = output / "config.json"
+    plain = {"recipe": to_plain(recipe), "classes": list(index.classes), "category_ids": list(index.category_ids)}
+    if resume:
+        checkpoint = find_checkpoint(output, prefer=("last", "best"))
+        if changed := differences(json.loads(path.read_text()), json.loads(json.dumps(plain))):
+            raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
+        return checkpoint
+    accelerator.wait_for_everyone()
+    if path.exists():
+        raise FileExistsError(f"{output} already holds a run: go on with it by --resume, or choose another --output")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_json(path, plain)
+    accelerator.wait_for_everyone()
+    return None
+
+
+def read_run(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
+    """The recipe and the classes of a run."""
+    plain = json.loads((folder / "config.json").read_text())
+    return from_plain(plain["recipe"], str(folder / "config.json")), tuple(plain["classes"])
+
+
+def describe(recipe: Recipe, method: Method, loader: TrainLoader, val_data: Dataset, state: State) -> str:
+    trainable = sum(p.numel() for p in method.parameters() if p.requires_grad)
+    steps = loader.steps_per_epoch * recipe.training.epochs
+    start = f", from step {state.step}" if state.step else ""
+    return (
+        f"{recipe.name}: {trainable / 1e6:.2f} M trainable parameters, {len(val_data.index.classes)} classes;"
+        f" {len(loader.dataset.index)} training images ({loader.dataset.name}), {len(val_data.index)} to validate on;"
+        f" {recipe.training.epochs} epochs, {steps} steps{start}"
+    )
+
+
+def save(run: Run, name: str, weights: str = "model") -> None:
+    """The checkpoint `name`, with the trained weights or the average ("ema") as its model."""
+    if run.accelerator.is_main_process:
+        student = run.average.model if weights == "ema" and run.average is not None else run.method.student
+        extra = {
+            "method": run.method.state_dict(),
+            "average": None if run.average is None else run.average.model.state_dict(),
+            "optimiser": run.optimiser.state_dict(),
+            "state": asdict(run.state),
+        }
+        save_detector(run.output / name, student.state_dict(), run.card, extra)
+    run.accelerator.wait_for_everyone()
+
+
+def restore(checkpoint: Path, method: Method, average: Average | None, optimiser: torch.optim.Optimizer) -> State:
+    extra = load_training_state(checkpoint)
+    method.load_state_dict(extra["method"])
+    optimiser.load_state_dict(extra["optimiser"])
+    if average is not None:
+        average.model.load_state_dict(extra["average"])
+    return State(**extra["state"])
+
+
+def trim_metrics(path: Path, step: int, accelerator: Accelerator) -> None:
+    """Forget what was logged after the checkpoint: those steps are about to be repeated."""
+    if accelerator.is_main_process and path.exists():
+        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        fresh = path.with_suffix(".new")
+        fresh.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(fresh, path)
+    accelerator.wait_for_everyone()
+
+
+def write_record(run: Run, record: dict[str, Any]) -> None:
+    with open(run.output / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def log_step(run: Run, losses: dict[str, float], rate: float, norm: float, epoch: int, images_per_second: float) -> None:
+    """Losses summed over the processes, which share one normaliser."""
+    values = torch.tensor(list(losses.values()), device=run.accelerator.device)
+    losses = dict(zip(losses, run.accelerator.reduce(values, "sum").tolist(), strict=True))
+    if not run.accelerator.is_main_process:
+        return
+    total = sum(losses.values())
+    record = {"kind": "train", "step": run.state.step, "epoch": epoch, "loss": total, "losses": losses, "lr": rate, "gradient_norm": norm}
+    if run.accelerator.device.type == "cuda":
+        record["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    write_record(run, record | {"images_per_second": images_per_second})
+    ap = f"  AP {run.state.best_ap:.1f}" if run.state.best_ap >= 0 else ""
+    run.progress.step(run.state.step, f"epoch {epoch + 1}  loss {total:.2f}  {images_per_second:.1f} images/s{ap}")
+
+
+def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
+    if not run.accelerator.is_main_process:
+        return
+    write_record(run, {"kind": "eval", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | evaluation.as_dict())
+    sizes = f"small {evaluation.ap_small:.1f}, medium {evaluation.ap_medium:.1f}, large {evaluation.ap_large:.1f}"
+    run.progress.say(
+        f"epoch {run.state.epochs_done} ({weights}): AP {evaluation.ap:.1f}, AP50 {evaluation.ap50:.1f}, AP75 {evaluation.ap75:.1f}, {sizes}"
+    )
+    for warning in evaluation.warnings:
+        run.progress.say(f"  AP is low: {warning}")
+
+
+def interrupted(run: Run) -> dict[str, Any]:
+    summary = {"finished": False, "step": run.state.step, "output": str(run.output)}
+    run.progress.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume.")
+    return summary
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """summary.json and the pictures."""
+    state = run.state
+    summary: dict[str, Any] = {
+        "finished": True,
+        "recipe": run.recipe.name,
+        "step": state.step,
+        "epochs": state.epochs_done,
+        "images_seen": state.images_seen,
+        "seconds": round(state.seconds, 1),
+        "best_ap": state.best_ap,
+        "output": str(run.output),
+    }
+    for weights, evaluation in state.evaluations.items():
+        prefix = "" if weights == "model" else f"{weights}_"
+        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "per_class")}
+    if run.accelerator.is_main_process:
+        write_json(run.output / "summary.json", summary)
+        draw_curves(run.output / "metrics.jsonl", run.output / "curves.png")
+        draw_samples(run)
+    run.accelerator.wait_for_everyone()
+    return summary
+
+
+def draw_samples(run: Run, count: int = 6) -> None:
+    """Predictions beside ground truth for the first validation images that have objects."""
+    detector = run.method.student.eval()
+    data = first_images(run.val_data, 4 * count)
+    predict = predictor(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
+    loader = EvalLoader(data, run.recipe.data, run.recipe.training.eval_batch_size)
+    found = [prediction for batch in loader for prediction in predict(batch)]
+    shown = [i for i in range(len(data.index)) if data.index.counts[i]][:count]
+    draw_predictions(data, shown, [found[i] for i in shown], run.output / "predictions.png")
+
+
+@contextmanager
+def stop_on_signal(run: Run) -> Iterator[None]:
+    """SIGTERM and the first Ctrl-C let the step end, save and leave; a second Ctrl-C interrupts at once."""
+
+    def ask(number: int, _: object) -> None:
+        run.stop = True
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

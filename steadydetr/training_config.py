@@ -1,0 +1,44 @@
+"""How a run is trained: optimiser, schedule, precision, evaluation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Defaults: DINO's 12 epochs (lr x 0.1 at epoch 11, batch 16, backbone at a tenth of the rate)."""
+
+    epochs: int = 12
+    batch_size: int = 16  # images per optimiser step, over all processes and micro-batches
+    accumulation: int = 1  # micro-batches per step on each process
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    backbone_lr_factor: float = 0.1
+    offset_lr_factor: float = 1.0  # of sampling offsets and reference points; 0.1 in Deformable DETR
+    decay_norms: bool = True  # False: no weight decay on norms, as in detrex
+    decay_vectors: bool = True  # False: no weight decay on any bias or other one-dimensional parameter
+    clip: float = 0.1  # largest norm of the whole gradient; 0: no clipping
+    schedule: Literal["step", "cosine"] = "step"
+    drop_epochs: tuple[float, ...] = (11,)  # where the step schedule multiplies the rate by 0.1
+    warmup_steps: int = 0  # linear, from 0
+    precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16
+    compile: bool = False  # torch.compile, encoder and decoder layer by layer
+    ema_decay: float = 0.0  # of the averaged weights, evaluated and saved beside the trained ones; 0: none
+    sync_batch_norm: bool = False  # statistics of trained batch norm over all processes
+    seed: int = 0
+    eval_every: int = 1  # epochs; the last epoch is always evaluated
+    eval_batch_size: int = 4
+    save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of epochs only
+    log_every: int = 10  # steps
+    tracker: Literal["none", "tensorboard", "wandb"] = "none"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
+        if self.lr <= 0:
+            raise ValueError(f"training.lr = {self.lr} must be positive")
