@@ -32,7 +32,6 @@ class TrainingConfig:
     eval_batch_size: int = 4
     save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of epochs only
     log_every: int = 10  # steps
-    tracker: Literal["none", "tensorboard", "wandb"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):

@@ -1,0 +1,53 @@
+"""Recipes: functions that return a `Recipe`; a variant is its difference to another.
+
+`find("dino-4scale-r50-12ep")` gives one, `names()` all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from steadydetr.config import nearest
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import dab, deformable, dino, small
+
+
+def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:
+    return {function.__name__.replace("_", "-"): function for function in functions}
+
+
+RECIPES = _named(
+    small.quickstart,
+    small.small_deformable_detr,
+    deformable.deformable_detr_r50_12ep,
+    deformable.deformable_detr_r50_24ep,
+    deformable.deformable_detr_r50_50ep,
+    deformable.deformable_detr_refine_r50_12ep,
+    deformable.deformable_detr_refine_r50_24ep,
+    deformable.deformable_detr_refine_r50_50ep,
+    deformable.deformable_detr_two_stage_r50_12ep,
+    deformable.deformable_detr_two_stage_r50_24ep,
+    deformable.deformable_detr_two_stage_r50_50ep,
+    dab.dab_deformable_detr_r50_12ep,
+    dab.dab_deformable_detr_r50_24ep,
+    dab.dab_deformable_detr_r50_50ep,
+    dab.dab_deformable_detr_two_stage_r50_50ep,
+    dino.dino_4scale_r50_12ep,
+    dino.dino_4scale_r50_24ep,
+    dino.dino_4scale_r50_36ep,
+    dino.dino_5scale_r50_12ep,
+    dino.dino_4scale_swin_l_12ep,
+    dino.dino_4scale_swin_l_24ep,
+    dino.dino_4scale_swin_l_36ep,
+)
+
+
+def names() -> list[str]:
+    return list(RECIPES)
+
+
+def find(name: str) -> Recipe:
+    """The recipe of that name; a ValueError names the nearest ones."""
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}{nearest(name, names())} `steadydetr recipes` lists them all")
+    return RECIPES[name]()

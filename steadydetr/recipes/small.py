@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from steadydetr.criterion import Criterion, Weights
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
-from steadydetr.detectors import DINOConfig, TransformerConfig
+from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.recipe import Recipe
@@ -42,4 +44,18 @@ def quickstart() -> Recipe:
             eval_batch_size=20,
         ),
         notes="DINO of 1.8 M parameters on generated shapes of 128 px",
+    )
+
+
+def small_deformable_detr() -> Recipe:
+    """A two-stage Deformable DETR at the size of the quickstart."""
+    start = quickstart()
+    transformer = replace(start.detector.transformer, temperature=10000.0, position_offset=-0.5)
+    return replace(
+        start,
+        name="small-deformable-detr",
+        detector=DeformableDETRConfig(SmallBackboneConfig(), transformer, queries=40, refine=True, two_stage=True),
+        criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0)),
+        objectives=(Detection(),),
+        notes="two-stage Deformable DETR at the size of the quickstart",
     )

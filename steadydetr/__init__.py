@@ -1,0 +1,33 @@
+"""SteadyDETR: stable training and distillation for the DETR family of object detectors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from steadydetr.data import open_data
+    from steadydetr.detections import Detections
+    from steadydetr.predict import Predictor, load
+    from steadydetr.recipe import Recipe
+    from steadydetr.train import train
+
+__version__ = "0.1.0"
+__all__ = ["Detections", "Predictor", "Recipe", "__version__", "load", "open_data", "train"]
+
+_HOMES = {
+    "Detections": "detections",
+    "Predictor": "predict",
+    "Recipe": "recipe",
+    "load": "predict",
+    "open_data": "data",
+    "train": "train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first used, so that `import steadydetr` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'steadydetr' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"steadydetr.{_HOMES[name]}"), name)

@@ -1,0 +1,74 @@
+"""Deformable DETR as in its own repository: lr 2e-4, a tenth of it for the backbone, sampling offsets and reference points."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from steadydetr.criterion import Criterion, Weights
+from steadydetr.data import DataConfig
+from steadydetr.detectors import DeformableDETRConfig
+from steadydetr.objectives import Detection
+from steadydetr.recipe import Recipe
+from steadydetr.recipes.schedules import for_epochs
+from steadydetr.training_config import TrainingConfig
+
+
+def deformable_detr_r50_50ep() -> Recipe:
+    """steadydetr train deformable-detr-r50-50ep --data COCO; 8 x 32 GB, about 325 GPU hours in the paper."""
+    return Recipe(
+        name="deformable-detr-r50-50ep",
+        detector=DeformableDETRConfig(),
+        criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0)),
+        objectives=(Detection(),),
+        data=DataConfig(),
+        training=TrainingConfig(epochs=50, drop_epochs=(40,), lr=2e-4, offset_lr_factor=0.1),
+        top=100,
+        reported="44.5 (official repository)",
+        notes="Deformable DETR, plain",
+    )
+
+
+def deformable_detr_r50_24ep() -> Recipe:
+    return for_epochs(deformable_detr_r50_50ep(), 24, "24ep")
+
+
+def deformable_detr_r50_12ep() -> Recipe:
+    return for_epochs(deformable_detr_r50_50ep(), 12, "12ep")
+
+
+def deformable_detr_refine_r50_50ep() -> Recipe:
+    plain = deformable_detr_r50_50ep()
+    return replace(
+        plain,
+        name="deformable-detr-refine-r50-50ep",
+        detector=DeformableDETRConfig(refine=True),
+        reported="46.2 (official repository)",
+        notes="Deformable DETR with iterative box refinement",
+    )
+
+
+def deformable_detr_refine_r50_24ep() -> Recipe:
+    return for_epochs(deformable_detr_refine_r50_50ep(), 24, "24ep")
+
+
+def deformable_detr_refine_r50_12ep() -> Recipe:
+    return for_epochs(deformable_detr_refine_r50_50ep(), 12, "12ep")
+
+
+def deformable_detr_two_stage_r50_50ep() -> Recipe:
+    plain = deformable_detr_r50_50ep()
+    return replace(
+        plain,
+        name="deformable-detr-two-stage-r50-50ep",
+        detector=DeformableDETRConfig(refine=True, two_stage=True),
+        reported="46.9 (official repository)",
+        notes="Deformable DETR, two-stage with refinement",
+    )
+
+
+def deformable_detr_two_stage_r50_24ep() -> Recipe:
+    return for_epochs(deformable_detr_two_stage_r50_50ep(), 24, "24ep")
+
+
+def deformable_detr_two_stage_r50_12ep() -> Recipe:
+    return for_epochs(deformable_detr_two_stage_r50_50ep(), 12, "12ep")

@@ -1,0 +1,71 @@
+"""DINO as in its own repository: lr 1e-4, backbone 1e-5, denoising of 100 objects with box noise 1.0."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from steadydetr.criterion import Criterion, Weights
+from steadydetr.data import DataConfig
+from steadydetr.detectors import DINOConfig
+from steadydetr.detectors.dino import DINO_TRANSFORMER
+from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.objectives import Denoising, Detection
+from steadydetr.recipe import Recipe
+from steadydetr.recipes.schedules import for_epochs
+from steadydetr.training_config import TrainingConfig
+
+
+def dino_4scale_r50_12ep() -> Recipe:
+    """steadydetr train dino-4scale-r50-12ep --data COCO."""
+    return Recipe(
+        name="dino-4scale-r50-12ep",
+        detector=DINOConfig(),
+        criterion=Criterion(loss_weights=Weights(1.0, 5.0, 2.0), giou_eps=1e-6),
+        objectives=(Detection(), Denoising()),
+        data=DataConfig(),
+        training=TrainingConfig(epochs=12, drop_epochs=(11,)),
+        reported="49.0 (DINO Table 1)",
+        notes="DINO, 4 scales",
+    )
+
+
+def dino_4scale_r50_24ep() -> Recipe:
+    return for_epochs(dino_4scale_r50_12ep(), 24, "24ep", "50.4 (DINO Table 2)")
+
+
+def dino_4scale_r50_36ep() -> Recipe:
+    return for_epochs(dino_4scale_r50_12ep(), 36, "36ep", "50.9 (DINO Table 2)")
+
+
+def dino_5scale_r50_12ep() -> Recipe:
+    four = dino_4scale_r50_12ep()
+    return replace(
+        four,
+        name="dino-5scale-r50-12ep",
+        detector=DINOConfig(BackboneConfig(out_indices=(1, 2, 3, 4)), replace(DINO_TRANSFORMER, levels=5)),
+        reported="49.4 (DINO Table 1)",
+        notes="DINO, 5 scales, from stride 4",
+    )
+
+
+def dino_4scale_swin_l_12ep() -> Recipe:
+    """Swin-L of ImageNet-22K at 384 px, nothing of it frozen."""
+    four = dino_4scale_r50_12ep()
+    swin = BackboneConfig(
+        "swin_large_patch4_window12_384.ms_in22k", out_indices=(1, 2, 3), frozen_stages=0, drop_path=0.2, output_norm=True
+    )
+    return replace(
+        four,
+        name="dino-4scale-swin-l-12ep",
+        detector=DINOConfig(swin),
+        reported="56.8 (DINO repository)",
+        notes="DINO, 4 scales, Swin-L",
+    )
+
+
+def dino_4scale_swin_l_24ep() -> Recipe:
+    return for_epochs(dino_4scale_swin_l_12ep(), 24, "24ep")
+
+
+def dino_4scale_swin_l_36ep() -> Recipe:
+    return for_epochs(dino_4scale_swin_l_12ep(), 36, "36ep", "58.0 (DINO repository)")

@@ -1,0 +1,16 @@
+"""Schedules that the papers share: batch 16, the learning rate x 0.1 once, near the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from steadydetr.recipe import Recipe
+
+DROPS = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> the epoch at which the rate drops
+
+
+def for_epochs(recipe: Recipe, epochs: int, suffix: str, reported: str = "", drop: int | None = None) -> Recipe:
+    """The recipe under another length; `suffix` replaces the last part of its name."""
+    training = replace(recipe.training, epochs=epochs, drop_epochs=(drop or DROPS[epochs],))
+    name = f"{recipe.name.rpartition('-')[0]}-{suffix}"
+    return replace(recipe, name=name, training=training, reported=reported)
