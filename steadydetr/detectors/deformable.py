@@ -42,6 +42,7 @@ class TransformerConfig:
     temperature: float = 10000.0  # of the sine position of feature maps; 20 in DINO
     position_offset: float = -0.5  # 0 in DINO
     norm_groups: int = 32  # of the neck's GroupNorm; divides width
+    neck_bias: bool = True  # of the convolutions before GroupNorm; False in mmdet
     share_decoder: bool = False  # one set of parameters, heads included, for all decoder stages
     checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
 
@@ -95,7 +96,7 @@ class DeformableDetector(Detector):
         super().__init__()
         self.transformer, self.num_classes = config, num_classes
         self.backbone = backbone.build()
-        self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups)
+        self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
         c = config
         self.encoder = Encoder(

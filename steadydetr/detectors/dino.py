@@ -32,6 +32,7 @@ class DINOConfig:
     mixed_selection: bool = True  # boxes from the encoder, content learned; False: content from the encoder too
     look_forward_twice: bool = True
     share_heads: bool = True  # one class and one box head for all decoder stages; False in detrex
+    spare_label: bool = True  # a row of the label embedding that stands for no class and is never drawn; False in detrex
 
     def build(self, num_classes: int) -> DINO:
         return DINO(self, num_classes)
@@ -51,7 +52,7 @@ class DINO(DeformableDetector):
         self.query_content = nn.Embedding(config.queries, width) if config.mixed_selection else None
         if self.query_content is not None:
             nn.init.xavier_uniform_(self.query_content.weight)
-        self.label_content = nn.Embedding(num_classes + 1, width)  # one row more than classes, as in the official checkpoints
+        self.label_content = nn.Embedding(num_classes + config.spare_label, width)
 
     def with_proposals(self, memory: Memory) -> Memory:
         return replace(memory, dense=self.proposal_head(memory))

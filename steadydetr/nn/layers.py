@@ -58,12 +58,12 @@ class Neck(nn.Module):
     The first extra level sees the raw last backbone map, later ones the level before (reference-facts 2, 3).
     """
 
-    def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32) -> None:
+    def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32, bias: bool = True) -> None:
         super().__init__()
         if levels < len(channels):
             raise ValueError(f"levels = {levels}, but the backbone gives {len(channels)} maps: raise levels or take fewer out_indices")
-        maps = [nn.Conv2d(c, dim, 1) for c in channels]
-        extra = [nn.Conv2d(channels[-1] if i == 0 else dim, dim, 3, 2, 1) for i in range(levels - len(channels))]
+        maps = [nn.Conv2d(c, dim, 1, bias=bias) for c in channels]
+        extra = [nn.Conv2d(channels[-1] if i == 0 else dim, dim, 3, 2, 1, bias=bias) for i in range(levels - len(channels))]
         self.convs = nn.ModuleList([*maps, *extra])
         self.norms = nn.ModuleList(nn.GroupNorm(groups, dim) for _ in self.convs)
         for conv in (*maps, *extra):
