@@ -1,8 +1,12 @@
-"""The command `steadydetr`. Each subcommand imports what it needs, so that help comes quickly."""
+"""The command `steadydetr`. Each subcommand is a file and imports what it needs, so that help comes at once."""
 
 from __future__ import annotations
 
+import importlib
 import sys
+from collections.abc import Sequence
+
+from steadydetr.config import nearest
 
 HELP = """steadydetr: train, evaluate and use detectors of the DETR family
 
@@ -11,17 +15,24 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr train RECIPE --data DATA        train one; every field of a recipe is a flag
   steadydetr eval CHECKPOINT --data DATA     COCO and VOC metrics of a run, its best or last, or a converted checkpoint
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
-  steadydetr convert FILE OUTPUT             an official checkpoint (Deformable DETR, DINO, detrex, mmdet, Hugging Face) to ours
+  steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
 
-DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes.
-`steadydetr COMMAND --help` explains a command. --debug before the command shows full tracebacks."""
+DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
+
+  steadydetr train quickstart                learns on generated images within minutes, without a GPU
+  steadydetr COMMAND --help                  explains a command
+  --debug                                    anywhere: full tracebacks instead of one line
+  --version"""
+
+COMMANDS = {"check": "check", "recipes": "recipes", "train": "train", "eval": "evaluate", "predict": "predict", "convert": "convert"}
+MENDABLE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError, FloatingPointError, ImportError)
 
 
-def main() -> None:
-    """Entry point. Errors that a user can mend are one line and exit code 2."""
-    words = sys.argv[1:]
-    debug = words[:1] == ["--debug"]
-    words = words[1:] if debug else words
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point. An error that a user can mend is one line on stderr and exit code 2."""
+    words = list(sys.argv[1:] if words is None else words)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return
@@ -31,20 +42,21 @@ def main() -> None:
         print(__version__)
         return
     try:
-        _run(words[0], words[1:])
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError) as error:
+        run_command(words[0], words[1:])
+    except MENDABLE as error:
         if debug:
             raise
         print(f"steadydetr {words[0]}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"steadydetr {words[0]}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
 
 
-def _run(command: str, words: list[str]) -> None:
-    from steadydetr.cli import commands
-    from steadydetr.config import nearest
-
-    known = {"check": commands.check, "recipes": commands.recipes, "train": commands.train, "eval": commands.evaluate}
-    known |= {"predict": commands.predict, "convert": commands.convert}
-    if command not in known:
-        raise ValueError(f"there is no such command{nearest(command, list(known))}")
-    known[command](words)
+def run_command(command: str, words: Sequence[str]) -> None:
+    """The function `run` of the command's file, on the words after it."""
+    if command not in COMMANDS:
+        raise ValueError(f"there is no such command{nearest(command, list(COMMANDS))}")
+    importlib.import_module(f"steadydetr.cli.{COMMANDS[command]}").run(words)

@@ -1,35 +1,40 @@
-"""From dataclasses to flags and back, by tyro: what it needs to be told about functions and objectives."""
+"""A recipe as flags: every field of it, nested ones too, objectives by their names, and parts that can be exchanged.
+
+    --training.epochs 24                       a field
+    --objectives.denoising.number 200          a field of an objective
+    --objectives.denoising none                without the objective
+    --data.transform fixed-size --data.transform.height 256      another part, then its fields
+"""
 
 from __future__ import annotations
 
-import collections.abc
-import importlib
-from collections.abc import Callable, Sequence
-from types import FunctionType
-from typing import Any, TypeVar, get_args, get_origin
+import re
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
-from steadydetr.config import PACKAGE, nearest
+from steadydetr.cli.parsing import REGISTRY
+from steadydetr.config import nearest
 from steadydetr.objectives import Objective
+from steadydetr.recipe import Recipe
 
-T = TypeVar("T")
-FUNCTION_MODULES = (f"{PACKAGE}.equations.detection",)  # where a bare name is looked up
-REGISTRY = tyro.constructors.ConstructorRegistry()
+NONE = "none"
 
 
-@REGISTRY.primitive_rule
-def _function(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A field that holds a function takes its name: `iou_target`, or in full `steadydetr.equations.detection.iou_target`."""
-    if get_origin(info.type) is not collections.abc.Callable:
-        return None
-    return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="FUNCTION",
-        instance_from_str=lambda words: find_function(words[0]),
-        is_instance=callable,
-        str_from_instance=lambda function: [function.__name__],
-    )
+@dataclass(frozen=True)
+class Choice:
+    """A place in a recipe where one of several dataclasses stands, or none."""
+
+    path: tuple[str, ...]
+    kinds: dict[str, type | None]  # by the name that the command line calls them
+    current: str
+
+    @property
+    def flag(self) -> str:
+        return "--" + ".".join(self.path).replace("_", "-")
 
 
 @REGISTRY.struct_rule
@@ -37,33 +42,75 @@ def _objectives(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.Str
     """The tuple of objectives as one group of flags an objective, by its name: `--objectives.denoising.number 200`."""
     if get_origin(info.type) is not tuple or get_args(info.type)[:1] != (Objective,) or not isinstance(info.default, tuple):
         return None
-    fields = tuple(tyro.constructors.StructFieldSpec(name=o.name, type=type(o), default=o) for o in info.default)
-    return tyro.constructors.StructConstructorSpec(instantiate=lambda **objectives: tuple(objectives.values()), fields=fields)
+    parts = tuple(tyro.constructors.StructFieldSpec(name=o.name, type=type(o), default=o) for o in info.default)
+    return tyro.constructors.StructConstructorSpec(instantiate=lambda **objectives: tuple(objectives.values()), fields=parts)
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """A function of this package by its short or its full name; a ValueError gives the nearest ones."""
-    if name.startswith(f"{PACKAGE}."):
-        module, _, attribute = name.rpartition(".")
-        modules, wanted = (module,), attribute
-    else:
-        modules, wanted = FUNCTION_MODULES, name
-    known: dict[str, Callable[..., Any]] = {}
-    for module in modules:
-        try:
-            content = vars(importlib.import_module(module))
-        except ImportError:
+def choose(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """Exchange the parts that `words` name, as in `--data.transform fixed-size`, and give back the words that are left.
+
+    Raises ValueError for a part that does not exist, with the nearest one.
+    """
+    left = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    recipe, taken = _exchange(recipe, left)
+    return (recipe, left) if taken else (recipe, list(words))
+
+
+def _exchange(recipe: Recipe, left: list[str]) -> tuple[Recipe, bool]:
+    """Take from `left` what names a part. Exchanging one can open or close others, so start again after each."""
+    taken = False
+    while True:
+        flags = [word.replace("_", "-") for word in left]
+        choice = next((c for c in choices(recipe) if c.flag in flags), None)
+        if choice is None:
+            return recipe, taken
+        at = flags.index(choice.flag)
+        name = left[at + 1].replace("_", "-").lower() if at + 1 < len(left) else ""
+        if name not in choice.kinds:
+            raise ValueError(f"{choice.flag} {name}: there is no such part{nearest(name, list(choice.kinds))}")
+        kind = choice.kinds[name]
+        recipe = put(recipe, choice.path, None if kind is None else kind())
+        del left[at : at + 2]
+        taken = True
+
+
+def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
+    """Every place below a dataclass where parts can be exchanged."""
+    hints = get_type_hints(type(value))
+    for field in fields(value):
+        part, here = getattr(value, field.name), (*path, field.name)
+        if isinstance(part, tuple) and part and all(isinstance(item, Objective) for item in part):
+            for objective in part:
+                kind = type(objective)
+                yield Choice((*here, objective.name), {part_name(kind): kind, NONE: None}, part_name(kind))
+                yield from choices(objective, (*here, objective.name))
             continue
-        known |= {key: value for key, value in content.items() if isinstance(value, FunctionType) and value.__module__ == module}
-    if wanted not in known:
-        raise ValueError(f"there is no function {name!r}{nearest(wanted, list(known))}")
-    return known[wanted]
+        kinds = {NONE if kind is type(None) else part_name(kind): kind for kind in _members(hints[field.name])}
+        if len(kinds) > 1:
+            current = NONE if part is None else part_name(type(part))
+            yield Choice(here, {name: None if name == NONE else kind for name, kind in kinds.items()}, current)
+        if is_dataclass(part):
+            yield from choices(part, here)
 
 
-def parse(kind: type[T], words: Sequence[str], prog: str, description: str, default: T | None = None) -> T:
-    """`kind` from the command line's words; unknown flags and wrong values end the program with the nearest flag."""
-    config = (tyro.conf.AvoidSubcommands,)
-    with REGISTRY:
-        if default is None:
-            return tyro.cli(kind, args=list(words), prog=prog, description=description, config=config)
-        return tyro.cli(kind, args=list(words), prog=prog, description=description, default=default, config=config)
+def _members(hint: Any) -> list[type]:
+    """The alternatives of a union of dataclasses, with or without None; none for any other type."""
+    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else []
+    return members if any(map(is_dataclass, members)) else []
+
+
+def part_name(kind: type) -> str:
+    """DABDeformableDETRConfig -> dab-deformable-detr, FixedSizeTransform -> fixed-size."""
+    name = re.sub(r"(Config|Transform)$", "", kind.__name__)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+
+
+def put(value: Any, path: Sequence[str], part: Any) -> Any:
+    """`value` with another part at `path`; None takes an objective out of its tuple."""
+    if not path:
+        return part
+    first, rest = path[0], path[1:]
+    if isinstance(value, tuple):
+        changed = (put(item, rest, part) if item.name == first else item for item in value)
+        return tuple(item for item in changed if item is not None)
+    return replace(value, **{first: put(getattr(value, first), rest, part)})

@@ -47,7 +47,8 @@ def names() -> list[str]:
 
 
 def find(name: str) -> Recipe:
-    """The recipe of that name; a ValueError names the nearest ones."""
+    """The recipe of that name, with - or _; a ValueError names the nearest ones."""
+    name = name.replace("_", "-")
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}{nearest(name, names())} `steadydetr recipes` lists them all")
     return RECIPES[name]()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.criterion import Criterion, Weights
-from steadydetr.data import DataConfig
 from steadydetr.detectors import DINOConfig
 from steadydetr.detectors.dino import DINO_TRANSFORMER
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.recipe import Recipe
-from steadydetr.recipes.schedules import for_epochs
+from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.training_config import TrainingConfig
 
 
@@ -22,7 +21,7 @@ def dino_4scale_r50_12ep() -> Recipe:
         detector=DINOConfig(),
         criterion=Criterion(loss_weights=Weights(1.0, 5.0, 2.0), giou_eps=1e-6),
         objectives=(Detection(), Denoising()),
-        data=DataConfig(),
+        data=COCO,
         training=TrainingConfig(epochs=12, drop_epochs=(11,)),
         reported="49.0 (DINO Table 1)",
         notes="DINO, 4 scales",

@@ -1,0 +1,35 @@
+"""`steadydetr convert`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steadydetr.cli.parsing import Positional, parse
+
+DESCRIPTION = """Convert a checkpoint of Deformable DETR, DINO, detrex (DINO, DAB-Deformable-DETR), mmdet or Hugging Face.
+Every key must find its place: one that is left over or missing is an error that lists them.
+
+  steadydetr convert checkpoint0011_4scale.pth runs/dino-official
+  steadydetr eval runs/dino-official --data path/to/coco"""
+
+
+@dataclass(frozen=True)
+class ConvertArguments:
+    file: Positional[Path]
+    """.pth, .pt, .bin or .safetensors of the original project."""
+    output: Positional[Path]
+    """Folder for the converted checkpoint."""
+    classes: str = "auto"
+    """coco (by the number of class rows: 80 in a row, or 91 original ids), a text file with one name a line, or auto."""
+    heads: int = 8
+    """Attention heads, which no shape in the file tells."""
+
+
+def run(words: Sequence[str]) -> None:
+    arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
+    from steadydetr.convert import convert_file
+
+    converted = convert_file(arguments.file, arguments.output, arguments.classes, arguments.heads)
+    print(f"{arguments.file}: {converted.layout}, {len(converted.state)} tensors, {converted.num_classes} classes -> {arguments.output}")

@@ -1,0 +1,57 @@
+"""`steadydetr eval`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from steadydetr.cli.parsing import Positional, parse
+
+DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
+
+  steadydetr eval runs/quickstart --data shapes
+  steadydetr eval runs/mine/last --data path/to/coco --split val --output metrics.json"""
+
+
+@dataclass(frozen=True)
+class EvalArguments:
+    checkpoint: Positional[Path]
+    """A run (its best is taken), a checkpoint folder, or a converted one."""
+    data: str
+    """Folder of the data set, or shapes."""
+    split: str = "val"
+    """val, test or any split that the data has."""
+    batch_size: int = 4
+    """Images in one forward pass; the metrics do not depend on it."""
+    workers: int = 4
+    """Processes that load images."""
+    device: str = "auto"
+    """cpu, cuda or auto: a GPU if there is one."""
+    output: Path | None = None
+    """JSON file for the metrics; the detections go beside it as COCO results."""
+    nms: float | None = None
+    """IoU of class-wise suppression; the checkpoint's own setting if not given."""
+
+
+def run(words: Sequence[str]) -> None:
+    arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
+    from steadydetr.predict import evaluate_checkpoint
+
+    evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
+    console = Console()
+    table = Table("metric", "%")
+    for key, value in evaluation.as_dict().items():
+        if isinstance(value, float):
+            table.add_row(key.replace("_", " "), f"{value:.2f}" if value >= 0 else "no such objects")
+    console.print(table)
+    classes = Table("class", "AP", "AP50")
+    for name, value in evaluation.per_class.items():
+        classes.add_row(name, f"{value:.2f}", f"{evaluation.per_class_ap50[name]:.2f}")
+    console.print(classes)
+    for warning in evaluation.warnings:
+        console.print(f"AP is low: {warning}")

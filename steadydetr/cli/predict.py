@@ -1,0 +1,56 @@
+"""`steadydetr predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from steadydetr.cli.parsing import Positional, parse
+
+DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
+
+  steadydetr predict runs/mine photo.jpg more-photos/ --output found
+  steadydetr predict runs/mine image_info_test-dev2017.json --image-folder test2017 --no-draw"""
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    checkpoint: Positional[Path]
+    """A run (its best is taken), a checkpoint folder, or a converted one."""
+    images: Positional[tuple[Path, ...]]
+    """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
+    output: Path = Path("predictions")
+    """Folder for results.json (COCO results) and the pictures."""
+    image_folder: Path | None = None
+    """Where the images of a COCO image list are; beside it if not given."""
+    threshold: float = 0.3
+    """Least score that is drawn; results.json holds all."""
+    draw: bool = True
+    """Whether to draw pictures."""
+    batch_size: int = 4
+    """Images in one forward pass."""
+    device: str = "auto"
+    """cpu, cuda or auto: a GPU if there is one."""
+
+
+def run(words: Sequence[str]) -> None:
+    arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
+    if not arguments.images:
+        raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
+    from steadydetr.predict import load, predict_files
+
+    report = predict_files(
+        load(arguments.checkpoint, arguments.device),
+        arguments.images,
+        arguments.output,
+        image_folder=arguments.image_folder,
+        threshold=arguments.threshold,
+        draw=arguments.draw,
+        batch_size=arguments.batch_size,
+    )
+    print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")
+    for failure in report.failures:
+        print(f"left out: {failure}")
+    if report.failures:
+        raise SystemExit(1)

@@ -1,0 +1,39 @@
+"""`steadydetr train`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [flags]
+
+  steadydetr train quickstart                                        minutes on a laptop, on generated images
+  steadydetr train dino-4scale-r50-12ep --data path/to/coco          the recipe of the paper
+  steadydetr train quickstart --data path/to/voc --training.epochs 60 --output runs/mine
+  steadydetr train quickstart --output runs/mine --resume            go on with an interrupted run: the same command again
+  torchrun --nproc-per-node 8 -m steadydetr train RECIPE ...         the same on 8 GPUs
+
+Every field of a recipe is a flag, for example
+  --training.batch-size 8 --detector.queries 300 --criterion.class-target iou_target --criterion.alpha None
+  --objectives.denoising.number 200, or --objectives.denoising none to leave it out
+  --detector.backbone small-backbone, then --detector.backbone.stem 16: parts can be exchanged
+
+`steadydetr recipes` lists the recipes; `steadydetr train RECIPE --help` shows every flag with the value that the recipe has."""
+
+
+def run(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        if not words or {"-h", "--help"} & set(words):
+            print(USAGE)
+            return
+        raise ValueError("name a recipe first, as in `steadydetr train quickstart`; `steadydetr recipes` lists them")
+    from steadydetr.cli.training_arguments import read
+    from steadydetr.train import train
+
+    recipe, arguments = read(words[0], words[1:])
+    output = arguments.output or Path("runs") / recipe.name
+    summary = train(recipe, output, arguments.resume, None if arguments.device == "auto" else arguments.device)
+    if summary["finished"] and int(os.environ.get("RANK", "0")) == 0:
+        print(json.dumps({key: value for key, value in summary.items() if not isinstance(value, dict)}, indent=2))

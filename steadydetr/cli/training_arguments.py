@@ -1,0 +1,48 @@
+"""The command line of `train`: a recipe with everything that was overridden."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from steadydetr.cli.overrides import choices, choose
+from steadydetr.cli.parsing import parse
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    data: str | None = None
+    """Folder of the data set, or shapes; several are joined by +. Shorthand of --data.source."""
+    output: Path | None = None
+    """Folder of the run; runs/RECIPE if not given. An existing run is never overwritten."""
+    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Go on from the last checkpoint in --output."""
+    seed: int | None = None
+    """Shorthand of --training.seed."""
+    device: Literal["auto", "cpu"] = "auto"
+    """cpu keeps a GPU out of it."""
+
+
+def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
+    """The recipe called `name` as the words change it, and the other arguments."""
+    recipe, words = choose(find(name), words)
+    arguments = parse(TrainArguments, words, f"train {name}", _description(recipe), TrainArguments(recipe))
+    recipe = arguments.recipe
+    if arguments.data is not None:
+        recipe = replace(recipe, data=replace(recipe.data, source=arguments.data))
+    if arguments.seed is not None:
+        recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
+    return recipe, arguments
+
+
+def _description(recipe: Recipe) -> str:
+    lines = [f"Train {recipe.name}: {recipe.notes}. Parts that can be exchanged, then set by flags of their own:"]
+    lines += [f"  {c.flag} {{{','.join(c.kinds)}}} (default: {c.current})" for c in choices(recipe)]
+    return "\n".join(lines)
