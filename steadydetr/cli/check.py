@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadydetr.cli.parsing import Positional, parse
+import tyro
+
+from steadydetr.cli.parsing import parse
 
 DESCRIPTION = """Look for what is wrong with a data set before training. Exit code 1 if training would stop at something.
 
@@ -17,7 +19,7 @@ DESCRIPTION = """Look for what is wrong with a data set before training. Exit co
 
 @dataclass(frozen=True)
 class CheckArguments:
-    data: Positional[str]
+    data: tyro.conf.Positional[str]
     """Folder of the data set, or shapes."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look at, those that are there."""

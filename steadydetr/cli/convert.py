@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadydetr.cli.parsing import Positional, parse
+import tyro
+
+from steadydetr.cli.parsing import parse
 
 DESCRIPTION = """Convert a checkpoint of Deformable DETR, DINO, detrex (DINO, DAB-Deformable-DETR), mmdet or Hugging Face.
 Every key must find its place: one that is left over or missing is an error that lists them.
@@ -17,9 +19,9 @@ Every key must find its place: one that is left over or missing is an error that
 
 @dataclass(frozen=True)
 class ConvertArguments:
-    file: Positional[Path]
+    file: tyro.conf.Positional[Path]
     """.pth, .pt, .bin or .safetensors of the original project."""
-    output: Positional[Path]
+    output: tyro.conf.Positional[Path]
     """Folder for the converted checkpoint."""
     classes: str = "auto"
     """coco (by the number of class rows: 80 in a row, or 91 original ids), a text file with one name a line, or auto."""

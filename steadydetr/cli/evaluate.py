@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import Positional, parse
+from steadydetr.cli.parsing import parse
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
 
@@ -20,7 +21,7 @@ DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the sam
 
 @dataclass(frozen=True)
 class EvalArguments:
-    checkpoint: Positional[Path]
+    checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
     data: str
     """Folder of the data set, or shapes."""

@@ -14,7 +14,6 @@ import tyro
 from steadydetr.config import PACKAGE, nearest
 
 T = TypeVar("T")
-Positional = tyro.conf.Positional
 FUNCTION_PACKAGE = f"{PACKAGE}.equations"  # where a bare name is looked up
 REGISTRY = tyro.constructors.ConstructorRegistry()
 

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadydetr.cli.parsing import Positional, parse
+import tyro
+
+from steadydetr.cli.parsing import parse
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
@@ -16,9 +18,9 @@ DESCRIPTION = """Detect objects in images: pictures, and COCO results for an eva
 
 @dataclass(frozen=True)
 class PredictArguments:
-    checkpoint: Positional[Path]
+    checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
-    images: Positional[tuple[Path, ...]]
+    images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
     output: Path = Path("predictions")
     """Folder for results.json (COCO results) and the pictures."""

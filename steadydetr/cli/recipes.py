@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import Positional, parse
+from steadydetr.cli.parsing import parse
 
 DESCRIPTION = """List the recipes with what their papers report on COCO val2017, or show one in full.
 
@@ -19,7 +20,7 @@ DESCRIPTION = """List the recipes with what their papers report on COCO val2017,
 
 @dataclass(frozen=True)
 class RecipesArguments:
-    name: Positional[str] = ""
+    name: tyro.conf.Positional[str] = ""
     """A recipe to show in full; all are listed if not given."""
 
 

@@ -1,0 +1,85 @@
+"""Small detectors and batches that all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from steadydetr.criterion import Criterion
+from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.method import Method
+from steadydetr.nn.backbone import SmallBackboneConfig
+from steadydetr.objectives import Denoising, Detection
+from steadydetr.structures import Batch, Targets
+
+torch.set_num_threads(1)
+SHARED = Path(os.environ.get("STEADYDETR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+BACKBONE = SmallBackboneConfig(stem=4, channels=(4, 8, 8, 8))
+TINY = TransformerConfig(
+    width=16, heads=2, ffn=16, encoder_layers=1, decoder_layers=2, levels=3, dropout=0.0, norm_groups=4, encoder_points=2, decoder_points=2
+)
+DETECTORS: dict[str, DetectorConfig] = {
+    "deformable": DeformableDETRConfig(BACKBONE, TINY, queries=12),
+    "refine": DeformableDETRConfig(BACKBONE, TINY, queries=12, refine=True),
+    "two-stage": DeformableDETRConfig(BACKBONE, TINY, queries=12, refine=True, two_stage=True),
+    "dab": DABDeformableDETRConfig(BACKBONE, TINY, queries=12),
+    "dab-two-stage": DABDeformableDETRConfig(BACKBONE, TINY, queries=12, two_stage=True),
+    "dino": DINOConfig(BACKBONE, TINY, queries=12),
+    "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
+}
+CLASSES = 5
+
+
+@pytest.fixture(params=list(DETECTORS))
+def detector_config(request: pytest.FixtureRequest) -> DetectorConfig:
+    return DETECTORS[request.param]
+
+
+def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id: int = 0) -> Batch:
+    """Random images and objects; image ids count from `first_id`. The last image is padded where there are several."""
+    generator = torch.Generator().manual_seed(seed)
+    images, objects = len(counts), sum(counts)
+    centre = torch.rand(objects, 2, generator=generator) * 0.5 + 0.25
+    side = torch.rand(objects, 2, generator=generator) * 0.3 + 0.1
+    padding = torch.zeros(images, size, size, dtype=torch.bool)
+    if images > 1:
+        padding[-1, :, size * 3 // 4 :] = True
+    labels = torch.randint(CLASSES, (objects,), generator=generator)
+    return Batch(
+        images=torch.rand(images, 3, size, size, generator=generator),
+        padding=padding,
+        targets=Targets(labels, torch.cat((centre, side), 1), counts),
+        image_ids=tuple(range(first_id, first_id + images)),
+        sizes=((size, size),) * images,
+        original_sizes=((size, size),) * images,
+    )
+
+
+@pytest.fixture
+def batch() -> Callable[..., Batch]:
+    return make_batch
+
+
+def make_method(config: DetectorConfig, seed: int = 0, perturb: bool = True) -> Method:
+    """A method with weights away from their special initial values."""
+    torch.manual_seed(seed)
+    objectives = (Detection(), Denoising(number=4, box_noise=0.4)) if isinstance(config, DINOConfig) else (Detection(),)
+    method = Method(config.build(CLASSES), Criterion(), objectives)
+    if perturb:
+        with torch.no_grad():
+            for parameter in method.parameters():
+                parameter.add_(torch.randn_like(parameter) * 0.05)
+    return method
+
+
+@pytest.fixture
+def shared() -> Path:
+    """The folder of real data beside the repository."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no real data: {SHARED} is not there (STEADYDETR_SHARED names another place)")
+    return SHARED

@@ -1,0 +1,262 @@
+"""The command line: help without torch, typed overrides, errors of one line, and every command on a tiny run."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import steadydetr
+from steadydetr.cli import COMMANDS, main
+from steadydetr.cli.overrides import choices, put
+from steadydetr.cli.parsing import find_function
+from steadydetr.cli.training_arguments import read
+from steadydetr.criterion import Weights
+from steadydetr.data import DetrTransform, FixedSizeTransform
+from steadydetr.detectors import DeformableDETRConfig, DINOConfig
+from steadydetr.equations.detection import iou_target
+from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.objectives import Denoising, Detection, Objective
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find, names
+
+SHAPES = "shapes:size=64,images=16"
+SIZES = [f"--data.{part}.{side}" for part in ("transform", "resize") for side in ("height", "width")]
+TINY = [word for flag in SIZES for word in (flag, "64")] + ["--data.workers", "0", "--data.limit", "8", "--device", "cpu"]
+
+
+def recipe_of(words: str, name: str = "quickstart") -> Recipe:
+    return read(name, words.split())[0]
+
+
+# overrides
+
+
+def test_without_words_a_recipe_is_itself() -> None:
+    for name in names():
+        assert recipe_of("", name) == find(name)
+
+
+def test_nested_fields() -> None:
+    recipe = recipe_of("--training.epochs 24 --detector.queries 300 --detector.transformer.ffn 64 --criterion.loss-weights.giou 4")
+    start = find("quickstart")
+    assert recipe.training == replace(start.training, epochs=24)
+    assert (recipe.detector.queries, recipe.detector.transformer.ffn) == (300, 64)
+    assert recipe.criterion.loss_weights == replace(start.criterion.loss_weights, giou=4.0)
+    assert (recipe.objectives, recipe.data) == (start.objectives, start.data)
+
+
+def test_none_tuples_booleans_and_underscores() -> None:
+    recipe = recipe_of("--criterion.alpha None --training.drop_epochs 5 7.5 --training.compile --nms 0.7")
+    assert recipe.criterion.alpha is None and recipe.training.drop_epochs == (5, 7.5) and recipe.training.compile and recipe.nms == 0.7
+    assert not recipe_of("--detector.no-look-forward-twice").detector.look_forward_twice  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["iou_target", "steadydetr.equations.detection.iou_target"])
+def test_functions_by_short_and_full_name(name: str) -> None:
+    assert recipe_of(f"--criterion.class-target {name}").criterion.class_target is iou_target
+    assert find_function(name) is iou_target
+
+
+def test_objectives_by_their_names() -> None:
+    recipe = recipe_of("--objectives.denoising.number 200")
+    assert recipe.objectives == (Detection(), Denoising(number=200, box_noise=0.4))
+    assert recipe_of("--objectives.denoising none").objectives == (Detection(),)
+    weighted = recipe_of("--objectives.denoising.weights=weights --objectives.denoising.weights.label 3").objectives[1]
+    assert isinstance(weighted, Denoising) and weighted.weights == Weights(label=3.0)
+
+
+def test_parts_are_exchanged_and_then_set() -> None:
+    assert isinstance(find("quickstart").data.transform, FixedSizeTransform)
+    recipe = recipe_of("--data.transform detr --data.transform.longest 640 --detector.backbone backbone")
+    assert recipe.data.transform == DetrTransform(longest=640)
+    assert isinstance(recipe.detector, DINOConfig) and recipe.detector.backbone == BackboneConfig()
+    small = recipe_of("--detector deformable-detr --detector.backbone small-backbone --detector.backbone.stem 16 --detector.refine")
+    assert small.detector == DeformableDETRConfig(SmallBackboneConfig(stem=16), refine=True)
+
+
+@dataclass(frozen=True)
+class Second(Detection):
+    @property
+    def name(self) -> str:
+        return "second"
+
+
+def test_putting_a_part_into_a_tuple_leaves_the_others() -> None:
+    objectives: tuple[Objective, ...] = (Detection(), Second())
+    recipe = replace(find("quickstart"), objectives=objectives)
+    assert {choice.flag for choice in choices(recipe)} >= {"--objectives.main", "--objectives.second", "--detector", "--data.resize"}
+    assert put(recipe, ("objectives", "main"), None).objectives == (Second(),)
+
+
+def test_shorthands() -> None:
+    recipe, arguments = read("quickstart", ["--data", "somewhere", "--seed", "7", "--output", "out", "--resume"])
+    assert (recipe.data.source, recipe.training.seed) == ("somewhere", 7)
+    assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), True, "auto")
+
+
+# errors
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "did you mean 'train'"),
+        (["train", "quickstrat"], "did you mean 'quickstart'"),
+        (["train", "--data", "shapes"], "name a recipe first"),
+        (["train", "quickstart", "--data.transform", "fixed"], "did you mean 'fixed-size'"),
+        (["train", "quickstart", "--data", "no/such/folder"], "there is no such folder"),
+        (["train", "quickstart", "--detector", "deformable-detr", "--detector.backbone", "small-backbone", "--data", SHAPES], "denoising"),
+        (["eval", "no/such/run", "--data", "shapes"], "does not exist"),
+        (["predict", "no/such/run", "image.jpg"], "does not exist"),
+        (["check", "no/such/folder"], "there is no such folder"),
+        (["convert", "no/such/file.pth", "out"], "no/such/file.pth"),
+        (["recipes", "dino"], "there is no recipe"),
+    ],
+)
+def test_errors_are_short_and_name_what_to_do(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(words)
+    captured = capsys.readouterr().err
+    assert exit_.value.code == 2 and said in captured
+    assert captured.startswith(f"steadydetr {words[0]}: ") and "Traceback" not in captured
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--training.epohcs", "3"], "--training.epochs"),
+        (["--criterion.class-target", "iou_targt"], "did you mean 'iou_target'"),
+        (["--criterion.class-target", "steadydetr.equations.detektion.iou_target"], "there is no module"),
+        (["--training.epochs", "many"], "many"),
+        (["--detector.transformer.heads", "5"], "transformer.heads"),
+    ],
+)
+def test_wrong_flags_name_the_right_ones(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "quickstart", *words])
+    shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # without the box and its line breaks
+    assert exit_.value.code == 2 and said in shown
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(ValueError, match="there is no such command"):
+        main(["--debug", "trian"])
+
+
+# help
+
+
+def test_help_comes_without_torch() -> None:
+    commands = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    script = f"""
+import contextlib, io, sys
+from steadydetr.cli import main
+for words in {commands!r}:
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+        main(words)
+    assert "steadydetr" in out.getvalue(), words
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
+def test_training_commands_of_the_documentation_are_understood(page: str) -> None:
+    text = (Path(__file__).parents[1] / page).read_text()
+    commands = [line.split()[2:] for line in re.findall(r"^steadydetr train .*", text, re.MULTILINE) if "RECIPE" not in line]
+    assert commands
+    for recipe, *words in commands:
+        read(recipe, words)
+
+
+def test_help_of_a_recipe_shows_its_values(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "dino-4scale-r50-12ep", "--help"])
+    shown = capsys.readouterr().out
+    assert not exit_.value.code
+    for flag in ("--detector.queries", "--objectives.denoising.number", "--criterion.class-target", "--data.transform {detr,fixed-size}"):
+        assert flag in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out.strip() == steadydetr.__version__
+
+
+# commands
+
+
+def test_recipes(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    main(["recipes"])
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names()) and "49.0 (DINO Table 1)" in shown
+    main(["recipes", "quickstart"])
+    assert json.loads(capsys.readouterr().out)["name"] == "quickstart"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    main(["train", "quickstart", "--data", SHAPES, "--output", str(folder), "--training.epochs", "1", *TINY])
+    return folder
+
+
+def test_train_leaves_a_whole_run(run_folder: Path) -> None:
+    present = {path.name for path in run_folder.iterdir()}
+    assert {"config.json", "metrics.jsonl", "last", "best", "summary.json", "curves.png", "predictions.png"} <= present
+    assert json.loads((run_folder / "summary.json").read_text())["images_seen"] == 8
+
+
+def test_a_run_is_never_overwritten(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "quickstart", "--data", SHAPES, "--output", str(run_folder), *TINY])
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_resuming_a_finished_run_does_nothing_more(run_folder: Path) -> None:
+    main(["train", "quickstart", "--data", SHAPES, "--output", str(run_folder), "--training.epochs", "1", *TINY, "--resume"])
+    assert json.loads((run_folder / "summary.json").read_text())["step"] == 1
+
+
+def test_eval(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "metrics.json"
+    main(["eval", str(run_folder), "--data", SHAPES, "--workers", "0", "--device", "cpu", "--output", str(output)])
+    assert "ap50" in capsys.readouterr().out
+    assert json.loads(output.read_text())["images"] == 16
+    assert json.loads(output.with_suffix(".results.json").read_text())
+
+
+def test_predict_names_what_it_could_not_read(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (80, 60), "grey").save(images / "good.png")
+    (images / "bad.jpg").write_bytes(b"not an image")
+    with pytest.raises(SystemExit) as exit_:
+        main(["predict", str(run_folder), str(images), "--output", str(tmp_path / "out"), "--device", "cpu"])
+    assert exit_.value.code == 1 and "bad.jpg" in capsys.readouterr().out
+    assert (tmp_path / "out" / "good.png").exists()
+    assert {result["category_id"] for result in json.loads((tmp_path / "out" / "results.json").read_text())} <= set(range(1, 7))
+
+
+def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["check", SHAPES, "--output", str(tmp_path / "findings.json")])
+    assert "triangle" in capsys.readouterr().out
+    assert json.loads((tmp_path / "findings.json").read_text())["findings"] == []
+
+
+def test_the_same_in_python(run_folder: Path) -> None:
+    detector = steadydetr.load(run_folder, device="cpu")
+    found = detector.predict(Image.new("RGB", (80, 60), "grey"))
+    assert len(found) and found.draw(Image.new("RGB", (80, 60))).size == (80, 60)
+    assert not set(found.class_names) - set(detector.names)

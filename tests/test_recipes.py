@@ -1,0 +1,116 @@
+"""Every recipe is whole: it can be saved and read back, has the size that its paper says, and differs only where it should."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from steadydetr.config import from_plain, to_plain
+from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find, names
+
+SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
+FAMILIES = {
+    "deformable-detr-r50": (12, 24, 50),
+    "deformable-detr-refine-r50": (12, 24, 50),
+    "deformable-detr-two-stage-r50": (12, 24, 50),
+    "dab-deformable-detr-r50": (12, 24, 50),
+    "dino-4scale-r50": (12, 24, 36),
+    "dino-5scale-r50": (12,),
+    "dino-4scale-swin-l": (12, 24, 36),
+}
+OF_PAPERS = [f"{family}-{epochs}ep" for family, lengths in FAMILIES.items() for epochs in lengths]
+
+
+def parameters(recipe: Recipe, num_classes: int) -> tuple[int, int]:
+    """All and trainable ones, counted without allocating them."""
+    config = recipe.detector
+    if isinstance(config.backbone, BackboneConfig):
+        config = replace(config, backbone=replace(config.backbone, weights="none"))
+    with torch.device("meta"):
+        detector = config.build(num_classes)
+    count = [p.numel() for p in detector.parameters()]
+    return sum(count), sum(p.numel() for p in detector.parameters() if p.requires_grad)
+
+
+def test_all_that_were_promised_exist() -> None:
+    assert set(OF_PAPERS) | {"quickstart"} <= set(names())
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_carries_its_name_and_survives_json(name: str) -> None:
+    recipe = find(name)
+    assert recipe.name == name and recipe.notes
+    assert from_plain(json.loads(json.dumps(to_plain(recipe)))) == recipe
+
+
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_schedules_are_those_of_the_papers(name: str) -> None:
+    training = find(name).training
+    assert training.epochs == int(name.rpartition("-")[2].removesuffix("ep"))
+    assert training.drop_epochs == (SCHEDULES[training.epochs],) and training.schedule == "step"
+    assert training.clip == 0.1 and training.weight_decay == 1e-4 and training.warmup_steps == 0
+
+
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_hyperparameters_are_those_of_the_originals(name: str) -> None:
+    recipe = find(name)
+    training, criterion = recipe.training, recipe.criterion
+    deformable = name.startswith("deformable")
+    assert (training.lr, training.batch_size, training.offset_lr_factor) == ((2e-4, 32, 0.1) if deformable else (1e-4, 16, 1.0))
+    assert training.backbone_lr_factor == 0.1
+    assert criterion.loss_weights.label == (2.0 if deformable else 1.0)
+    assert (criterion.loss_weights.l1, criterion.loss_weights.giou) == (5.0, 2.0)
+    assert (criterion.cost_weights.label, criterion.cost_weights.l1, criterion.cost_weights.giou) == (2.0, 5.0, 2.0)
+    assert criterion.giou_eps == (0.0 if deformable else 1e-6)
+    assert [o.name for o in recipe.objectives] == (["main", "denoising"] if name.startswith("dino") else ["main"])
+
+
+@pytest.mark.parametrize(
+    ("name", "total", "trainable"),
+    [  # DETRDistill, supplement Table 3: 39.84 M trainable; the original repositories: 40, 41, 41 M; DINO: 47 M; EasyCV: 217 M
+        ("deformable-detr-r50-50ep", 40.1, 39.85),
+        ("deformable-detr-refine-r50-50ep", 40.9, None),
+        ("deformable-detr-two-stage-r50-50ep", 41.2, None),
+        ("dab-deformable-detr-r50-50ep", 47.4, None),
+        ("dino-4scale-r50-12ep", 46.9, None),
+        ("dino-5scale-r50-12ep", 47.3, None),
+        ("dino-4scale-swin-l-12ep", 217.2, 217.2),
+    ],
+)
+def test_detectors_have_the_sizes_of_the_papers(name: str, total: float, trainable: float | None) -> None:
+    counted, learned = parameters(find(name), num_classes=91)
+    assert counted / 1e6 == pytest.approx(total, abs=0.06)
+    if trainable is not None:
+        assert learned / 1e6 == pytest.approx(trainable, abs=0.05)
+
+
+def test_quickstart_is_small() -> None:
+    counted, learned = parameters(find("quickstart"), num_classes=6)
+    assert counted == learned < 2.5e6
+
+
+def test_five_scales_start_at_stride_four() -> None:
+    recipe = find("dino-5scale-r50-12ep")
+    assert recipe.detector.transformer.levels == 5
+    assert isinstance(recipe.detector.backbone, BackboneConfig) and recipe.detector.backbone.out_indices == (1, 2, 3, 4)
+
+
+def test_an_unknown_name_gives_the_nearest() -> None:
+    assert find("dino_4scale_r50_12ep").name == "dino-4scale-r50-12ep"
+    with pytest.raises(ValueError, match="did you mean 'dino-4scale-r50-12ep'"):
+        find("dino-4scale-r50-12epochs")
+
+
+def test_the_documentation_reports_what_the_recipes_report() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    for name in names():
+        recipe = find(name)
+        assert f"`{name}`" in page
+        if name in OF_PAPERS:
+            assert f"| `{name}` | {recipe.reported or '-'} |" in page
