@@ -1,0 +1,212 @@
+"""Runs: learning, resuming to the bit, stopping by a signal, micro-batches and processes that equal one large batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import steadydetr.train
+from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find
+from steadydetr.train import replay, train
+from tests.conftest import BACKBONE, TINY
+
+
+def tiny(**training: object) -> Recipe:
+    """A DINO of some thousand parameters on 24 images: an epoch is 6 steps."""
+    start = find("quickstart")
+    return replace(
+        start,
+        name="tiny",
+        detector=replace(start.detector, backbone=BACKBONE, transformer=replace(TINY, dropout=0.1), queries=14),
+        data=DataConfig("shapes:size=64,images=24", transform=FixedSizeTransform(64, 64), resize=FixedSize(64, 64), workers=0),
+        training=replace(start.training, **({"epochs": 2, "batch_size": 4, "log_every": 1, "warmup_steps": 2} | training)),
+    )
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def assert_equal_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    assert first.keys() == second.keys()
+    assert not [name for name in first if not torch.equal(first[name], second[name])]
+
+
+class StopAfter:
+    """Asks the run to stop after some steps, as SIGTERM does."""
+
+    def __init__(self, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        original = steadydetr.train.train_step
+
+        def step(run, batches):  # type: ignore[no-untyped-def]
+            result = original(run, batches)
+            if run.state.step + 1 == steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return result
+
+        monkeypatch.setattr(steadydetr.train, "train_step", step)
+
+
+@pytest.mark.parametrize("steps", [2, 6, 9])
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """In the middle of an epoch and at its end, EMA and optimiser included, to the bit."""
+    recipe = tiny(ema_decay=0.9)
+    train(recipe, tmp_path / "whole", device="cpu")
+    with monkeypatch.context() as patch:
+        StopAfter(steps, patch)
+        assert not train(recipe, tmp_path / "parts", device="cpu")["finished"] or steps == 12
+    summary = train(recipe, tmp_path / "parts", resume=True, device="cpu")
+    assert summary["finished"] and summary["images_seen"] == 48
+    assert_equal_weights(tmp_path / "whole/last", tmp_path / "parts/last")
+    whole, parts = (torch.load(tmp_path / n / "last/training_state.pt", weights_only=True) for n in ("whole", "parts"))
+    for name, tensor in whole["average"].items():
+        assert torch.equal(tensor, parts["average"][name])
+    assert records(tmp_path / "whole") == records(tmp_path / "parts")
+
+
+def records(run: Path) -> list[dict[str, object]]:
+    """What was logged, less what a clock says."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("images_per_second",)} for line in lines]
+
+
+def test_resume_from_best(tmp_path: Path) -> None:
+    """Any checkpoint of the run will do: best alone is enough."""
+    recipe = tiny(epochs=1)
+    train(recipe, tmp_path / "run", device="cpu")
+    (tmp_path / "run/last").rename(tmp_path / "gone")
+    assert train(recipe, tmp_path / "run", resume=True, device="cpu")["finished"]
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    recipe = tiny(epochs=1)
+    train(recipe, tmp_path / "run", device="cpu")
+    before = weights(tmp_path / "run/last")
+    with pytest.raises(FileExistsError, match="already holds a run"):
+        train(recipe, tmp_path / "run", device="cpu")
+    with pytest.raises(ValueError, match=r"recipe\.training\.lr: 0\.001 -> 0\.1"):
+        train(tiny(epochs=1, lr=0.1), tmp_path / "run", resume=True, device="cpu")
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "run/last").items())
+
+
+def test_what_a_run_leaves(tmp_path: Path) -> None:
+    summary = train(tiny(epochs=1), tmp_path / "run", device="cpu")
+    for name in ("config.json", "metrics.jsonl", "summary.json", "curves.png", "predictions.png", "best/model.safetensors"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == summary
+    assert {"ap", "ap50", "seconds", "images_seen"} <= summary.keys()
+
+
+def test_micro_batches_equal_the_whole_batch(tmp_path: Path) -> None:
+    """Frozen statistics are needed: batch norm sees micro-batches. Two steps, uneven object counts."""
+    recipe = without_batch_norm(tiny(epochs=1))
+    recipe = replace(recipe, data=replace(recipe.data, limit=8), training=replace(recipe.training, batch_size=4))
+    for name, accumulation in (("whole", 1), ("parts", 2)):
+        part = replace(recipe, training=replace(recipe.training, accumulation=accumulation))
+        train(part, tmp_path / name, device="cpu")
+    assert_close_weights(tmp_path / "whole/last", tmp_path / "parts/last")
+    assert_close_losses(tmp_path / "whole", tmp_path / "parts")
+
+
+def without_batch_norm(recipe: Recipe) -> Recipe:
+    """A timm backbone with frozen batch norm, small enough, and no dropout."""
+    from steadydetr.nn.backbone import BackboneConfig
+
+    backbone = BackboneConfig("test_resnet", out_indices=(2, 3, 4), weights="none", frozen_stages=0)
+    transformer = replace(recipe.detector.transformer, dropout=0.0)
+    return replace(recipe, detector=replace(recipe.detector, backbone=backbone, transformer=transformer))
+
+
+def assert_close_weights(a: Path, b: Path) -> None:
+    first, second = weights(a), weights(b)
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], rtol=1e-3, atol=2e-4, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def assert_close_losses(a: Path, b: Path) -> None:
+    pairs = list(zip(records(a), records(b), strict=True))
+    for x, y in pairs:
+        if x["kind"] == "train":
+            assert x["loss"] == pytest.approx(y["loss"], rel=2e-4)
+            assert x["gradient_norm"] == pytest.approx(y["gradient_norm"], rel=2e-3)
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_two_processes_equal_one(tmp_path: Path, empty: bool) -> None:
+    """torchrun on the CPU; also where one process gets images without objects only."""
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    for name, count in (("one", 1), ("two", 2)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        done = subprocess.run(
+            [*command, str(script), str(tmp_path / name), str(int(empty))], env=environment, capture_output=True, text=True, timeout=240
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_close_weights(tmp_path / "one/last", tmp_path / "two/last")
+    assert_close_losses(tmp_path / "one", tmp_path / "two")
+
+
+TWO_PROCESSES = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import numpy as np
+import torch
+torch.set_num_threads(1)
+import steadydetr.data.loading as loading
+from tests.test_train import tiny, without_batch_norm
+from steadydetr.train import train
+
+if int(sys.argv[2]):  # every second pair of images loses its objects: with two processes, one has none
+    prepare = loading.Samples.__getitem__
+    def emptied(self, key):
+        loaded = prepare(self, key)
+        if loaded.image_id % 2:
+            sample = replace(loaded.sample, boxes_xyxy=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.int64))
+            loaded = replace(loaded, sample=sample)
+        return loaded
+    loading.Samples.__getitem__ = emptied
+recipe = without_batch_norm(tiny(epochs=1))
+recipe = replace(recipe, data=replace(recipe.data, limit=8), training=replace(recipe.training, batch_size=2 if int(sys.argv[2]) else 4))
+train(recipe, Path(sys.argv[1]), device="cpu")
+"""
+
+
+def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match="not finite") as caught:
+        train(tiny(epochs=1, lr=1e30, warmup_steps=0, clip=0.0), tmp_path / "run", device="cpu")
+    if "step" in str(caught.value):
+        saved = next((tmp_path / "run").glob("not-finite-*.pt"))
+        try:
+            assert not all(map(torch.isfinite, map(torch.tensor, replay(tmp_path / "run", saved).values())))
+        except FloatingPointError:
+            pass  # the replayed step fails where the first one did, or in the matching
+
+
+def test_data_and_batch_problems_are_named_before_training(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training\.batch_size = 100"):
+        train(tiny(batch_size=100), tmp_path / "a", device="cpu")
+    with pytest.raises(ValueError, match="does not divide"):
+        train(tiny(accumulation=3), tmp_path / "b", device="cpu")
+    with pytest.raises(ValueError, match="no such folder"):
+        train(replace(tiny(), data=DataConfig("nowhere")), tmp_path / "c", device="cpu")
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_small_run_learns(tmp_path: Path) -> None:
+    train(tiny(epochs=8), tmp_path / "run", device="cpu")
+    losses = [record["loss"] for record in records(tmp_path / "run") if record["kind"] == "train"]
+    assert sum(losses[-6:]) < 0.9 * sum(losses[:6])
