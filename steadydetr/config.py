@@ -45,7 +45,7 @@ def from_plain(plain: Any, where: str = "config") -> Any:
     if "function" in plain:
         return resolve(plain["function"], where)
     if "type" not in plain:
-        raise ValueError(f"{where}: an object needs a \"type\" or a \"function\", got the keys {sorted(plain)}")
+        raise ValueError(f'{where}: an object needs a "type" or a "function", got the keys {sorted(plain)}')
     cls = resolve(plain["type"], where)
     names = [field.name for field in fields(cls)]
     values = {key: from_plain(value, f"{where}.{key}") for key, value in plain.items() if key != "type"}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -241,7 +242,7 @@ def infer_config(renamed: Mapping[str, Tensor], layout: str, heads: int) -> Dete
     return DeformableDETRConfig(backbone, transformer, queries, refine, two_stage)
 
 
-def _sizes(renamed: Mapping[str, Tensor], heads: int) -> dict[str, int | bool]:
+def _sizes(renamed: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
     levels, width = renamed["level_embed"].shape
     per_point = heads * levels
 
@@ -263,7 +264,9 @@ def _sizes(renamed: Mapping[str, Tensor], heads: int) -> dict[str, int | bool]:
 
 def heads_are_tied(renamed: Mapping[str, Tensor], transformer: TransformerConfig) -> bool:
     """Whether every decoder stage has the same heads, as DINO's and plain Deformable DETR's have."""
-    pairs = [(key, key.replace("_heads.0.", f"_heads.{i}.")) for key in renamed if "_heads.0." in key for i in range(transformer.decoder_layers)]
+    pairs = [
+        (key, key.replace("_heads.0.", f"_heads.{i}.")) for key in renamed if "_heads.0." in key for i in range(transformer.decoder_layers)
+    ]
     return all(other not in renamed or _same(renamed[key], renamed[other]) for key, other in pairs)
 
 
@@ -323,7 +326,9 @@ def check_complete(state: Mapping[str, Tensor], config: DetectorConfig, num_clas
     wanted = {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked")}
     missing, left = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
     shapes = [
-        f"{key} {list(state[key].shape)} for {list(wanted[key].shape)}" for key in wanted if key in state and state[key].shape != wanted[key].shape
+        f"{key} {list(state[key].shape)} for {list(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
     ]
     problems = [f"{what}: {', '.join(keys[:30])}" for what, keys in (("missing", missing), ("left over", left), ("shapes", shapes)) if keys]
     if problems:

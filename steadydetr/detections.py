@@ -86,7 +86,7 @@ def draw_boxes(image: Image.Image, boxes_xyxy: list[list[float]], labels: list[i
         x0, y0, x1, y1 = box
         pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=width)
         if caption:
-            left, top, right, bottom = pen.textbbox((0, 0), caption, font=font)
+            _left, _top, right, bottom = pen.textbbox((0, 0), caption, font=font)
             corner = (min(max(x0, 0), image.width - right), max(y0 - bottom - 2, 0))
             pen.rectangle((corner[0], corner[1], corner[0] + right + 2, corner[1] + bottom + 2), fill=colour)
             pen.text((corner[0] + 1, corner[1] + 1), caption, fill="black", font=font)

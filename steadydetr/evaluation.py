@@ -104,7 +104,7 @@ def evaluate(results: Results, index: AnnotationIndex) -> Evaluation:
     """All metrics of `results` against the annotations of `index`."""
     evaluation = _run_coco(results, index)
     metrics = {name: _percent(value) for name, value in zip(METRICS, evaluation.stats, strict=True)}
-    precision = np.asarray(evaluation.eval["precision"])  # [IoU, recall, class, area, detections]
+    precision = np.asarray((evaluation.eval or {})["precision"])  # [IoU, recall, class, area, detections]
     per_class = _per_class(precision[:, :, :, 0, -1], index.classes)
     per_class_ap50 = _per_class(precision[:1, :, :, 0, -1], index.classes)
     voc, voc07 = voc_ap50(results, index)

@@ -79,7 +79,9 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
 def _solve(cost: np.ndarray, problem: Problem) -> np.ndarray:
     """[3, P] int64: folded image, query, folded target of every pair."""
     if not np.isfinite(cost).all():
-        raise FloatingPointError(f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite")
+        raise FloatingPointError(
+            f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite"
+        )
     columns = np.full(len(cost), -1, dtype=np.int64)
     for start, stop in pairwise(accumulate(problem.counts, initial=0)):
         if stop > start:

@@ -40,7 +40,7 @@ class Predictor:
         return self.card.classes
 
     @overload
-    def predict(self, images: Picture, threshold: float = 0.0) -> Detections: ...
+    def predict(self, images: Picture, threshold: float = 0.0) -> Detections: ...  # type: ignore[overload-overlap]
     @overload
     def predict(self, images: Sequence[Picture], threshold: float = 0.0) -> list[Detections]: ...
     def predict(self, images: Picture | Sequence[Picture], threshold: float = 0.0) -> Detections | list[Detections]:
@@ -111,7 +111,8 @@ def align_classes(classes: Sequence[str], card: Card) -> list[int]:
     unknown = [name for name in classes if name not in card.classes]
     if unknown:
         raise ValueError(
-            f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has others: {unknown[:20]}. Evaluate on data with its classes"
+            f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has others: {unknown[:20]}."
+            " Evaluate on data with its classes"
         )
     return [classes.index(name) if name in classes else -1 for name in card.classes]
 
@@ -229,5 +230,3 @@ def _rows(image_id: int, found: Detections, card: Card) -> Iterator[dict[str, ob
     labels = found.labels.numpy()
     rows = Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), labels).coco_rows(card.category_ids)
     return (_result(row) for row in rows.tolist())
-
-

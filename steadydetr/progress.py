@@ -45,12 +45,12 @@ class Progress:
             self.last_line = now
             self.say(f"step {step}/{self.total}  {message}")
 
-    def track(self, items: Iterable[T], description: str) -> Iterator[T]:
+    def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
         """A second bar below, for as long as `items` last."""
         if not self.live:
             yield from items
             return
-        task = self.bar.add_task(description, total=len(items) if hasattr(items, "__len__") else None)
+        task = self.bar.add_task(description, total=total)
         for item in items:
             yield item
             self.bar.advance(task)

@@ -1,9 +1,9 @@
 """A run and its folder: prepared, logged, saved and finished around the loop of train.py.
 
-    config.json      the resolved recipe and the classes of the data
-    metrics.jsonl    a line per logged step and per evaluation
-    last/, best/     checkpoints; a run can be resumed from either
-    summary.json, curves.png, predictions.png
+config.json      the resolved recipe and the classes of the data
+metrics.jsonl    a line per logged step and per evaluation
+last/, best/     checkpoints; a run can be resumed from either
+summary.json, curves.png, predictions.png
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, f
 from steadydetr.data.folders import FolderDataset, Subset
 from steadydetr.evaluation import Evaluation, predictor
 from steadydetr.method import Method
+from steadydetr.nn.decoder import DecoderLayer
+from steadydetr.nn.encoder import EncoderLayer
 from steadydetr.optimiser import make_optimiser
 from steadydetr.pictures import draw_curves, draw_predictions
 from steadydetr.progress import Progress
@@ -86,8 +88,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(accelerator.device)
     if config.compile:
-        for layer in (*method.student.encoder.layers, *method.student.decoder.layers):
-            layer.compile()
+        compile_layers(method.student)
     average = Average(method.student, config.ema_decay) if config.ema_decay else None
     optimiser = make_optimiser(method, config)
     state = State()
@@ -99,6 +100,13 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     progress.say(describe(recipe, method, loader, val_data, state))
     wrapped = accelerator.prepare_model(method)
     return Run(recipe, output, accelerator, val_data, loader, method, wrapped, optimiser, average, state, progress)
+
+
+def compile_layers(detector: nn.Module) -> None:
+    """Encoder and decoder layer by layer: small graphs, which ragged query groups do not break."""
+    for module in detector.modules():
+        if isinstance(module, (EncoderLayer, DecoderLayer)):
+            module.compile()
 
 
 def open_both(recipe: Recipe, progress: Progress) -> tuple[Dataset, Dataset]:
@@ -216,7 +224,8 @@ def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
     write_record(run, {"kind": "eval", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | evaluation.as_dict())
     sizes = f"small {evaluation.ap_small:.1f}, medium {evaluation.ap_medium:.1f}, large {evaluation.ap_large:.1f}"
     run.progress.say(
-        f"epoch {run.state.epochs_done} ({weights}): AP {evaluation.ap:.1f}, AP50 {evaluation.ap50:.1f}, AP75 {evaluation.ap75:.1f}, {sizes}"
+        f"epoch {run.state.epochs_done} ({weights}): AP {evaluation.ap:.1f}, AP50 {evaluation.ap50:.1f},"
+        f" AP75 {evaluation.ap75:.1f}, {sizes}"
     )
     for warning in evaluation.warnings:
         run.progress.say(f"  AP is low: {warning}")
@@ -269,7 +278,7 @@ def stop_on_signal(run: Run) -> Iterator[None]:
 
     def ask(number: int, _: object) -> None:
         run.stop = True
-        signal.signal(number, before[number])
+        signal.signal(number, before[signal.Signals(number)])
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:

@@ -181,9 +181,7 @@ class Stages:
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[stages]
 
-        return Stages(
-            self.logits[stages], self.boxes[stages], pick(self.content), pick(self.reference), self.valid, pick(self.masks)
-        )
+        return Stages(self.logits[stages], self.boxes[stages], pick(self.content), pick(self.reference), self.valid, pick(self.masks))
 
 
 class Losses:

@@ -154,7 +154,8 @@ def evaluate_detector(run: Run, detector: nn.Module) -> Evaluation:
     )
     training = detector.training
     with accelerator.autocast():
-        results = collect(predictor(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms), run.progress.track(loader, "evaluate"))
+        predict = predictor(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
+        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
     detector.train(training)
     if accelerator.num_processes > 1:
         parts: list[Results | None] = [None] * accelerator.num_processes

@@ -1,9 +1,9 @@
 """A recipe as flags: every field of it, nested ones too, objectives by their names, and parts that can be exchanged.
 
-    --training.epochs 24                       a field
-    --objectives.denoising.number 200          a field of an objective
-    --objectives.denoising none                without the objective
-    --data.transform fixed-size --data.transform.height 256      another part, then its fields
+--training.epochs 24                       a field
+--objectives.denoising.number 200          a field of an objective
+--objectives.denoising none                without the objective
+--data.transform fixed-size --data.transform.height 256      another part, then its fields
 """
 
 from __future__ import annotations

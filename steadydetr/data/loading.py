@@ -60,8 +60,7 @@ def collate(samples: list[LoadedSample]) -> Batch:
     sizes = [(s.sample.image.shape[1], s.sample.image.shape[2]) for s in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     boxes = [
-        to_cxcywh(s.sample.boxes_xyxy / torch.tensor((w, h, w, h), dtype=torch.float32))
-        for s, (h, w) in zip(samples, sizes, strict=True)
+        to_cxcywh(s.sample.boxes_xyxy / torch.tensor((w, h, w, h), dtype=torch.float32)) for s, (h, w) in zip(samples, sizes, strict=True)
     ]
     return Batch(
         images=torch.stack([F.pad(s.sample.image, (0, width - w, 0, height - h)) for s, (h, w) in zip(samples, sizes, strict=True)]),

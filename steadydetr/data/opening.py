@@ -69,7 +69,9 @@ def _open_coco(root: Path, split: str) -> FolderDataset | None:
     present = ", ".join(f.name for f in files)
     if len(matching) != 1:
         what = "no annotation file" if not matching else "several annotation files"
-        raise ValueError(f"{folder} has {what} for split {split!r}; it holds {present}. Name one with --data.train-split or --data.val-split")
+        raise ValueError(
+            f"{folder} has {what} for split {split!r}; it holds {present}. Name one with --data.train-split or --data.val-split"
+        )
     name = matching[0].stem.removeprefix("instances_")
     places = [root / name, root / "images" / name, root / "images", root]
     images = next((place for place in places if place.is_dir()), root)

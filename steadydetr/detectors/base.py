@@ -19,6 +19,8 @@ class Detector(nn.Module, ABC):
     """Images to memory, memory to queries, query groups to stages of predictions. It knows no loss and no training method."""
 
     num_classes: int
+    mean: Tensor
+    std: Tensor
     class_agnostic_proposals = False  # the encoder's proposals tell objects from background only, as label 0 (Deformable DETR)
 
     def __init__(self) -> None:

@@ -70,9 +70,7 @@ class Decoder(nn.Module):
         layers = 1 if c.share_decoder else c.decoder_layers
         heads = 1 if c.share_decoder or share_heads else c.decoder_layers
         self.stages = c.decoder_layers
-        self.layers = nn.ModuleList(
-            DecoderLayer(c.width, c.heads, c.levels, c.decoder_points, c.ffn, c.dropout) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(c.width, c.heads, c.levels, c.decoder_points, c.ffn, c.dropout) for _ in range(layers))
         self.position = position
         self.norm = nn.LayerNorm(c.width) if norm else None
         self.class_heads = nn.ModuleList(class_head(c.width, num_classes) for _ in range(heads))
@@ -160,9 +158,7 @@ class DeformableDetector(Detector):
                 sized = True
         return Stages(self._classify(emitted), torch.stack(boxes), torch.stack(contents), torch.stack(references))
 
-    def _layer(
-        self, stage: int, content: Tensor, reference: Tensor, sized: bool | Tensor, memory: Memory, joined: Joined
-    ) -> Tensor:
+    def _layer(self, stage: int, content: Tensor, reference: Tensor, sized: bool | Tensor, memory: Memory, joined: Joined) -> Tensor:
         decoder = self.decoder
         ratios = torch.cat((memory.valid_ratios, memory.valid_ratios), -1)
         by_level = reference[:, :, None] * ratios[:, None]

@@ -47,9 +47,7 @@ class SelfAttention(nn.Module):
         mixed = []
         for rows in plan:
             keys, values = (_pick(t, rows.keys) for t in (key, value))
-            mixed.append(
-                F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=rows.visible, dropout_p=dropout)
-            )
+            mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=rows.visible, dropout_p=dropout))
         return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2))
 
 

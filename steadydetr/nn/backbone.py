@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 class BackboneConfig:
     """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
 
-    name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, resnet101, mobilenetv2_100, swin_large_patch4_window12_384, ...
+    name: str = (
+        "resnet50.tv_in1k"  # any timm model with features: resnet18, resnet101, mobilenetv2_100, swin_large_patch4_window12_384, ...
+    )
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
     weights: str = "hub"  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
@@ -51,8 +54,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.body = _timm_model(config)
-        self.channels: list[int] = self.body.feature_info.channels()
-        self.strides: list[int] = self.body.feature_info.reduction()
+        self.channels, self.strides = feature_info(self.body)
         if config.weights not in ("hub", "none"):
             load_backbone(self.body, Path(config.weights))
         if config.freeze_norm:
@@ -67,6 +69,11 @@ class Backbone(nn.Module):
         if self.norms is not None:
             maps = [norm(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, m in zip(self.norms, maps, strict=True)]
         return [m.contiguous() for m in maps]
+
+
+def feature_info(body: Any) -> tuple[list[int], list[int]]:
+    """Channels and strides of a feature model's maps."""
+    return body.feature_info.channels(), body.feature_info.reduction()
 
 
 def _timm_model(config: BackboneConfig) -> nn.Module:
@@ -145,9 +152,10 @@ class FrozenBatchNorm(nn.Module):
 class FrozenBatchNormAct(FrozenBatchNorm):
     """With the activation that timm folds into some of its norms."""
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: Any) -> None:
         super().__init__(norm)
-        self.drop, self.act = norm.drop, norm.act
+        self.drop: nn.Module = norm.drop
+        self.act: nn.Module = norm.act
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.drop(super().forward(x)))
@@ -196,7 +204,7 @@ class SmallBackbone(nn.Module):
         self.config = config
         self.stem = nn.Sequential(nn.Conv2d(3, config.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU())
         widths = (config.stem, *config.channels)
-        self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in zip(widths, widths[1:], strict=False))
+        self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in itertools.pairwise(widths))
         self.channels, self.strides = list(config.channels[1:]), [8, 16, 32]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

@@ -22,7 +22,7 @@ class Objective(ABC):
     @abstractmethod
     def name(self) -> str: ...
 
-    def check(self, student: Detector) -> None:
+    def check(self, student: Detector) -> None:  # noqa: B027
         """Raise ValueError, with the reason, where this objective cannot work with the detector. Called when a method is built."""
 
     def groups(self, scene: Scene) -> list[Group]:

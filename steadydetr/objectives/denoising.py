@@ -144,6 +144,4 @@ def repeat_stages(match: Match, stages: Stages, objects: int) -> Match:
     """A match of one stage, the same at every stage, in folded indices."""
     count, images = stages.logits.shape[:2]
     stage = torch.arange(count, device=match.image.device)[:, None]
-    return Match(
-        (match.image + stage * images).flatten(), match.query.repeat(count), (match.target + stage * objects).flatten()
-    )
+    return Match((match.image + stage * images).flatten(), match.query.repeat(count), (match.target + stage * objects).flatten())

@@ -17,9 +17,7 @@ from tests.parity.golden import cases, load
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sampling(path: Path, dtype: torch.dtype) -> None:
     _, tensors = load(path)
-    value, locations, weights, upstream = (
-        tensors[f"in.{name}"].to(dtype) for name in ("value", "locations", "weights", "grad_output")
-    )
+    value, locations, weights, upstream = (tensors[f"in.{name}"].to(dtype) for name in ("value", "locations", "weights", "grad_output"))
     inputs = [tensor.requires_grad_() for tensor in (value, locations, weights)]
     levels = tuple(tuple(size) for size in tensors["in.spatial_shapes"].tolist())
     output = sample_values(value, levels, locations, weights)

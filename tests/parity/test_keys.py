@@ -64,4 +64,3 @@ def test_cases_without_a_test(name: str) -> None:
 
     if name in unclaimed():
         pytest.skip(f"{name} belongs to a detector or method that is not built yet")
-
