@@ -1,0 +1,86 @@
+"""The metrics against pycocotools, VOC's by hand, and the explanations of a low AP."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from steadydetr.data import AnnotationIndex, open_data
+from steadydetr.evaluation import METRICS, Results, evaluate, voc_ap50
+
+
+def jittered(index: AnnotationIndex, copies: int = 8, seed: int = 0) -> Results:
+    """The annotations themselves, moved, relabelled now and then, with random scores."""
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(np.arange(len(index.labels)), copies)
+    boxes = index.boxes_xyxy[rows] + rng.normal(0, 8, (len(rows), 4)).astype(np.float32)
+    boxes[:, 2:] = np.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    wrong = rng.random(len(rows)) < 0.2
+    labels = np.where(wrong, rng.integers(0, len(index.classes), len(rows)), index.labels[rows])
+    return Results(index.image_ids[index.image_of_row[rows]], boxes, rng.random(len(rows)).astype(np.float32), labels.astype(np.int64))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_same_numbers_as_pycocotools_to_the_last_digit(shared: Path, seed: int) -> None:
+    index = open_data(shared / "data/coco128", "val").index
+    results = jittered(index, seed=seed)
+    ours = evaluate(results, index)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(shared / "data/coco128/annotations/instances_val2017.json"))
+        peer = COCOeval(truth, truth.loadRes(results.coco_rows(index.category_ids)), "bbox")
+        peer.evaluate()
+        peer.accumulate()
+        peer.summarize()
+    for name, value in zip(METRICS, peer.stats, strict=True):
+        assert getattr(ours, name) == value * 100
+    assert 10 < ours.ap < 60
+    precision = peer.eval["precision"]
+    for k, name in enumerate(index.classes):
+        values = precision[:, :, k, 0, -1]
+        if (values > -1).any():
+            assert ours.per_class[name] == pytest.approx(float(values[values > -1].mean() * 100))
+
+
+def one_class(boxes: list[list[float]], difficult: list[bool]) -> AnnotationIndex:
+    return AnnotationIndex.build(
+        image_ids=[1],
+        files=["a"],
+        sizes=[(100, 100)],
+        counts=[len(boxes)],
+        boxes_xyxy=boxes,
+        labels=[0] * len(boxes),
+        difficult=difficult,
+        classes=("thing",),
+        category_ids=(1,),
+    )
+
+
+def test_voc_metrics_by_hand() -> None:
+    """Two objects and a difficult one. Ranked: hit, miss, hit of the difficult (does not count), second hit of the first, hit."""
+    index = one_class([[0, 0, 10, 10], [50, 50, 60, 60], [80, 0, 90, 10]], [False, False, True])
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30], [80, 0, 90, 10], [0, 0, 10, 9], [50, 50, 60, 60]], np.float32)
+    results = Results(np.ones(5, np.int64), boxes, np.array([0.9, 0.8, 0.7, 0.6, 0.5], np.float32), np.zeros(5, np.int64))
+    all_point, eleven = voc_ap50(results, index)
+    # precision 1 at recall 0.5, and 2/4 at recall 1
+    assert all_point == pytest.approx(100 * (0.5 * 1 + 0.5 * 0.5))
+    assert eleven == pytest.approx(100 * (6 * 1 + 5 * 0.5) / 11)
+
+
+def test_a_low_ap_is_explained() -> None:
+    index = one_class([[10, 10, 60, 60]], [False])
+    nothing = Results.of([], [])
+    assert evaluate(nothing, index).warnings == ("there is not one detection",)
+    good = Results(np.ones(1, np.int64), np.array([[0.1, 0.1, 0.6, 0.6]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
+    assert "normalised" in evaluate(good, index).warnings[0]
+    other_image = replace(good, image_ids=np.array([7]), boxes_xyxy=index.boxes_xyxy)
+    from steadydetr.evaluation import explain
+
+    assert "image ids belong to another" in explain(other_image, index)[0]
+    assert evaluate(replace(good, boxes_xyxy=index.boxes_xyxy), index).ap == pytest.approx(100)
