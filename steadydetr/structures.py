@@ -101,7 +101,7 @@ class Memory:
     tokens: Tensor  # [B, L, D] encoder output
     padding: Tensor  # [B, L] bool
     levels: tuple[tuple[int, int], ...]  # (h, w) of every level
-    valid_ratios: Tensor  # [B, levels, 2] (w, h): the share of a level that is image
+    valid_ratios: Tensor  # [B, levels, 2] float32 (w, h): the share of a level that is image
     inputs: Tensor  # [B, L, D] tokens before the encoder
     dense: DenseProposals | None = None  # two-stage detectors only
 

@@ -117,7 +117,7 @@ class DeformableDetector(Detector):
         ]
         tokens = torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
         flat_padding = torch.cat([mask.flatten(1) for mask in masks], 1)
-        valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1).to(tokens.dtype)
+        valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1)
         encoded = self.encoder(tokens, torch.cat(position, 1).to(tokens.dtype), flat_padding, valid_ratios, levels)
         return self.with_proposals(Memory(encoded, flat_padding, levels, valid_ratios, tokens))
 
@@ -194,9 +194,13 @@ def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (reference-facts 4)."""
+    """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (reference-facts 4).
+
+    float32 whatever the tokens are, and with it all geometry made from it: bfloat16 cannot even count the cells of a row,
+    and the originals do so in their float64 runs too.
+    """
     height, width = padding.shape[1:]
-    return torch.stack(((~padding[:, 0, :]).sum(1) / width, (~padding[:, :, 0]).sum(1) / height), -1)
+    return torch.stack(((~padding[:, 0, :]).sum(1).float() / width, (~padding[:, :, 0]).sum(1).float() / height), -1)
 
 
 def initialise(module: nn.Module) -> None:

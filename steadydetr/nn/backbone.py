@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
+import pickle
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import BatchNormAct2d, PatchEmbed
 from torch import Tensor, nn
 
 
@@ -18,9 +24,7 @@ from torch import Tensor, nn
 class BackboneConfig:
     """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
 
-    name: str = (
-        "resnet50.tv_in1k"  # any timm model with features: resnet18, resnet101, mobilenetv2_100, swin_large_patch4_window12_384, ...
-    )
+    name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
     weights: str = "hub"  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
@@ -55,8 +59,9 @@ class Backbone(nn.Module):
         self.config = config
         self.body = _timm_model(config)
         self.channels, self.strides = feature_info(self.body)
+        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # some of timm's feature models do not say: NCHW
         if config.weights not in ("hub", "none"):
-            load_backbone(self.body, Path(config.weights))
+            load_backbone(self.body, config.name, Path(config.weights))
         if config.freeze_norm:
             freeze_batch_norm(self.body)
         for parameter in frozen_parameters(self.body, config.frozen_stages):
@@ -64,8 +69,9 @@ class Backbone(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if config.output_norm else None
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        maps = self.body(pixels)
-        maps = [m.permute(0, 3, 1, 2) if m.shape[1] != c else m for m, c in zip(maps, self.channels, strict=True)]
+        maps: list[Tensor] = self.body(pixels)
+        if self.channels_last:
+            maps = [m.permute(0, 3, 1, 2) for m in maps]
         if self.norms is not None:
             maps = [norm(m.permute(0, 2, 3, 1)).permute(0, 3, 1, 2) for norm, m in zip(self.norms, maps, strict=True)]
         return [m.contiguous() for m in maps]
@@ -77,60 +83,83 @@ def feature_info(body: Any) -> tuple[list[int], list[int]]:
 
 
 def _timm_model(config: BackboneConfig) -> nn.Module:
-    options: dict[str, Any] = {"drop_path_rate": config.drop_path} if config.drop_path else {}
-    if config.name.startswith("swin"):
-        options["strict_img_size"] = False  # any size of image, padded to windows
+    options = _any_image_size(config.name)
+    if config.drop_path:
+        options["drop_path_rate"] = config.drop_path
     try:
-        return timm.create_model(
+        body: nn.Module = timm.create_model(
             config.name, pretrained=config.weights == "hub", features_only=True, out_indices=config.out_indices, **options
         )
-    except Exception as error:
-        if not timm.is_model(config.name.split(".")[0]):
-            close = ", ".join(timm.list_models(f"*{config.name.split('.')[0][:6]}*")[:8])
-            raise ValueError(f"backbone.name = {config.name!r} is no model of timm; there are {close or 'none like it'}") from error
+    except Exception as error:  # timm and the hub raise all kinds
+        kind = config.name.split(".")[0]
+        if not timm.is_model(kind):
+            close = ", ".join(get_close_matches(kind, timm.list_models(), 5)) or "none like it"
+            raise ValueError(f"backbone.name = {config.name!r} is no model of timm; there are {close}") from error
         if config.weights == "hub":
             raise ValueError(
                 f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {error}). Without a network: set"
                 " detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
             ) from error
         raise ValueError(f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices}: {error}") from error
+    for module in body.modules():
+        if isinstance(module, PatchEmbed):
+            # image sides that are no multiple of a patch; Final means only that scripted models cannot change it
+            module.dynamic_img_pad = True  # type: ignore[misc]
+    return body
 
 
-def load_backbone(body: nn.Module, path: Path) -> None:
-    """Weights in timm's or torchvision's naming into a feature model; the classifier's are left out.
+def _any_image_size(name: str) -> dict[str, Any]:
+    """What transformers need to take images of another size than in their pretraining.
+
+    `always_partition`: the windows of the last stages shift too, as in the original Swin detectors. timm leaves the shift out where
+    the image of the pretraining was a single window.
+    """
+    if name.startswith(("swin_", "swinv2_")) and not name.startswith("swinv2_cr"):
+        return {"strict_img_size": False, "always_partition": True}
+    return {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
+
+
+def load_backbone(body: nn.Module, name: str, path: Path) -> None:
+    """Weights in timm's or torchvision's naming into a feature model; what the whole model `name` has besides is left out.
 
     Raises:
-        ValueError: no such file, or keys are missing or left over; lists them.
+        ValueError: there is no such file, it is damaged, or keys are missing, left over or of other shapes; lists them.
     """
-    if not path.exists():
+    own = body.state_dict()
+    state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
+    with torch.device("meta"):
+        whole = timm.create_model(name, pretrained=False).state_dict().keys()
+    problems = {
+        "missing": [key for key in own if key not in state and not key.endswith("num_batches_tracked")],
+        "left over": [key for key in state if key not in own and key not in whole],
+        "of another shape": [key for key, value in state.items() if key in own and value.shape != own[key].shape],
+    }
+    found = [f"{what}: {', '.join(keys[:20])}{', ...' * (len(keys) > 20)}" for what, keys in problems.items() if keys]
+    if found:
+        raise ValueError(f"backbone.weights = {str(path)!r} does not fit {name}; {'; '.join(found)}")
+    body.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
         raise ValueError(f"backbone.weights = {str(path)!r}: there is no such file; or did you mean hub or none?")
-    state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"backbone.weights = {str(path)!r} cannot be read as a file of tensors: {error}") from error
     for wrapper in ("state_dict", "model"):
         state = state.get(wrapper, state)
-    own = body.state_dict()
-    renamed = {_feature_name(key, own): value for key, value in state.items()}
-    dropped = ("fc.", "head.", "classifier.", "conv_head.", "bn2.", "norm.")
-    left = [key for key in renamed if key not in own and not key.startswith(dropped) and not _is_unused_stage(key, own)]
-    missing = [key for key in own if key not in renamed and not key.endswith("num_batches_tracked")]
-    if left or missing:
-        raise ValueError(f"{path} does not fit backbone {type(body).__name__}: missing {missing[:20]}, left over {left[:20]}")
-    body.load_state_dict({key: value for key, value in renamed.items() if key in own}, strict=False)
+    return state
 
 
-def _feature_name(key: str, own: dict[str, Tensor]) -> str:
-    """timm's feature models of staged transformers call `layers.0` `layers_0`."""
-    flat = key.replace("layers.", "layers_", 1)
+def _feature_name(key: str, own: Iterable[str]) -> str:
+    """timm's feature models call the parts of a list at the top `layers_0` instead of `layers.0`."""
+    flat = key.replace(".", "_", 1)
     return flat if key not in own and flat in own else key
 
 
-def _is_unused_stage(key: str, own: dict[str, Tensor]) -> bool:
-    """A stage after the last map that is taken has no place in the feature model."""
-    stage = key.split(".")[0]
-    return stage.rstrip("0123456789") in ("layer", "layers_") and not any(name.startswith(f"{stage}.") for name in own)
-
-
 class FrozenBatchNorm(nn.Module):
-    """Batch norm as a fixed affine map; nothing in it is trained."""
+    """Batch norm as a fixed affine map; nothing in it is trained. `F.batch_norm` would keep its input for the backward pass."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -146,13 +175,13 @@ class FrozenBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         shift = self.bias - self.running_mean * scale
-        return x * scale[:, None, None].to(x.dtype) + shift[:, None, None].to(x.dtype)
+        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
 
 
 class FrozenBatchNormAct(FrozenBatchNorm):
     """With the activation that timm folds into some of its norms."""
 
-    def __init__(self, norm: Any) -> None:
+    def __init__(self, norm: BatchNormAct2d) -> None:
         super().__init__(norm)
         self.drop: nn.Module = norm.drop
         self.act: nn.Module = norm.act
@@ -165,21 +194,33 @@ def freeze_batch_norm(module: nn.Module) -> None:
     """Replace every batch norm below `module`."""
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNormAct(child) if hasattr(child, "act") else FrozenBatchNorm(child))
+            setattr(module, name, FrozenBatchNormAct(child) if isinstance(child, BatchNormAct2d) else FrozenBatchNorm(child))
         else:
             freeze_batch_norm(child)
 
 
+STAGE = re.compile(r"(layer|layers_|stages_|s)\d+")  # what timm calls those that are children of a feature model
+
+
 def frozen_parameters(body: nn.Module, stages: int) -> list[nn.Parameter]:
-    """Those of the stem (everything before the first stage) and of the first `stages` stages."""
+    """Those of the stem (everything before the first stage) and of the first `stages` stages.
+
+    Raises:
+        ValueError: there are not as many stages, or it cannot be told what they are.
+    """
     if stages <= 0:
         return []
-    names = [name for name, _ in body.named_children()]
-    first = next((i for i, name in enumerate(names) if name.rstrip("0123456789").rstrip("_") in ("layer", "layers", "stages", "blocks")), 0)
-    staged = [child for name, child in body.named_children()][first:]
-    blocks = list(staged[0]) if isinstance(staged[0], (nn.Sequential, nn.ModuleList)) and names[first] in ("blocks", "stages") else staged
-    kept = [child for _, child in list(body.named_children())[:first]] + list(blocks[:stages])
-    return [parameter for child in kept for parameter in child.parameters()]
+    parts: list[tuple[bool, nn.Module]] = []  # does a stage begin here
+    for name, child in body.named_children():
+        if name in ("blocks", "stages") and isinstance(child, (nn.Sequential, nn.ModuleList)):
+            parts += [(True, stage) for stage in child]
+        else:
+            parts.append((STAGE.fullmatch(name) is not None, child))
+    begins = [index for index, (begin, _) in enumerate(parts) if begin]
+    if stages > len(begins):
+        names = ", ".join(name for name, _ in body.named_children())
+        raise ValueError(f"backbone.frozen_stages = {stages}, but {len(begins)} stages are known among {names}; lower it, or 0 for none")
+    return [parameter for _, part in parts[: begins[stages - 1] + 1] for parameter in part.parameters()]
 
 
 class BasicBlock(nn.Module):
@@ -199,12 +240,14 @@ class BasicBlock(nn.Module):
 
 
 class SmallBackbone(nn.Module):
+    """Pixels [B, 3, H, W], normalised, to maps [B, c, h, w] of stride 8, 16, 32."""
+
     def __init__(self, config: SmallBackboneConfig) -> None:
         super().__init__()
         self.config = config
         self.stem = nn.Sequential(nn.Conv2d(3, config.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU())
         widths = (config.stem, *config.channels)
-        self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in itertools.pairwise(widths))
+        self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in pairwise(widths))
         self.channels, self.strides = list(config.channels[1:]), [8, 16, 32]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:

@@ -193,9 +193,11 @@ class DeformableAttention(nn.Module):
             sized: offsets are in units of the reference's half size / points; else in cells of the level. One for all or [N] bool.
         """
         shape = (self.heads, self.levels, self.points)
-        offsets = self.sampling_offsets(query).unflatten(-1, (*shape, 2))
+        offsets = self.sampling_offsets(query)
+        # the wider type of the two: autocast's bfloat16 could not even hold the width of a large map
+        offsets = offsets.to(torch.promote_types(offsets.dtype, reference.dtype)).unflatten(-1, (*shape, 2))
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
-        by_cell = 1 / _sizes(levels, offsets).to(reference.dtype)
+        by_cell = 1 / _sizes(levels, offsets)
         scale = by_cell if sized is False else self._per_point(reference[..., 2:] * (0.5 / self.points))
         if isinstance(sized, Tensor):
             scale = torch.where(sized[:, None, None, None, None], scale, by_cell)
