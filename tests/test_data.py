@@ -240,7 +240,7 @@ def test_colour_says_nothing_about_the_class() -> None:
     for i in range(60):
         image = val.load_image(i).astype(float)
         background = np.median(image.reshape(-1, 3), axis=0)
-        blobs, count = ndimage.label(np.abs(ndimage.gaussian_filter(image, (1, 1, 0)) - background).max(2) > 55)
+        blobs, _ = ndimage.label(np.abs(ndimage.gaussian_filter(image, (1, 1, 0)) - background).max(2) > 55)
         for number, part in enumerate(ndimage.find_objects(blobs), 1):
             area = int((blobs[part] == number).sum())
             if area > 60:
