@@ -1,12 +1,12 @@
 """Official checkpoints of other projects, translated to our detectors.
 
-A layout is a table of (pattern, replacement), tried in order; the first that matches the whole key names our parameter. What two
-keys of a file say of one parameter (tied heads) must be equal. Keys that no row matches, that have no place in the detector, or
-that the detector misses are errors that list them.
+`steadydetr.layouts` renames the keys one by one; here the detector's config is read from names and shapes, what is not one key to one
+parameter is placed, and the result is checked: a key that is left over or missing is an error that lists it.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,116 +23,24 @@ from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.detectors.dab_deformable_detr import DAB_TRANSFORMER
 from steadydetr.detectors.dino import DINO_TRANSFORMER
+from steadydetr.layouts import listed, missing_copies, recognise, rename, same
 from steadydetr.nn.backbone import BackboneConfig
 
-Table = tuple[tuple[str, str], ...]
-DROP = ""  # the key carries nothing: a buffer that follows from the architecture
+RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
+SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # width and blocks of the third stage
+SWIN_IMAGES = {7: 224, 12: 384}  # by the window's side; part of timm's names
+# averaged weights first: they are what the reported numbers belong to
+WRAPPERS = ("ema_model", "ema_state", "ema_state_dict", "state_dict_ema", "teacher", "model", "state_dict")
 
-# layers of the transformer in the original repositories: norm1 follows cross-attention, norm2 self-attention
-ORIGINAL_TRANSFORMER: Table = (
-    (r"transformer\.level_embed", "level_embed"),
-    (r"transformer\.(encoder\.layers\.\d+)\.self_attn\.(.+)", r"\1.attention.\2"),
-    (r"transformer\.(encoder\.layers\.\d+)\.norm1\.(.+)", r"\1.norm.\2"),
-    (r"transformer\.(encoder\.layers\.\d+)\.norm2\.(.+)", r"\1.ffn.norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.self_attn\.(.+)", r"\1.self_attention.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.cross_attn\.(.+)", r"\1.cross_attention.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norm1\.(.+)", r"\1.cross_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norm2\.(.+)", r"\1.self_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norm3\.(.+)", r"\1.ffn.norm.\2"),
-    (r"transformer\.((?:en|de)coder\.layers\.\d+)\.(linear[12]\..+)", r"\1.ffn.\2"),
-)
-# the same in mmcv's transformer, which mmdet and detrex use: attentions, ffns and norms by number
-MMCV_TRANSFORMER: Table = (
-    (r"transformer\.level_embeds", "level_embed"),
-    (r"transformer\.(encoder\.layers\.\d+)\.attentions\.0\.(.+)", r"\1.attention.\2"),
-    (r"transformer\.(encoder\.layers\.\d+)\.norms\.0\.(.+)", r"\1.norm.\2"),
-    (r"transformer\.(encoder\.layers\.\d+)\.norms\.1\.(.+)", r"\1.ffn.norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.attentions\.0\.attn\.(.+)", r"\1.self_attention.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.attentions\.1\.(.+)", r"\1.cross_attention.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norms\.0\.(.+)", r"\1.self_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norms\.1\.(.+)", r"\1.cross_norm.\2"),
-    (r"transformer\.(decoder\.layers\.\d+)\.norms\.2\.(.+)", r"\1.ffn.norm.\2"),
-    (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.0\.0\.(.+)", r"\1.ffn.linear1.\2"),
-    (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.1\.(.+)", r"\1.ffn.linear2.\2"),
-)
-# what the decoders and heads are called almost everywhere
-HEADS: Table = (
-    (r"(?:transformer\.|model\.)?(?:decoder\.)?class_embed\.(\d+)\.(.+)", r"class_heads.\1.\2"),
-    (r"(?:transformer\.|model\.)?(?:decoder\.)?bbox_embed\.(\d+)\.(.+)", r"box_heads.\1.\2"),
-    (r"(?:transformer\.)?(?:model\.)?enc_output\.(.+)", r"proposal_head.project.\1"),
-    (r"(?:transformer\.)?(?:model\.)?enc_output_norm\.(.+)", r"proposal_head.norm.\1"),
-    (r"transformer\.enc_out_class_embed\.(.+)", r"proposal_head.class_head.\1"),
-    (r"transformer\.enc_out_bbox_embed\.(.+)", r"proposal_head.box_head.\1"),
-    (r"(?:transformer\.)?(?:model\.)?pos_trans\.(.+)", r"proposal_position.\1"),
-    (r"(?:transformer\.)?(?:model\.)?pos_trans_norm\.(.+)", r"proposal_position_norm.\1"),
-    (r"(?:transformer\.)?(?:model\.)?reference_points\.(.+)", r"query_reference.\1"),
-    (r"(?:transformer\.)?tgt_embed\.weight", "query_content.weight"),
-    (r"refpoint_embed\.weight", "query_anchor.weight"),
-    (r"label_enc\.weight", "label_content.weight"),
-    (r"transformer\.decoder\.norm\.(.+)", r"decoder.norm.\1"),
-    (r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.head.\1"),
-    (r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.\1"),
-    (r"query_embed(?:ding)?\.weight|model\.query_position_embeddings\.weight", "query_position_and_content"),
-)
-RESNET: Table = (
-    (r"backbone\.0\.body\.(.+)", r"backbone.body.\1"),
-    (r"model\.backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?(.+)", r"backbone.body.\1"),
-    (r"backbone\.stem\.conv1\.norm\.(.+)", r"backbone.body.bn1.\1"),
-    (r"backbone\.stem\.conv1\.(.+)", r"backbone.body.conv1.\1"),
-)
-SWIN: Table = (
-    (r"backbone\.0\..+\.relative_position_index", DROP),
-    (r"backbone\.0\.layers\.(\d+)\.downsample\.(.+)", r"backbone.body.layers_{\1+1}.downsample.\2"),
-    (r"backbone\.0\.layers\.(\d+)\.(.+)", r"backbone.body.layers_\1.\2"),
-    (r"backbone\.0\.(patch_embed\..+)", r"backbone.body.\1"),
-    (r"backbone\.0\.norm(\d+)\.(.+)", r"backbone.norms.{\1-first}.\2"),
-)
-DETECTRON_RESNET: Table = (
-    (r"backbone\.res(\d)\.(\d+)\.shortcut\.norm\.(.+)", r"backbone.body.layer{\1-1}.\2.downsample.1.\3"),
-    (r"backbone\.res(\d)\.(\d+)\.shortcut\.(.+)", r"backbone.body.layer{\1-1}.\2.downsample.0.\3"),
-    (r"backbone\.res(\d)\.(\d+)\.conv(\d)\.norm\.(.+)", r"backbone.body.layer{\1-1}.\2.bn\3.\4"),
-    (r"backbone\.res(\d)\.(\d+)\.(conv\d\..+)", r"backbone.body.layer{\1-1}.\2.\3"),
-)
-NUMBERED_NECK: Table = (
-    (r"(?:model\.)?input_proj\.(\d+)\.0\.(.+)", r"neck.convs.\1.\2"),
-    (r"(?:model\.)?input_proj\.(\d+)\.1\.(.+)", r"neck.norms.\1.\2"),
-)
-NAMED_NECK: Table = (
-    (r"neck\.convs\.(\d+)\.conv\.(.+)", r"neck.convs.\1.\2"),
-    (r"neck\.convs\.(\d+)\.(?:norm|gn)\.(.+)", r"neck.norms.\1.\2"),
-    (r"neck\.extra_convs\.(\d+)\.conv\.(.+)", r"neck.convs.{\1+maps}.\2"),
-    (r"neck\.extra_convs\.(\d+)\.(?:norm|gn)\.(.+)", r"neck.norms.{\1+maps}.\2"),
-)
-MMDET_HEADS: Table = (
-    (r"transformer\.reference_points\.(.+)", r"query_reference.\1"),
-    (r"cls_branches\.(\d+)\.(.+)", r"class_heads.\1.\2"),
-    (r"reg_branches\.(\d+)\.(0|2|4)\.(.+)", r"box_heads.\1.layers.{\2/2}.\3"),
-    (r"query_embedding\.weight", "query_position_and_content"),
-    (r"transformer\.enc_output\.(.+)", r"proposal_head.project.\1"),
-    (r"transformer\.enc_output_norm\.(.+)", r"proposal_head.norm.\1"),
-    (r"transformer\.pos_trans\.(.+)", r"proposal_position.\1"),
-    (r"transformer\.pos_trans_norm\.(.+)", r"proposal_position_norm.\1"),
-)
-HUGGING_FACE_TRANSFORMER: Table = (
-    (r"model\.level_embed", "level_embed"),
-    (r"model\.(encoder\.layers\.\d+)\.self_attn\.(.+)", r"\1.attention.\2"),
-    (r"model\.(encoder\.layers\.\d+)\.self_attn_layer_norm\.(.+)", r"\1.norm.\2"),
-    (r"model\.(decoder\.layers\.\d+)\.self_attn\.([qkv])_proj\.(.+)", r"\1.self_attention.\2_\3"),
-    (r"model\.(decoder\.layers\.\d+)\.self_attn\.(?:o|out)_proj\.(.+)", r"\1.self_attention.out_proj.\2"),
-    (r"model\.(decoder\.layers\.\d+)\.self_attn_layer_norm\.(.+)", r"\1.self_norm.\2"),
-    (r"model\.(decoder\.layers\.\d+)\.encoder_attn\.(.+)", r"\1.cross_attention.\2"),
-    (r"model\.(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.(.+)", r"\1.cross_norm.\2"),
-    (r"model\.((?:en|de)coder\.layers\.\d+)\.(?:mlp\.)?fc([12])\.(.+)", r"\1.ffn.linear\2.\3"),
-    (r"model\.((?:en|de)coder\.layers\.\d+)\.final_layer_norm\.(.+)", r"\1.ffn.norm.\2"),
-)
-COUNTERS: Table = ((r".+\.num_batches_tracked", DROP),)
 
-LAYOUTS: dict[str, Table] = {
-    "original": (*COUNTERS, *RESNET, *SWIN, *NUMBERED_NECK, *ORIGINAL_TRANSFORMER, *HEADS),
-    "detrex": (*COUNTERS, *RESNET, *DETECTRON_RESNET, *NAMED_NECK, *MMCV_TRANSFORMER, *HEADS),
-    "mmdet": (*COUNTERS, (r"backbone\.(.+)", r"backbone.body.\1"), *NAMED_NECK, *MMCV_TRANSFORMER, *MMDET_HEADS),
-    "hugging face": (*COUNTERS, *RESNET, *NUMBERED_NECK, *HUGGING_FACE_TRANSFORMER, *HEADS),
-}
+@dataclass(frozen=True)
+class Untraced:
+    """What neither a name nor a shape in a file tells. None: what the project's configs have as a rule."""
+
+    heads: int = 8  # attention heads
+    queries: int = 300  # of two-stage Deformable DETR and DAB-Deformable-DETR, which learn none
+    temperature: float | None = None  # of the sine position of maps; detrex trained its 24-epoch DINO with 20 and offset 0
+    position_offset: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,153 +52,125 @@ class Converted:
 
 
 def convert_state_dict(
-    state: Mapping[str, Tensor], config: DetectorConfig | None = None, heads: int = 8, without_backbone: bool = False
+    state: Mapping[str, Tensor],
+    config: DetectorConfig | None = None,
+    untraced: Untraced = Untraced(),
+    without_backbone: bool = False,
 ) -> Converted:
     """A state dict of another project as our detector's config and state.
 
     Args:
-        config: what the file was trained as; inferred from names and shapes if not given. The number of heads and, for DINO of
-            detrex, the position temperature leave no trace in a file.
-        without_backbone: the file has no backbone (numeric cases of tests); the detector's is left as it is.
+        config: what the file was trained as, which is then only checked; read from names and shapes if not given.
+        without_backbone: the file has no backbone (numeric cases of tests), and none is asked for.
 
     Raises:
         ValueError: no layout fits, keys are left over or missing, shapes differ, or tied parameters do; lists the keys.
     """
     layout = recognise(state)
-    renamed = rename(_strip(state, layout), LAYOUTS[layout])
+    renamed = rename(state, layout)
+    if layout == "hugging face":
+        renamed = fill_tied_heads(renamed)
+    elif copies := missing_copies(state):
+        raise ValueError(f"missing: {listed(copies)}")
     if config is None:
-        config = infer_config(renamed, layout, heads)
-    num_classes = renamed["class_heads.0.bias"].shape[0]
-    translated = merge(renamed, config)
-    check_complete(translated, config, num_classes, without_backbone)
-    return Converted(config, translated, num_classes, layout)
+        config = infer_config(state, renamed, layout, untraced)
+    num_classes = shape(renamed, "class_heads.0.bias")[0]
+    placed = place(renamed, config)
+    check_complete(placed, config, num_classes, without_backbone)
+    return Converted(config, placed, num_classes, layout)
 
 
-def recognise(state: Mapping[str, Tensor]) -> str:
-    """Which project wrote these keys."""
-    marks = {
-        "hugging face": "model.encoder.layers.0.self_attn.value_proj.weight",
-        "mmdet": "bbox_head.transformer.encoder.layers.0.attentions.0.value_proj.weight",
-        "detrex": "transformer.encoder.layers.0.attentions.0.value_proj.weight",
-        "original": "transformer.encoder.layers.0.self_attn.value_proj.weight",
-    }
-    for layout, mark in marks.items():
-        if mark in state:
-            return layout
-    raise ValueError(
-        f"no known layout: none of {', '.join(marks)} writes keys like {', '.join(list(state)[:8])}. Known are Deformable DETR and DINO"
-        " (their repositories), DINO and DAB-Deformable-DETR (detrex), Deformable DETR (mmdet, Hugging Face)"
-    )
-
-
-def _strip(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    return {key.removeprefix("bbox_head.") if layout == "mmdet" else key: value for key, value in state.items()}
-
-
-def rename(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Every key by the first row that matches; `{...}` in a replacement is arithmetic on what was matched."""
-    patterns = [(re.compile(pattern), replacement) for pattern, replacement in table]
-    maps = len({key for key in state if re.fullmatch(r"neck\.convs\.\d+\.conv\.weight", key)})
-    norms = [int(m[1]) for key in state if (m := re.fullmatch(r"backbone\.0\.norm(\d+)\.weight", key))]
-    numbers = {"maps": maps, "first": min(norms, default=0)}
-    renamed: dict[str, Tensor] = {}
-    unknown: list[str] = []
-    for key, value in state.items():
-        found = next(((m, replacement) for pattern, replacement in patterns if (m := pattern.fullmatch(key))), None)
-        if found is None:
-            unknown.append(key)
-        elif found[1] != DROP:
-            name = re.sub(r"\{([^}]+)\}", lambda m: _calculate(m[1], numbers), found[0].expand(found[1]))
-            if name in renamed and not _same(renamed[name], value):
-                raise ValueError(f"{key} differs from another key for the same parameter, {name}: they are tied in every known version")
-            renamed[name] = value
-    if unknown:
-        raise ValueError(f"{len(unknown)} keys are left over: {', '.join(unknown[:30])}")
-    return renamed
-
-
-def _calculate(expression: str, numbers: Mapping[str, int]) -> str:
-    """`3-1`, `0+maps`, `4/2`."""
-    left, operator, right = re.fullmatch(r"(\d+)([-+/])(\w+)", expression).groups()  # type: ignore[union-attr]
-    a, b = int(left), numbers[right] if right in numbers else int(right)
-    return str({"-": a - b, "+": a + b, "/": a // b}[operator])
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and (a.device.type == "meta" or bool(torch.equal(a, b)))
-
-
-def infer_config(renamed: Mapping[str, Tensor], layout: str, heads: int) -> DetectorConfig:
+def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], layout: str, untraced: Untraced) -> DetectorConfig:
     """The config that names and shapes tell."""
-    dino = "decoder.norm.weight" in renamed
-    dab = "decoder.position.scale.layers.0.weight" in renamed
-    base = DINO_TRANSFORMER if dino else DAB_TRANSFORMER if dab else TransformerConfig()
+
+    def has(*prefixes: str) -> bool:
+        return any(name.startswith(prefixes) for name in renamed)
+
+    dino, dab, two_stage = has("decoder.norm."), has("decoder.position.scale."), has("proposal_")
+    transformer = infer_transformer(renamed, DINO_TRANSFORMER if dino else DAB_TRANSFORMER if dab else TransformerConfig(), untraced)
     if dino and layout == "detrex":
-        base = replace(base, temperature=10000.0, position_offset=-0.5)
-    transformer = replace(base, **_sizes(renamed, heads))
+        transformer = replace(transformer, temperature=10000.0, position_offset=-0.5)
+    given = {"temperature": untraced.temperature, "position_offset": untraced.position_offset}
+    transformer = replace(transformer, **{name: value for name, value in given.items() if value is not None})
     backbone = infer_backbone(renamed)
-    two_stage = "proposal_head.project.weight" in renamed
     if dino:
-        queries = renamed["query_content.weight"].shape[0]
-        spare = renamed["label_content.weight"].shape[0] > renamed["class_heads.0.bias"].shape[0]
+        queries = shape(renamed, "query_content.weight")[0]
+        spare = shape(renamed, "label_content.weight")[0] > shape(renamed, "class_heads.0.bias")[0]
         return DINOConfig(backbone, transformer, queries, share_heads=heads_are_tied(renamed, transformer), spare_label=spare)
+    learned = "query_content.weight" if dab else "query_position_and_content"
+    queries = untraced.queries if two_stage else shape(renamed, learned)[0]
     if dab:
-        queries = 300 if two_stage else renamed["query_content.weight"].shape[0]
         return DABDeformableDETRConfig(backbone, transformer, queries, two_stage)
-    queries = 300 if two_stage else renamed["query_position_and_content"].shape[0]
-    refine = two_stage or not heads_are_tied(renamed, transformer)
+    # where boxes are refined, the originals name the box heads in the decoder too; in mmdet only the values tell
+    refine = any(".decoder.bbox_embed." in key for key in state) or not heads_are_tied(renamed, transformer)
     return DeformableDETRConfig(backbone, transformer, queries, refine, two_stage)
 
 
-def _sizes(renamed: Mapping[str, Tensor], heads: int) -> dict[str, Any]:
-    levels, width = renamed["level_embed"].shape
-    per_point = heads * levels
+def infer_transformer(renamed: Mapping[str, Tensor], base: TransformerConfig, untraced: Untraced) -> TransformerConfig:
+    levels, width = shape(renamed, "level_embed")
+    per_point = untraced.heads * levels
+    return replace(
+        base,
+        width=width,
+        heads=untraced.heads,
+        ffn=shape(renamed, "encoder.layers.0.ffn.linear1.weight")[0],
+        encoder_layers=count(renamed, "encoder.layers"),
+        decoder_layers=count(renamed, "decoder.layers"),
+        levels=levels,
+        encoder_points=shape(renamed, "encoder.layers.0.attention.attention_weights.bias")[0] // per_point,
+        decoder_points=shape(renamed, "decoder.layers.0.cross_attention.attention_weights.bias")[0] // per_point,
+        neck_bias=any(re.fullmatch(r"neck\.convs\.\d+\.bias", name) for name in renamed),
+    )
 
-    def layers(name: str) -> int:
-        return len({key.split(".")[2] for key in renamed if key.startswith(f"{name}.layers.")})
 
-    return {
-        "width": width,
-        "heads": heads,
-        "ffn": renamed["encoder.layers.0.ffn.linear1.weight"].shape[0],
-        "encoder_layers": layers("encoder"),
-        "decoder_layers": layers("decoder"),
-        "levels": levels,
-        "encoder_points": renamed["encoder.layers.0.attention.attention_weights.bias"].shape[0] // per_point,
-        "decoder_points": renamed["decoder.layers.0.cross_attention.attention_weights.bias"].shape[0] // per_point,
-        "neck_bias": "neck.convs.0.bias" in renamed,
-    }
+def shape(renamed: Mapping[str, Tensor], name: str) -> torch.Size:
+    if name not in renamed:
+        raise ValueError(f"missing: {name}, whose shape tells a size of the detector")
+    return renamed[name].shape
+
+
+def count(renamed: Mapping[str, Tensor], prefix: str) -> int:
+    """How many numbered parts there are below `prefix`."""
+    return len({name.removeprefix(f"{prefix}.").split(".")[0] for name in renamed if name.startswith(f"{prefix}.")})
 
 
 def heads_are_tied(renamed: Mapping[str, Tensor], transformer: TransformerConfig) -> bool:
     """Whether every decoder stage has the same heads, as DINO's and plain Deformable DETR's have."""
-    pairs = [
-        (key, key.replace("_heads.0.", f"_heads.{i}.")) for key in renamed if "_heads.0." in key for i in range(transformer.decoder_layers)
-    ]
-    return all(other not in renamed or _same(renamed[key], renamed[other]) for key, other in pairs)
+    stages = range(transformer.decoder_layers)
+    pairs = [(name, name.replace("_heads.0.", f"_heads.{i}.")) for name in renamed if "_heads.0." in name for i in stages]
+    return all(other not in renamed or same(renamed[name], renamed[other]) for name, other in pairs)
 
 
 def infer_backbone(renamed: Mapping[str, Tensor]) -> BackboneConfig:
     """ResNet by its blocks, Swin by its width; random weights, because the file brings them."""
-    maps = sum(1 for key, value in renamed.items() if re.fullmatch(r"neck\.convs\.\d+\.weight", key) and value.shape[-1] == 1)
-    blocks = len({key.split(".")[3] for key in renamed if key.startswith("backbone.body.layer3.")})
-    if blocks:
-        names = {(6, True): "resnet50", (23, True): "resnet101", (2, False): "resnet18", (36, True): "resnet152", (6, False): "resnet34"}
-        kind = (blocks, "backbone.body.layer1.0.conv3.weight" in renamed)
-        if kind not in names:
-            raise ValueError(f"a ResNet with {blocks} blocks in its third stage is none that is known")
-        return BackboneConfig(f"{names[kind]}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
-    if "backbone.body.patch_embed.proj.weight" in renamed:
-        table = renamed["backbone.body.layers_0.blocks.0.attn.relative_position_bias_table"]
-        window = (int(table.shape[0] ** 0.5) + 1) // 2
-        widths = {96: "tiny", 128: "base", 192: "large"}
-        size = {7: 224, 12: 384}[window]
-        name = f"swin_{widths[renamed['backbone.body.patch_embed.proj.weight'].shape[0]]}_patch4_window{window}_{size}"
+    maps = sum(1 for name, value in renamed.items() if re.fullmatch(r"neck\.convs\.\d+\.weight", name) and value.shape[-1] == 1)
+    if any(name.startswith("backbone.body.layers_") for name in renamed):
+        table = shape(renamed, "backbone.body.layers_0.blocks.0.attn.relative_position_bias_table")
+        window = (int(table[0] ** 0.5) + 1) // 2
+        kind = (shape(renamed, "backbone.body.patch_embed.proj.weight")[0], count(renamed, "backbone.body.layers_2.blocks"))
+        if kind not in SWINS or window not in SWIN_IMAGES:
+            raise ValueError(f"no known Swin has width {kind[0]}, {kind[1]} blocks in its third stage and windows of {window}")
+        name = f"swin_{SWINS[kind]}_patch4_window{window}_{SWIN_IMAGES[window]}"
         return BackboneConfig(name, tuple(range(4 - maps, 4)), weights="none", frozen_stages=0, output_norm=True)
-    return BackboneConfig("resnet50.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
+    blocks = count(renamed, "backbone.body.layer3")
+    resnet = (blocks, any(".conv3." in name for name in renamed))
+    if blocks and resnet not in RESNETS:
+        raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
+    return BackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
 
 
-def merge(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Hugging Face saves a head that all stages share once, as that of stage 0, even where other heads differ by stage."""
+    filled = dict(renamed)
+    for kind in ("class_heads", "box_heads"):
+        if count(renamed, kind) == 1:
+            for stage in range(1, count(renamed, "decoder.layers")):
+                prefix = f"{kind}.0."
+                filled |= {name.replace(prefix, f"{kind}.{stage}."): value for name, value in renamed.items() if name.startswith(prefix)}
+    return filled
+
+
+def place(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
     """What is not one key to one parameter: heads, joint embeddings, separate attention projections."""
     state = dict(renamed)
     stages = config.transformer.decoder_layers
@@ -300,60 +180,78 @@ def merge(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
         value, i = state.pop(key), int(number)
         # heads after those of the decoder's stages are the encoder's
         name = f"proposal_head.{kind[:-1]}.{rest}" if i >= stages else f"decoder.{kind}.{0 if tied else i}.{rest}"
-        if name in state and not _same(state[name], value):
+        if name in state and not same(state[name], value):
             raise ValueError(f"{key} differs from the head of another stage, but the config says that they are shared")
         state[name] = value
     if (joint := state.pop("query_position_and_content", None)) is not None:
         state["query_position.weight"], state["query_content.weight"] = joint.chunk(2, 1)
-    for key in [key for key in state if key.endswith(("self_attention.q_weight", "self_attention.q_bias"))]:
-        kind = key.rpartition("_")[2]
-        prefix = key.removesuffix(f"q_{kind}")
-        state[f"{prefix}in_proj_{kind}"] = torch.cat([state.pop(f"{prefix}{letter}_{kind}") for letter in "qkv"])
-    if not _is_two_stage(config):  # Hugging Face keeps an unused extra head
-        state = {key: value for key, value in state.items() if not key.startswith("proposal_head.")}
+    for suffix in ("weight", "bias"):
+        for key in [key for key in state if key.endswith(f"self_attention.q_{suffix}")]:
+            names = [f"{key.removesuffix(f'q_{suffix}')}{letter}_{suffix}" for letter in "qkv"]
+            if all(name in state for name in names):
+                state[key.replace(f"q_{suffix}", f"in_proj_{suffix}")] = torch.cat([state.pop(name) for name in names])
     return state
 
 
-def _is_two_stage(config: DetectorConfig) -> bool:
-    return isinstance(config, DINOConfig) or config.two_stage
-
-
-def check_complete(state: Mapping[str, Tensor], config: DetectorConfig, num_classes: int, without_backbone: bool) -> None:
+def check_complete(state: Mapping[str, Tensor], config: DetectorConfig, num_classes: int, without_backbone: bool = False) -> None:
+    """Every parameter of the detector is there, with its shape, and nothing else; counters of batch norms do not matter."""
     with torch.device("meta"):
         wanted = config.build(num_classes).state_dict()
-    if without_backbone:
-        wanted = {key: value for key, value in wanted.items() if not key.startswith("backbone.")}
-    wanted = {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked")}
-    missing, left = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{key} {list(state[key].shape)} for {list(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    problems = [f"{what}: {', '.join(keys[:30])}" for what, keys in (("missing", missing), ("left over", left), ("shapes", shapes)) if keys]
+    ignored = ("backbone.",) if without_backbone else ()
+    wanted = {key: value for key, value in wanted.items() if not key.endswith("num_batches_tracked") and not key.startswith(ignored)}
+    both = [(key, state[key].shape, value.shape) for key, value in wanted.items() if key in state]
+    wrong = [f"{key} {list(ours)} for {list(theirs)}" for key, ours, theirs in both if ours != theirs]
+    found = {"missing": sorted(wanted.keys() - state.keys()), "left over": sorted(state.keys() - wanted.keys()), "shapes": wrong}
+    problems = [f"{what}: {listed(keys)}" for what, keys in found.items() if keys]
     if problems:
         raise ValueError(f"the file does not fit {type(config).__name__}: {'; '.join(problems)}")
 
 
 def load_foreign(path: Path) -> dict[str, Tensor]:
-    """Tensors of a .safetensors or of a torch file, read without running code from it; averaged weights first where there are some."""
+    """Tensors of a .safetensors or of a torch file, read without running code from it.
+
+    A folder is that of a Hugging Face model. Where a file holds averaged weights too, they are taken.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or it holds no state dict; says what it holds.
+    """
+    if path.is_dir():
+        names = ("model.safetensors", "pytorch_model.bin")
+        path = next((path / name for name in names if (path / name).exists()), path / names[0])
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":
         return load_file(path)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a file of tensors ({type(error).__name__}: {error})") from error
-    for wrapper in ("ema_model", "model", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict: expected tensors by name, or such under model or state_dict")
+    content = unwrap(_load_tensors(path))
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        found = listed(map(str, content), 12) or "nothing"
+        raise ValueError(f"{path} holds no state dict but {found}; expected tensors by name, or such under one of {', '.join(WRAPPERS)}")
     return {key.removeprefix("module."): value for key, value in content.items()}
 
 
-def convert_file(path: Path, output: Path, classes: str = "auto", heads: int = 8) -> Converted:
+def _load_tensors(path: Path) -> Any:
+    try:
+        # the originals save their command line, a plain namespace, beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a file of tensors ({type(error).__name__}: {str(error)[:300]}). If it holds other objects beside"
+            " the weights and you trust it, save the weights alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE)"
+        ) from error
+
+
+def unwrap(content: Any) -> dict[str, Any]:
+    """The state dict within the containers that projects put around it."""
+    while isinstance(content, Mapping):
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping) and content[name]), None)
+        if inner is None:
+            return dict(content)
+        content = inner
+    return {}
+
+
+def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untraced = Untraced()) -> Converted:
     """Convert a checkpoint file and write it as one of ours.
 
     Args:
@@ -364,8 +262,7 @@ def convert_file(path: Path, output: Path, classes: str = "auto", heads: int = 8
     """
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another folder")
-    converted = convert_state_dict(load_foreign(path), heads=heads)
+    converted = convert_state_dict(load_foreign(path), untraced=untraced)
     names, category_ids = class_list(classes, converted.num_classes)
-    card = Card(converted.config, names, category_ids, ShortestSide())
-    save_detector(output, converted.state, card)
+    save_detector(output, converted.state, Card(converted.config, names, category_ids, ShortestSide()))
     return converted

@@ -26,12 +26,21 @@ class ConvertArguments:
     classes: str = "auto"
     """coco (by the number of class rows: 80 in a row, or 91 original ids), a text file with one name a line, or auto."""
     heads: int = 8
-    """Attention heads, which no shape in the file tells."""
+    """Attention heads. Neither this nor the options below can be read from a file; the defaults are those of the official models."""
+    queries: int = 300
+    """Queries of two-stage Deformable DETR and DAB-Deformable-DETR."""
+    temperature: float | None = None
+    """Temperature of the sine position of feature maps, if not the project's usual one (detrex, DINO of 24 epochs: 20)."""
+    position_offset: float | None = None
+    """Its offset (detrex, DINO of 24 epochs: 0)."""
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
-    from steadydetr.convert import convert_file
+    from steadydetr.convert import Untraced, convert_file
 
-    converted = convert_file(arguments.file, arguments.output, arguments.classes, arguments.heads)
-    print(f"{arguments.file}: {converted.layout}, {len(converted.state)} tensors, {converted.num_classes} classes -> {arguments.output}")
+    untraced = Untraced(arguments.heads, arguments.queries, arguments.temperature, arguments.position_offset)
+    converted = convert_file(arguments.file, arguments.output, arguments.classes, untraced)
+    detector = type(converted.config).__name__.removesuffix("Config")
+    counts = f"{len(converted.state)} tensors, {converted.num_classes} classes"
+    print(f"{arguments.file}: {detector} of the layout {converted.layout}, {counts} -> {arguments.output}")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadydetr.convert import LAYOUTS, infer_config, merge, recognise, rename
+from steadydetr.convert import Untraced, convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig
 from steadydetr.detectors.deformable import DeformableDetector
 from steadydetr.structures import Batch, Targets
