@@ -90,8 +90,10 @@ def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], lay
     transformer = infer_transformer(renamed, DINO_TRANSFORMER if dino else DAB_TRANSFORMER if dab else TransformerConfig(), untraced)
     if dino and layout == "detrex":
         transformer = replace(transformer, temperature=10000.0, position_offset=-0.5)
-    given = {"temperature": untraced.temperature, "position_offset": untraced.position_offset}
-    transformer = replace(transformer, **{name: value for name, value in given.items() if value is not None})
+    if untraced.temperature is not None:
+        transformer = replace(transformer, temperature=untraced.temperature)
+    if untraced.position_offset is not None:
+        transformer = replace(transformer, position_offset=untraced.position_offset)
     backbone = infer_backbone(renamed)
     if dino:
         queries = shape(renamed, "query_content.weight")[0]

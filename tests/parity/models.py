@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadydetr.convert import Untraced, convert_state_dict
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig
+from steadydetr.convert import Untraced, convert_state_dict, infer_config
+from steadydetr.detectors import DetectorConfig
 from steadydetr.detectors.deformable import DeformableDetector
+from steadydetr.layouts import recognise, rename
 from steadydetr.structures import Batch, Targets
 
 
@@ -40,7 +41,6 @@ class Case:
     detector: DeformableDetector
     detector_config: DetectorConfig
     padding: Tensor
-    names: dict[str, str]  # official key -> our parameter
 
     def batch(self, dtype: torch.dtype) -> Batch:
         images, height, width = self.padding.shape
@@ -60,16 +60,18 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dty
     """The detector that the case's names, shapes and metadata describe, its weights loaded through the converter."""
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     hyper = config.get("hparams") or config
-    renamed = rename(state, LAYOUTS[recognise(state)])
-    ours = infer_config(renamed, recognise(state), _first(hyper, "nheads", "num_heads", "heads", default=4))
-    ours = replace(ours, transformer=replace(ours.transformer, dropout=0.0, **_position(config)))
-    if isinstance(ours, (DeformableDETRConfig, DABDeformableDETRConfig)) and ours.two_stage:
-        ours = replace(ours, queries=next(v.shape[1] for k, v in tensors.items() if k.endswith(("topk_indices", ".topk"))))
+    selected = [value.shape[1] for key, value in tensors.items() if key.endswith(("topk_indices", ".topk"))]
+    heads = _first(hyper, "nheads", "num_heads", "heads", default=4)
+    untraced = Untraced(heads=heads, queries=selected[0] if selected else 300, **_position(config))
+    layout = recognise(state)
+    inferred = infer_config(state, rename(state, layout), layout, untraced)
     maps = [tensors[key].to(dtype) for key in sorted(k for k in tensors if k.startswith("in.feat."))]
-    detector = replace(ours, backbone=GivenBackbone(maps)).build(renamed["class_heads.0.bias"].shape[0])  # type: ignore[arg-type]
-    missing, unexpected = detector.load_state_dict(merge(renamed, ours), strict=False)
+    ours = replace(inferred, backbone=GivenBackbone(maps), transformer=replace(inferred.transformer, dropout=0.0))  # type: ignore[arg-type]
+    converted = convert_state_dict(state, ours, without_backbone=True)
+    detector = ours.build(converted.num_classes)
+    missing, unexpected = detector.load_state_dict(converted.state, strict=False)
     assert not missing and not unexpected
-    return Case(config, tensors, detector.to(dtype), ours, _padding(tensors), {})
+    return Case(config, tensors, detector.to(dtype), ours, _padding(tensors))
 
 
 def _position(config: dict[str, Any]) -> dict[str, float]:

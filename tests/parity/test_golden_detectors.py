@@ -9,19 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.convert import LAYOUTS, merge, recognise, rename
+from steadydetr.convert import place
 from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import postprocess
+from steadydetr.layouts import recognise, rename
 from steadydetr.matching import solve
-from steadydetr.objectives.denoising import (
-    Draws,
-    group_count,
-    known_match,
-    noise_boxes,
-    noise_labels,
-    place,
-    repeat_stages,
-)
+from steadydetr.objectives.denoising import Draws, group_count, known_match, noise_boxes, noise_labels, repeat_stages
+from steadydetr.objectives.denoising import place as place_denoising
 from steadydetr.objectives.detection import Detection
 from steadydetr.scene import Scene
 from steadydetr.structures import Assignment, Group, Losses, Queries, Stages
@@ -165,7 +159,7 @@ def check_gradients(case: Case, official: dict[str, Tensor]) -> None:
     known = {key: value for key, value in official.items() if key in state}
     assert known
     ours = dict(case.detector.named_parameters())
-    for name, expected in merge(rename(known, LAYOUTS[recognise(state)]), case.detector_config).items():
+    for name, expected in place(rename(known, recognise(state)), case.detector_config).items():
         gradient = ours[name].grad
         close(torch.zeros_like(expected) if gradient is None else gradient, expected, **GRADIENT)
 
@@ -217,7 +211,7 @@ def replayed_denoising(case: Case, count: int, most: int) -> Group:
         part.reshape(copies, objects, 4),
     )
     labels, boxes = noise_labels(targets.labels, draws, 0.5), noise_boxes(targets.boxes, draws, case.config.get("box_noise_scale", 1.0))
-    queries = place(case.detector, targets, labels, boxes, most)
+    queries = place_denoising(case.detector, targets, labels, boxes, most)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
     return Group("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
 
@@ -227,7 +221,7 @@ def check_gradient_norms(case: Case, prefix: str) -> None:
     norms = {k.removeprefix(prefix): v for k, v in case.tensors.items() if k.startswith(prefix) and float(v) >= 0}
     state = {key.removeprefix("state."): value for key, value in case.tensors.items() if key.startswith("state.")}
     ours = dict(case.detector.named_parameters())
-    names = merge(rename({k: v.reshape(()) for k, v in norms.items() if k in state}, LAYOUTS[recognise(state)]), case.detector_config)
+    names = place(rename({k: v.reshape(()) for k, v in norms.items() if k in state}, recognise(state)), case.detector_config)
     assert names
     for name, expected in names.items():
         gradient = ours[name].grad

@@ -10,6 +10,7 @@ import torch
 
 from steadydetr.convert import convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
+from tests.parity import test_golden_detectors, test_golden_losses, test_golden_modules  # noqa: F401  they claim their cases
 from tests.parity.golden import GOLDEN, unclaimed
 
 EXPECTED = {
@@ -58,9 +59,5 @@ def test_unknown_layout_says_what_is_known() -> None:
 
 @pytest.mark.parametrize("name", ["all"] if not GOLDEN.is_dir() else unclaimed())
 def test_cases_without_a_test(name: str) -> None:
-    import tests.parity.test_golden_detectors
-    import tests.parity.test_golden_losses
-    import tests.parity.test_golden_modules  # noqa: F401
-
     if name in unclaimed():
         pytest.skip(f"{name} belongs to a detector or method that is not built yet")
