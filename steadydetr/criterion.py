@@ -12,6 +12,8 @@ from steadydetr.equations.detection import Pairs, box_terms, classification_loss
 from steadydetr.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 
+CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -75,7 +77,10 @@ class Criterion:
         losses.add(f"{name}/giou", giou / normaliser, weights.giou)
 
     def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
-        logits = _at_least_float32(stages.flat[0])
+        logits = _at_least_float32(stages.logits)
+        if stages.valid is not None:  # replaced before the loss, which then is 0: masked after it, 0 * NaN would reach the gradient
+            logits = torch.where(stages.valid[..., None], logits, CERTAIN_BACKGROUND)
+        logits = logits.flatten(0, 1)
         wanted = torch.zeros_like(logits)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         for match in assignment.classes:
@@ -84,10 +89,7 @@ class Criterion:
             wanted[at] = torch.maximum(wanted[at], value)  # two matches on one entry agree up to which target they mean
             positive[at] = True
         loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma)
-        loss = loss.unflatten(0, stages.logits.shape[:2])
-        if stages.valid is not None:
-            loss = torch.where(stages.valid[None, :, :, None], loss, 0)
-        return loss.sum((1, 2, 3))
+        return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
 
     def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:
         logits, boxes = (_at_least_float32(tensor).detach() for tensor in stages.flat)

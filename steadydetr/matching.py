@@ -31,14 +31,18 @@ class PairwiseTerms:
 
 
 def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> PairwiseTerms:
-    """`targets` are those of one batch; every stage is matched with them. Coordinate by coordinate: no [R, N, 4] is held."""
+    """`targets` are those of one batch; every stage is matched with them."""
     logits, boxes = stages.flat
     folded = targets.repeat_batch(stages.logits.shape[0])
     image = folded.image
-    l1 = sum((boxes[..., k][image] - folded.boxes[:, k, None]).abs() for k in range(4))
-    boxes_xyxy = to_xyxy(boxes)[image]
-    iou, giou = iou_giou(boxes_xyxy, to_xyxy(folded.boxes)[:, None], giou_eps)
-    return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], torch.as_tensor(l1), giou, iou)
+
+    def rows(per_query: Tensor) -> Tensor:
+        """[S*B, N, 4] -> [R, N, 4], in memory one coordinate after the other: inner loops run over N numbers, not over 4."""
+        return per_query.movedim(-1, 0).contiguous()[:, image].movedim(0, -1)
+
+    l1 = (rows(boxes) - folded.boxes[:, None]).abs().sum(-1)
+    iou, giou = iou_giou(rows(to_xyxy(boxes)), to_xyxy(folded.boxes)[:, None], giou_eps)
+    return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], l1, giou, iou)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Denoising(Objective):
         labels = noise_labels(batch.targets.labels, draws, self.label_noise)
         boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise)
         queries = place(scene.student, batch.targets, labels, boxes, most)
-        if not self.mask_padding:
+        if most and not self.mask_padding:
             queries = Queries(queries.content, queries.reference)
         rows = queries.content.shape[1]
         blocks = torch.arange(rows, device=labels.device) // max(2 * most, 1)

@@ -1,0 +1,88 @@
+"""A saved detector in use: files, folders, COCO image lists, results, pictures, other data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import steadydetr
+from steadydetr.checkpoint import Card, find_checkpoint, load_detector, save_detector
+from steadydetr.data import FixedSize
+from steadydetr.predict import align_classes, evaluate_checkpoint, list_sources, predict_files
+from tests.conftest import DETECTORS, make_method
+
+NAMES, IDS = ("disc", "square", "triangle", "cross", "ring"), (3, 5, 8, 13, 21)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    method = make_method(DETECTORS["dino"])
+    save_detector(tmp_path / "detector", method.student.state_dict(), Card(DETECTORS["dino"], NAMES, IDS, FixedSize(64, 64), top=9))
+    return tmp_path / "detector"
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, size in enumerate(((40, 60), (80, 50))):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+    return folder
+
+
+def test_one_image_and_several(checkpoint: Path, images: Path) -> None:
+    detector = steadydetr.load(checkpoint, "cpu")
+    found = detector.predict(images / "0.png")
+    assert len(found) == 9 and found.names == NAMES and set(found.class_names) <= set(NAMES)
+    assert (found.scores[:-1] >= found.scores[1:]).all()
+    assert len(found.above(1.1)) == 0
+    array = np.asarray(Image.open(images / "0.png"))
+    several = detector.predict([images / "1.png", array])
+    torch.testing.assert_close(several[1].scores, found.scores, rtol=1e-4, atol=1e-6)
+    assert found.draw(images / "0.png", threshold=0.0).size == (60, 40)
+    other = found.to_supervision()
+    assert len(other) == 9 and list(other.data["class_name"]) == found.class_names
+
+
+def test_files_folders_and_image_lists(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    """A broken image is named and left out; results carry the ids of the list and of the classes."""
+    (images / "broken.png").write_bytes(b"nothing")
+    detector = steadydetr.load(checkpoint, "cpu")
+    report = predict_files(detector, [images, images / "1.png"], tmp_path / "out", batch_size=2)
+    assert report.images == 3 and report.detections == 27 and "broken.png" in report.failures[0]
+    assert (tmp_path / "out/0.png").exists()
+    (tmp_path / "list.json").write_text(json.dumps({"images": [{"id": 77, "file_name": "1.png"}]}))
+    predict_files(detector, [tmp_path / "list.json"], tmp_path / "out", image_folder=images, draw=False)
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    assert len(results) == 9 and {row["image_id"] for row in results} == {77}
+    assert {row["category_id"] for row in results} <= set(IDS)
+    with pytest.raises(ValueError, match="no image or folder"):
+        list_sources([tmp_path / "absent.jpg"])
+
+
+def test_classes_must_agree_by_name(checkpoint: Path) -> None:
+    card = load_detector(checkpoint).card
+    assert align_classes(("ring", "disc"), card) == [1, -1, -1, -1, 0]
+    with pytest.raises(ValueError, match=r"others: \['star'\]"):
+        evaluate_checkpoint(checkpoint, "shapes:images=2", workers=0, device="cpu")
+
+
+def test_damaged_checkpoints_are_named(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        find_checkpoint(tmp_path / "absent")
+    (checkpoint / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_detector(checkpoint)
+
+
+def test_an_interrupted_write_keeps_the_checkpoint_before(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (checkpoint / "model.safetensors").read_bytes()
+    monkeypatch.setattr("steadydetr.checkpoint._replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        save_detector(checkpoint, {"x": torch.zeros(1)}, load_detector(checkpoint).card)
+    assert (checkpoint / "model.safetensors").read_bytes() == before
