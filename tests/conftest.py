@@ -15,7 +15,7 @@ from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, 
 from steadydetr.method import Method
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection
-from steadydetr.structures import Batch, Targets
+from steadydetr.structures import Batch, Stages, Targets
 
 torch.set_num_threads(1)
 SHARED = Path(os.environ.get("STEADYDETR_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -58,6 +58,28 @@ def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id:
         sizes=((size, size),) * images,
         original_sizes=((size, size),) * images,
     )
+
+
+def part_of(batch: Batch, images: list[int]) -> Batch:
+    """What a rank or a micro-batch gets that is dealt these images."""
+    targets = batch.targets.split()
+    return replace(
+        batch,
+        images=batch.images[images],
+        padding=batch.padding[images],
+        targets=Targets.cat([targets[i] for i in images]),
+        image_ids=tuple(batch.image_ids[i] for i in images),
+        sizes=tuple(batch.sizes[i] for i in images),
+        original_sizes=tuple(batch.original_sizes[i] for i in images),
+    )
+
+
+def make_stages(stages: int, images: int, queries: int, seed: int = 0) -> Stages:
+    """Random predictions in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(stages, images, queries, CLASSES, generator=generator, dtype=torch.float64)
+    boxes = torch.rand(stages, images, queries, 4, generator=generator, dtype=torch.float64) * 0.4 + 0.2
+    return Stages(logits, boxes)
 
 
 @pytest.fixture
