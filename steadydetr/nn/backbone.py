@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, PatchEmbed
+from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 
@@ -58,6 +59,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.config = config
         self.body = _timm_model(config)
+        pad_before_shift(self.body)
         self.channels, self.strides = feature_info(self.body)
         self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # some of timm's feature models do not say: NCHW
         if config.weights not in ("hub", "none"):
@@ -156,6 +158,23 @@ def _feature_name(key: str, own: Iterable[str]) -> str:
     """timm's feature models call the parts of a list at the top `layers_0` instead of `layers.0`."""
     flat = key.replace(".", "_", 1)
     return flat if key not in own and flat in own else key
+
+
+class PaddedSwinBlock(SwinTransformerBlock):
+    """Pads the map to whole windows, then shifts them, as the original does. timm shifts first, which mixes the borders differently
+    wherever a map is no multiple of the window: at nearly every size of a detector's images. D-17"""
+
+    def _attn(self, x: Tensor) -> Tensor:
+        height, width = x.shape[1:3]
+        window_height, window_width = self.window_size
+        padded = F.pad(x, (0, 0, 0, -width % window_width, 0, -height % window_height))
+        return super()._attn(padded)[:, :height, :width].contiguous()
+
+
+def pad_before_shift(body: nn.Module) -> None:
+    for module in body.modules():
+        if type(module) is SwinTransformerBlock:
+            module.__class__ = PaddedSwinBlock
 
 
 class FrozenBatchNorm(nn.Module):

@@ -1,0 +1,102 @@
+"""The house has floors: a module imports from its own floor or below, and no two modules of a floor import each other in a circle.
+
+All imports are read from the source, those inside functions and under TYPE_CHECKING too.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "steadydetr"
+NAME = PACKAGE.name
+
+FLOORS: dict[int, tuple[str, ...]] = {
+    0: ("structures", "boxes"),
+    1: ("equations", "matching", "detections", "config", "progress", "coco_classes", "layouts"),
+    2: ("criterion", "nn"),
+    3: ("detectors", "groups"),
+    4: ("scene", "teachers", "data", "evaluation"),
+    5: ("objectives", "training_config", "checkpoint", "convert", "optimiser", "pictures"),
+    6: ("method", "recipe"),
+    7: ("run", "train"),
+    8: ("recipes",),
+    9: ("predict", "cli", "__main__", "__init__"),  # __init__: the public names of the package
+}
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name within the package -> file; a package is its __init__.py."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str) -> Iterator[str]:
+    """The modules of the package that `module` names in any import statement."""
+    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{MODULES[module]}:{node.lineno} has a relative import; the house writes them out"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == NAME:
+                yield resolve(name.removeprefix(NAME).removeprefix("."))
+
+
+def resolve(name: str) -> str:
+    """`nn.layers.MLP` -> `nn.layers`; a name of the package itself -> `__init__`."""
+    while name and name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name or "__init__"
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+def test_every_module_has_a_floor() -> None:
+    homeless = sorted({top(module) for module in MODULES} - set(FLOOR_OF))
+    assert not homeless, f"say in {Path(__file__).name} on which floor {homeless} stand"
+
+
+def test_no_floor_lists_what_is_not_there() -> None:
+    assert not sorted(set(FLOOR_OF) - {top(module) for module in MODULES})
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if top(m) in FLOOR_OF])
+def test_imports_point_downward(module: str) -> None:
+    floor = FLOOR_OF[top(module)]
+    upward = sorted({name for name in imports(module) if name != "__init__" and FLOOR_OF.get(top(name), 0) > floor})
+    assert not upward, f"{module} (floor {floor}) imports {', '.join(f'{name} (floor {FLOOR_OF[top(name)]})' for name in upward)}"
+
+
+def test_no_circles() -> None:
+    """Reading `__version__` from the package is no import of what the package re-exports."""
+    graph = {module: {name for name in imports(module) if name not in (module, "__init__")} for module in MODULES if module != "__init__"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_reading_of_imports() -> None:
+    """The reader itself: lazy imports, packages, names that are no modules."""
+    assert "detectors.base" in set(imports("scene"))
+    assert "data" in set(imports("__init__"))  # under TYPE_CHECKING
+    assert resolve("nn.layers.MLP") == "nn.layers"
+    assert resolve("__version__") == "__init__"
+    assert resolve("detectors.DINO") == "detectors"
