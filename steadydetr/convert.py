@@ -166,9 +166,9 @@ def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     filled = dict(renamed)
     for kind in ("class_heads", "box_heads"):
         if count(renamed, kind) == 1:
-            for stage in range(1, count(renamed, "decoder.layers")):
-                prefix = f"{kind}.0."
-                filled |= {name.replace(prefix, f"{kind}.{stage}."): value for name, value in renamed.items() if name.startswith(prefix)}
+            own = {name: value for name, value in renamed.items() if name.startswith(f"{kind}.0.")}
+            for stage in range(1, count(renamed, "decoder.layers")):  # copies: files of ours hold every tensor by itself
+                filled |= {name.replace(f"{kind}.0.", f"{kind}.{stage}."): value.clone() for name, value in own.items()}
     return filled
 
 

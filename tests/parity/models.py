@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.convert import Untraced, convert_state_dict, infer_config
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.detectors.deformable import DeformableDetector
 from steadydetr.layouts import recognise, rename
+from steadydetr.nn.positions import feature_position
 from steadydetr.structures import Batch, Targets
 
 
@@ -36,70 +39,152 @@ class GivenBackbone:
 
 @dataclass(frozen=True)
 class Case:
-    config: dict[str, Any]
+    config: dict[str, Any]  # of the file's metadata
     tensors: dict[str, Tensor]
+    state: dict[str, Tensor]  # official names
     detector: DeformableDetector
     detector_config: DetectorConfig
     padding: Tensor
 
-    def batch(self, dtype: torch.dtype) -> Batch:
+    def batch(self) -> Batch:
+        """Without pixels: the maps are given."""
         images, height, width = self.padding.shape
-        size = (height, width)
-        targets = self.targets(dtype)
-        return Batch(torch.zeros(images, 3, height, width), self.padding, targets, tuple(range(images)), (size,) * images, (size,) * images)
+        sizes = ((height, width),) * images
+        return Batch(torch.zeros(images, 3, height, width), self.padding, self.targets(), tuple(range(images)), sizes, sizes)
 
-    def targets(self, dtype: torch.dtype) -> Targets:
+    def targets(self) -> Targets:
+        """Those of the file; none where it has none."""
         prefix = "tgt" if "tgt.0.labels" in self.tensors else "in.target"
-        count = len(self.padding)
-        labels = [self.tensors[f"{prefix}.{i}.labels"] for i in range(count)]
-        boxes = [self.tensors[f"{prefix}.{i}.boxes"].to(dtype) for i in range(count)]
+        count, dtype = len(self.padding), next(self.detector.parameters()).dtype
+        labels = [self.tensors.get(f"{prefix}.{i}.labels", torch.zeros(0, dtype=torch.int64)) for i in range(count)]
+        boxes = [self.tensors.get(f"{prefix}.{i}.boxes", torch.zeros(0, 4)).to(dtype) for i in range(count)]
         return Targets(torch.cat(labels), torch.cat(boxes), tuple(len(l) for l in labels))
+
+    def official(self, prefix: str) -> dict[str, Tensor]:
+        """Values per parameter that the file keeps under `prefix` and official names, by our names; single numbers in every entry.
+
+        A tied parameter stands under one of its names only, so each is spread to all names that hold the same tensor.
+        """
+        given = {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+        known = {key: given[owner].expand_as(self.state[key]) for key, owner in owners(self.state, given).items()}
+        assert known
+        return convert_state_dict(known, self.detector_config, without_backbone=True).state
+
+
+def owners(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, str]:
+    """Each official key -> the key among `given` that holds the same parameter; keys without one (buffers) are left out."""
+    found = {}
+    for key, value in state.items():
+        twins = (other for other in given if other in state and state[other].shape == value.shape and torch.equal(state[other], value))
+        if owner := key if key in given else next(twins, None):
+            found[key] = owner
+    return found
+
+
+def config_of(state: dict[str, Tensor], heads: int, maps: list[Tensor], dtype: torch.dtype, **options: Any) -> DetectorConfig:
+    """The detector of a state dict without a backbone. `options`: fields of Untraced."""
+    layout = recognise(state)
+    found = infer_config(state, rename(state, layout), layout, Untraced(heads=heads, **options))
+    backbone = GivenBackbone([m.to(dtype) for m in maps])
+    return replace(found, backbone=backbone, transformer=replace(found.transformer, dropout=0.0))  # type: ignore[arg-type]
+
+
+def load_case(state: dict[str, Tensor], config: DetectorConfig, dtype: torch.dtype) -> DeformableDetector:
+    converted = convert_state_dict(state, config, without_backbone=True)
+    detector = config.build(converted.num_classes)
+    detector.load_state_dict(converted.state)
+    return detector.to(dtype)
 
 
 def rebuild(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dtype) -> Case:
     """The detector that the case's names, shapes and metadata describe, its weights loaded through the converter."""
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
-    hyper = config.get("hparams") or config
-    selected = [value.shape[1] for key, value in tensors.items() if key.endswith(("topk_indices", ".topk"))]
-    heads = _first(hyper, "nheads", "num_heads", "heads", default=4)
-    untraced = Untraced(heads=heads, queries=selected[0] if selected else 300, **_position(config))
-    layout = recognise(state)
-    inferred = infer_config(state, rename(state, layout), layout, untraced)
-    maps = [tensors[key].to(dtype) for key in sorted(k for k in tensors if k.startswith("in.feat."))]
-    ours = replace(inferred, backbone=GivenBackbone(maps), transformer=replace(inferred.transformer, dropout=0.0))  # type: ignore[arg-type]
-    converted = convert_state_dict(state, ours, without_backbone=True)
-    detector = ours.build(converted.num_classes)
-    missing, unexpected = detector.load_state_dict(converted.state, strict=False)
-    assert not missing and not unexpected
-    return Case(config, tensors, detector.to(dtype), ours, _padding(tensors))
+    maps = [tensors[key] for key in sorted(k for k in tensors if k.startswith("in.feat."))]
+    hyper = config.get("hparams", config)
+    ours = config_of(state, hyper["nheads"], maps, dtype, queries=hyper["num_queries"], **position(config))
+    groups = config.get("groupnorm_groups", config.get("gn_groups", TransformerConfig.norm_groups))
+    ours = replace(ours, transformer=replace(ours.transformer, norm_groups=groups))
+    check_sizes(ours, hyper)
+    return Case(config, tensors, state, load_case(state, ours, dtype), ours, padding(config, tensors))
 
 
-def _position(config: dict[str, Any]) -> dict[str, float]:
-    """What the metadata says of the sine position; the defaults of the layout where it says nothing."""
-    flags, spec = config.get("flags", {}), config.get("position_embedding")
-    found: dict[str, float] = {}
-    if "pe_temperatureH" in flags:
-        found["temperature"] = float(flags["pe_temperatureH"])
-    if isinstance(spec, dict):
-        found |= {ours: float(spec[key]) for key, ours in (("temperature", "temperature"), ("offset", "position_offset")) if key in spec}
-    for key, ours in (("pe_temperature", "temperature"), ("pe_offset", "position_offset")):
-        if key in config:
-            found[ours] = float(config[key])
-    return found
+def check_sizes(ours: DetectorConfig, hyper: dict[str, Any]) -> None:
+    """What the converter read from names and shapes is what the case was built with."""
+    official = {
+        "width": "hidden_dim",
+        "ffn": "dim_feedforward",
+        "encoder_layers": "enc_layers",
+        "decoder_layers": "dec_layers",
+        "levels": "num_levels",
+        "encoder_points": "enc_n_points" if "enc_n_points" in hyper else "num_points",
+        "decoder_points": "dec_n_points" if "dec_n_points" in hyper else "num_points",
+    }
+    for name, key in official.items():
+        assert getattr(ours.transformer, name) == hyper.get(key, getattr(ours.transformer, name)), name
+    assert ours.queries == hyper["num_queries"]
+    for name, key in (("refine", "with_box_refine"), ("two_stage", "two_stage")):
+        if key in hyper:
+            assert getattr(ours, name) == hyper[key], name
 
 
-def _first(values: dict[str, Any], *keys: str, default: int) -> int:
-    return next((int(values[key]) for key in keys if key in values), default)
+def position(config: dict[str, Any]) -> dict[str, float]:
+    """What the metadata says of the sine position; nothing where the layout's own values hold."""
+    names = {"pe_temperature": "temperature", "pe_offset": "position_offset"}
+    flags = config.get("flags", {})
+    found = {ours: float(config[key]) for key, ours in names.items() if key in config}
+    return found | ({"temperature": float(flags["pe_temperatureH"])} if "pe_temperatureH" in flags else {})
 
 
-def _padding(tensors: dict[str, Tensor]) -> Tensor:
+def padding(config: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     if "in.pixel_mask" in tensors:
         return tensors["in.pixel_mask"].bool()
     sizes = tensors["in.image_sizes"].tolist()
-    map0 = tensors["in.feat.res3"] if "in.feat.res3" in tensors else tensors["in.feat.res2"]
-    stride = 8 if "in.feat.res3" in tensors else 4
-    height, width = map0.shape[2] * stride, map0.shape[3] * stride
-    padding = torch.ones(len(sizes), height, width, dtype=torch.bool)
+    first = tensors[min(key for key in tensors if key.startswith("in.feat."))]
+    height, width = (side * config["strides"][0] for side in first.shape[-2:])
+    mask = torch.ones(len(sizes), height, width, dtype=torch.bool)
     for i, (h, w) in enumerate(sizes):
-        padding[i, :h, :w] = False
-    return padding
+        mask[i, :h, :w] = False
+    return mask
+
+
+def positions(case: Case, masks: list[Tensor]) -> list[Tensor]:
+    """Position tables [B, D, h, w] of the levels, without level embedding."""
+    c = case.detector.transformer
+    return [feature_position(mask, c.width, c.temperature, c.position_offset).permute(0, 3, 1, 2) for mask in masks]
+
+
+@contextmanager
+def encoder_outputs(detector: DeformableDetector) -> Iterator[list[Tensor]]:
+    """The memory after each encoder layer."""
+    outputs: list[Tensor] = []
+    hooks = [layer.register_forward_hook(lambda module, args, output: outputs.append(output)) for layer in detector.encoder.layers]
+    try:
+        yield outputs
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def numbered(tensors: Mapping[str, Tensor], prefix: str) -> list[Tensor]:
+    """`prefix`0, `prefix`1, ... as far as the file has them."""
+    found = []
+    while f"{prefix}{len(found)}" in tensors:
+        found.append(tensors[f"{prefix}{len(found)}"])
+    return found
+
+
+def noise(config: Mapping[str, Any]) -> float:
+    """float32 noise of a case: what its file says (`float64_diff`), 2e-6 where it says nothing (README, variants a)."""
+    return max([2e-6, *(value for value in config.get("float64_diff", {}).values() if isinstance(value, float))])
+
+
+def close(actual: Tensor, expected: Tensor, atol: float, rtol: float = 0.0, name: str = "") -> None:
+    """Compared in float64; infinite where the other is."""
+    torch.testing.assert_close(
+        actual.detach().double(), expected.double(), atol=atol, rtol=rtol, msg=lambda text: f"{name}: {text}" if name else text
+    )
+
+
+def close_to_scale(actual: Tensor, expected: Tensor, relative: float, name: str = "") -> None:
+    """Within a share of the largest entry: for gradients, whose size differs from tensor to tensor."""
+    close(actual, expected, atol=relative * float(expected.abs().max()) + 1e-6 if expected.numel() else 0.0, name=name)

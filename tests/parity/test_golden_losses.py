@@ -93,7 +93,7 @@ def check_costs(criterion: Criterion, stages: Stages, targets: Targets, tensors:
         stage, image = divmod(i, len(targets.counts))
         expected = tensors.get(f"out.cost.{stage_name or stage}.{image}")
         if expected is not None and expected.numel():
-            torch.testing.assert_close(block.T, expected, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(block.T.to(expected.dtype), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", cases("detrex/c1_stable_matcher_*"))
