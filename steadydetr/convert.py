@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +25,7 @@ from steadydetr.detectors.dab_deformable_detr import DAB_TRANSFORMER
 from steadydetr.detectors.dino import DINO_TRANSFORMER
 from steadydetr.layouts import listed, missing_copies, recognise, rename, same
 from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.encoder import FusionKind
 
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
 SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # width and blocks of the third stage
@@ -87,7 +88,8 @@ def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], lay
         return any(name.startswith(prefixes) for name in renamed)
 
     dino, dab, two_stage = has("decoder.norm."), has("decoder.position.scale."), has("proposal_")
-    transformer = infer_transformer(renamed, DINO_TRANSFORMER if dino else DAB_TRANSFORMER if dab else TransformerConfig(), untraced)
+    base = DINO_TRANSFORMER if dino else DAB_TRANSFORMER if dab else TransformerConfig()
+    transformer = infer_transformer(renamed, base, untraced, infer_fusion(state))
     if dino and layout == "detrex":
         transformer = replace(transformer, temperature=10000.0, position_offset=-0.5)
     if untraced.temperature is not None:
@@ -108,7 +110,7 @@ def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], lay
     return DeformableDETRConfig(backbone, transformer, queries, refine, two_stage)
 
 
-def infer_transformer(renamed: Mapping[str, Tensor], base: TransformerConfig, untraced: Untraced) -> TransformerConfig:
+def infer_transformer(renamed: Mapping[str, Tensor], base: TransformerConfig, untraced: Untraced, fusion: FusionKind) -> TransformerConfig:
     levels, width = shape(renamed, "level_embed")
     per_point = untraced.heads * levels
     return replace(
@@ -121,8 +123,17 @@ def infer_transformer(renamed: Mapping[str, Tensor], base: TransformerConfig, un
         levels=levels,
         encoder_points=shape(renamed, "encoder.layers.0.attention.attention_weights.bias")[0] // per_point,
         decoder_points=shape(renamed, "decoder.layers.0.cross_attention.attention_weights.bias")[0] // per_point,
+        fusion=fusion,
+        fusion_norm=fusion == "none" or "encoder.fusions.0.norm.weight" in renamed,
         neck_bias=any(re.fullmatch(r"neck\.convs\.\d+\.bias", name) for name in renamed),
     )
+
+
+def infer_fusion(keys: Iterable[str]) -> FusionKind:
+    """Stable-DINO's memory fusion, by the names of the released code."""
+    kinds = {"dense": "transformer.encoder.fusion_layer.", "simple": "transformer.fusion_run."}
+    found = [kind for kind, prefix in kinds.items() if any(key.startswith(prefix) for key in keys)]
+    return cast(FusionKind, "_".join(found) or "none")
 
 
 def shape(renamed: Mapping[str, Tensor], name: str) -> torch.Size:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from steadydetr.equations.detection import Pairs, box_terms, classification_loss, focal_cost, hard_target
+from steadydetr.classification import ClassCost, ClassTarget, FocalCost, HardTarget, Pairs
+from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 
@@ -29,8 +29,8 @@ class Criterion:
     Defaults: the focal loss and cost of Deformable DETR and DINO (DINO: label weight 1; Deformable DETR: 2).
     """
 
-    class_cost: Callable[[Tensor, Tensor], Tensor] = focal_cost  # logits, GIoU [R, N] -> [R, N]
-    class_target: Callable[[Pairs], Tensor] = hard_target  # matched pairs -> t [P]
+    class_cost: ClassCost = FocalCost()
+    class_target: ClassTarget = HardTarget()
     cost_weights: Weights = Weights(2.0, 5.0, 2.0)
     loss_weights: Weights = Weights(1.0, 5.0, 2.0)
     alpha: float | None = 0.25  # None: positives and negatives weigh the same
@@ -40,7 +40,7 @@ class Criterion:
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
         weights = self.cost_weights
-        return weights.label * self.class_cost(terms.logits, terms.giou) + weights.l1 * terms.l1 - weights.giou * terms.giou
+        return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
 
     @torch.no_grad()
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
@@ -48,7 +48,8 @@ class Criterion:
         with torch.autocast(stages.logits.device.type, enabled=False):
             logits, boxes = (_at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             stages = Stages(logits, boxes, valid=stages.valid)
-            return Problem.of(self.cost(pairwise_terms(stages, targets, self.giou_eps)), stages, targets, name)
+            terms = pairwise_terms(stages, targets, self.giou_eps)
+            return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
 
     def add_losses(
         self,
@@ -96,7 +97,7 @@ class Criterion:
         score = logits[match.image, match.query, folded.labels[match.target]].sigmoid()
         iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target])
         detached = Stages(stages.logits.detach(), _at_least_float32(stages.boxes.detach()), valid=stages.valid)
-        return Pairs(score, iou, match.image, lambda: largest_iou(detached, targets))
+        return Pairs(score, iou, match.image, len(logits), lambda: largest_iou(detached, targets))
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = _at_least_float32(stages.flat[1])[match.image, match.query]

@@ -42,6 +42,11 @@ MMCV_TRANSFORMER: Table = (
     (r"transformer\.(decoder\.layers\.\d+)\.norms\.2\.(.+)", r"\1.ffn.norm.\2"),
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.0\.0\.(.+)", r"\1.ffn.linear1.\2"),
     (r"transformer\.((?:en|de)coder\.layers\.\d+)\.ffns\.0\.layers\.1\.(.+)", r"\1.ffn.linear2.\2"),
+    (r"transformer\.encoder\.fusion_layer\.0\.(.+)", r"encoder.fusions.0.project.\1"),
+    (r"transformer\.encoder\.fusion_layer\.1\.(.+)", r"encoder.fusions.0.norm.\1"),
+    (r"transformer\.fusion_run\.(weight|bias)", r"encoder.fusions.{0+dense}.project.\1"),
+    (r"transformer\.fusion_run\.0\.(.+)", r"encoder.fusions.{0+dense}.project.\1"),
+    (r"transformer\.fusion_run\.1\.(.+)", r"encoder.fusions.{0+dense}.norm.\1"),
 )
 # what the decoders and heads are called almost everywhere
 HEADS: Table = (
@@ -188,10 +193,12 @@ def rename(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
 
 
 def _numbers(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """`maps`: how many maps the neck takes from the backbone. `first`: the number of Swin's first output norm."""
+    """`maps`: how many maps the neck takes from the backbone. `first`: the number of Swin's first output norm. `dense`: 1 where
+    Stable-DINO's encoder fuses all its layers, before another fusion after it."""
     maps = [int(m[1]) for key in state if (m := re.fullmatch(r"neck\.convs\.(\d+)\..+", key))]
     norms = [int(m[1]) for key in state if (m := re.fullmatch(r"backbone\.(?:0\.)?norm(\d+)\..+", key))]
-    return {"maps": max(maps, default=-1) + 1, "first": min(norms, default=0)}
+    dense = any(key.startswith("transformer.encoder.fusion_layer.") for key in state)
+    return {"maps": max(maps, default=-1) + 1, "first": min(norms, default=0), "dense": int(dense)}
 
 
 def _calculate(expression: str, numbers: Mapping[str, int]) -> str:

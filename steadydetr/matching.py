@@ -22,27 +22,31 @@ FORBIDDEN = 1e9  # finite, because the solver rejects a block whose every entry 
 
 @dataclass(frozen=True)
 class PairwiseTerms:
-    """Every target against the queries of its own image, nothing else: [R, N] each."""
+    """Every target against the queries of its own image, nothing else."""
 
-    logits: Tensor  # of the target's class
-    l1: Tensor
-    giou: Tensor
-    iou: Tensor
+    logits: Tensor  # [R, N] of the target's class
+    l1: Tensor  # [R, N]
+    giou: Tensor  # [R, N]
+    iou: Tensor  # [R, N]
+    image: Tensor  # [R] folded: stage * B + image
+    images: int  # S * B
+    valid: Tensor | None  # [R, N] bool, None: all queries are
 
 
 def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> PairwiseTerms:
     """`targets` are those of one batch; every stage is matched with them."""
     logits, boxes = stages.flat
-    folded = targets.repeat_batch(stages.logits.shape[0])
+    folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
+    l1 = (_rows(boxes, image) - folded.boxes[:, None]).abs().sum(-1)
+    iou, giou = iou_giou(_rows(to_xyxy(boxes), image), to_xyxy(folded.boxes)[:, None], giou_eps)
+    valid = None if stages.valid is None else stages.valid.repeat(len(stages.logits), 1)[image]
+    return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], l1, giou, iou, image, len(folded.counts), valid)
 
-    def rows(per_query: Tensor) -> Tensor:
-        """[S*B, N, 4] -> [R, N, 4], in memory one coordinate after the other: inner loops run over N numbers, not over 4."""
-        return per_query.movedim(-1, 0).contiguous()[:, image].movedim(0, -1)
 
-    l1 = (rows(boxes) - folded.boxes[:, None]).abs().sum(-1)
-    iou, giou = iou_giou(rows(to_xyxy(boxes)), to_xyxy(folded.boxes)[:, None], giou_eps)
-    return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], l1, giou, iou)
+def _rows(boxes: Tensor, image: Tensor) -> Tensor:
+    """[S*B, N, 4] -> [R, N, 4], in memory one coordinate after the other: inner loops run over N numbers, not over 4."""
+    return boxes.movedim(-1, 0).contiguous()[:, image].movedim(0, -1)
 
 
 @dataclass(frozen=True)
@@ -54,13 +58,9 @@ class Problem:
     name: str = "main"  # for the error message
 
     @staticmethod
-    def of(cost: Tensor, stages: Stages, targets: Targets, name: str) -> Problem:
+    def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
         """Queries that are not valid cost more than any that is, whatever their garbage predicts."""
-        stage_count = stages.logits.shape[0]
-        if stages.valid is not None:
-            rows_valid = stages.valid.repeat(stage_count, 1)[targets.repeat_batch(stage_count).image]
-            cost = torch.where(rows_valid, cost, FORBIDDEN)
-        return Problem(cost, targets.counts * stage_count, name)
+        return Problem(cost if terms.valid is None else torch.where(terms.valid, cost, FORBIDDEN), counts, name)
 
 
 def solve(problems: Sequence[Problem]) -> list[Solved]:
@@ -99,12 +99,13 @@ def _solve(cost: np.ndarray, problem: Problem) -> np.ndarray:
 
 def largest_iou(stages: Stages, targets: Targets) -> Tensor:
     """[S * B] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
-    folded = targets.repeat_batch(stages.logits.shape[0])
-    iou = pairwise_terms(stages, targets).iou
+    folded = targets.repeat_batch(len(stages.logits))
+    image = folded.image
+    iou, _ = iou_giou(_rows(to_xyxy(stages.flat[1]), image), to_xyxy(folded.boxes)[:, None])
     if stages.valid is not None:
-        iou = torch.where(stages.valid.repeat(stages.logits.shape[0], 1)[folded.image], iou, 0)
+        iou = torch.where(stages.valid.repeat(len(stages.logits), 1)[image], iou, 0)
     best = iou.new_zeros(len(folded.counts))
-    return best.scatter_reduce(0, folded.image, iou.amax(1), "amax") if iou.numel() else best
+    return best.scatter_reduce(0, image, iou.amax(1), "amax") if iou.numel() else best
 
 
 def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import steadydetr
+from steadydetr.classification import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.cli import COMMANDS, main
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
@@ -20,7 +21,7 @@ from steadydetr.cli.training_arguments import read
 from steadydetr.criterion import Weights
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
-from steadydetr.equations.detection import iou_target
+from steadydetr.equations.stable import half_sine
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection, Objective
 from steadydetr.recipe import Recipe
@@ -58,10 +59,19 @@ def test_none_tuples_booleans_and_underscores() -> None:
     assert not recipe_of("--detector.no-look-forward-twice").detector.look_forward_twice  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("name", ["iou_target", "steadydetr.equations.detection.iou_target"])
+@pytest.mark.parametrize("name", ["half_sine", "steadydetr.equations.stable.half_sine"])
 def test_functions_by_short_and_full_name(name: str) -> None:
-    assert recipe_of(f"--criterion.class-target {name}").criterion.class_target is iou_target
-    assert find_function(name) is iou_target
+    recipe = recipe_of(f"--criterion.class-target position --criterion.class-target.warp {name}")
+    assert recipe.criterion.class_target == PositionTarget(warp=half_sine)
+    assert find_function(name) is half_sine
+
+
+def test_costs_and_targets_are_parts() -> None:
+    recipe = recipe_of("--criterion.class-cost position-modulated --criterion.class-cost.exponent 1 --criterion.class-target quality")
+    assert recipe.criterion.class_cost == PositionModulatedCost(exponent=1.0)
+    assert recipe.criterion.class_target == QualityTarget()
+    recipe = recipe_of("--criterion.class-cost focal --criterion.class-target hard")
+    assert (recipe.criterion.class_cost, recipe.criterion.class_target) == (FocalCost(), HardTarget())
 
 
 def test_objectives_by_their_names() -> None:
@@ -135,8 +145,10 @@ def test_errors_are_short_and_name_what_to_do(
     ("words", "said"),
     [
         (["--training.epohcs", "3"], "--training.epochs"),
-        (["--criterion.class-target", "iou_targt"], "did you mean 'iou_target'"),
-        (["--criterion.class-target", "steadydetr.equations.detektion.iou_target"], "there is no module"),
+        (["--criterion.class-target", "positon"], "did you mean 'position'"),
+        (["--criterion.class-target", "position", "--criterion.class-target.warp", "half_sin"], "did you mean 'half_sine'"),
+        (["--criterion.class-target.warp", "steadydetr.equations.stabel.half_sine"], "there is no module"),
+        (["--criterion.class-target.warp", "exponential", "--criterion.class-target.rescale", "none"], "needs class_target.rescale"),
         (["--training.epochs", "many"], "many"),
         (["--detector.transformer.heads", "5"], "transformer.heads"),
     ],

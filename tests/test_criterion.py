@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from steadydetr.classification import QualityTarget
 from steadydetr.criterion import Criterion, Weights
-from steadydetr.equations.detection import iou_target
 from steadydetr.matching import solve
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 from tests.conftest import make_batch, make_stages
@@ -38,7 +38,7 @@ def losses_of(criterion: Criterion, stages: Stages, assignment: Assignment, targ
 @pytest.mark.parametrize("quality", [False, True])
 def test_losses_equal_their_twins(counts: tuple[int, ...], quality: bool) -> None:
     """The focal loss, and the quality focal loss, whose target is the IoU; two stages, each with a matching of its own."""
-    criterion = Criterion(class_target=iou_target, alpha=None) if quality else Criterion()
+    criterion = Criterion(class_target=QualityTarget(), alpha=None) if quality else Criterion()
     stages, targets = make_stages(2, len(counts), 4), targets_of(counts)
     assignment = matched(criterion, stages, targets)
     losses = losses_of(criterion, stages, assignment, targets)
@@ -76,7 +76,7 @@ def test_two_class_matches_are_a_union() -> None:
     index = torch.tensor
     own = Match(index([0, 0]), index([0, 1]), index([0, 1]))
     teacher = Match(index([0, 0]), index([0, 2]), index([0, 0]))
-    criterion = Criterion(class_target=iou_target, alpha=None)
+    criterion = Criterion(class_target=QualityTarget(), alpha=None)
     losses = losses_of(criterion, stages, Assignment((own, teacher), own), targets, 1.0)
     boxes, wanted = stages.boxes[0, 0].tolist(), targets.boxes.tolist()
     positives = {(q, c): slow_boxes.iou_and_giou(boxes[q], wanted[t])[0] for q, c, t in ((0, 0, 0), (1, 1, 1), (2, 0, 0))}
@@ -102,7 +102,7 @@ def test_weighted_pairs() -> None:
 def test_garbage_in_invalid_rows(garbage: float) -> None:
     """Changes no loss and no gradient, and gets none."""
     valid = torch.tensor([[True] * 4 + [False] * 2, [True] * 3 + [False] * 3, [False] * 6])
-    targets, criterion = targets_of((2, 3, 1)), Criterion(class_target=iou_target)
+    targets, criterion = targets_of((2, 3, 1)), Criterion(class_target=QualityTarget())
     outcomes = []
     for filling in (0.5, garbage):
         clean, shown = make_stages(2, 3, 6), valid[None, :, :, None]

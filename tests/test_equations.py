@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steadydetr.equations.detection import Pairs, box_terms, classification_loss, focal_cost, hard_target, iou_target
+from steadydetr.classification import HardTarget, Pairs, QualityTarget
+from steadydetr.equations.detection import box_terms, classification_loss, focal_cost
 from tests.reference import boxes as slow_boxes
 from tests.reference import detection as slow
 from tests.reference import matching as slow_matching
@@ -62,8 +63,8 @@ def test_classification_loss_is_finite_at_the_ends(target: float) -> None:
 def test_focal_cost_equals_its_twin() -> None:
     logits = torch.randn(3, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 3
     expected = [[slow_matching.focal_cost(x) for x in row] for row in logits.tolist()]
-    torch.testing.assert_close(focal_cost(logits, torch.zeros(3, 5)), torch.tensor(expected, dtype=torch.float64))
-    assert torch.isfinite(focal_cost(torch.tensor([-200.0, 200.0]), torch.zeros(2))).all()
+    torch.testing.assert_close(focal_cost(logits.sigmoid()), torch.tensor(expected, dtype=torch.float64))
+    assert torch.isfinite(focal_cost(torch.tensor([0.0, 1.0]))).all()
 
 
 def test_box_terms_equal_their_twins() -> None:
@@ -79,6 +80,6 @@ def test_box_terms_equal_their_twins() -> None:
 
 
 def test_class_targets() -> None:
-    pairs = Pairs(torch.tensor([0.8, 0.5]), torch.tensor([0.6, 0.3]), torch.tensor([0, 0]), lambda: torch.tensor([0.9]))
-    assert hard_target(pairs).tolist() == [1.0, 1.0]
-    assert torch.equal(iou_target(pairs), pairs.iou)
+    pairs = Pairs(torch.tensor([0.8, 0.5]), torch.tensor([0.6, 0.3]), torch.tensor([0, 0]), 1, lambda: torch.tensor([0.9]))
+    assert HardTarget()(pairs).tolist() == [1.0, 1.0]
+    assert torch.equal(QualityTarget()(pairs), pairs.iou)

@@ -101,7 +101,7 @@ def _members(hint: Any) -> list[type]:
 
 def part_name(kind: type) -> str:
     """DABDeformableDETRConfig -> dab-deformable-detr, FixedSizeTransform -> fixed-size."""
-    name = re.sub(r"(Config|Transform)$", "", kind.__name__)
+    name = re.sub(r"(Config|Transform|Cost|Target)$", "", kind.__name__)
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 

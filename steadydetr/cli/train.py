@@ -16,7 +16,7 @@ USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [f
   torchrun --nproc-per-node 8 -m steadydetr train RECIPE ...         the same on 8 GPUs
 
 Every field of a recipe is a flag, for example
-  --training.batch-size 8 --detector.queries 300 --criterion.class-target iou_target --criterion.alpha None
+  --training.batch-size 8 --detector.queries 300 --criterion.class-target quality --criterion.alpha None
   --objectives.denoising.number 200, or --objectives.denoising none to leave it out
   --detector.backbone small-backbone, then --detector.backbone.stem 16: parts can be exchanged
 

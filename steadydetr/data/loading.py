@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -148,5 +149,12 @@ def _loader(samples: Samples, keys: list[list[tuple[int, int]]], workers: int) -
         batch_sampler=keys,  # type: ignore[arg-type]
         collate_fn=collate,
         num_workers=min(workers, len(keys)),
+        worker_init_fn=_leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _leave_signals_to_the_trainer(worker: int) -> None:
+    """Schedulers and Ctrl-C signal the whole process group; a loader that died of it would cost the trainer its chance to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)

@@ -20,7 +20,7 @@ from steadydetr.nn.attention import SelfAttention
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
 from steadydetr.nn.deformable_attention import DeformableAttention
-from steadydetr.nn.encoder import Encoder, EncoderLayer
+from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import DenseProposals, Group, Memory, Queries, Stages
@@ -43,6 +43,8 @@ class TransformerConfig:
     position_offset: float = -0.5  # 0 in DINO
     norm_groups: int = 32  # of the neck's GroupNorm; divides width
     neck_bias: bool = True  # of the convolutions before GroupNorm; False in mmdet
+    fusion: FusionKind = "none"  # of the memory with what went into the encoder (Stable-DINO Sec. 3)
+    fusion_norm: bool = True  # LayerNorm after each fusion
     share_decoder: bool = False  # one set of parameters, heads included, for all decoder stages
     checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
 
@@ -52,6 +54,8 @@ class TransformerConfig:
                 raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")
         if self.width % 4:
             raise ValueError(f"transformer.width = {self.width} is no multiple of 4, which sine positions need")
+        if self.fusion != "none" and not self.encoder_layers:
+            raise ValueError(f"transformer.fusion = {self.fusion} needs an encoder, but transformer.encoder_layers is 0")
 
 
 class Decoder(nn.Module):
@@ -98,7 +102,12 @@ class DeformableDetector(Detector):
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
         c = config
         self.encoder = Encoder(
-            lambda: EncoderLayer(c.width, c.heads, c.levels, c.encoder_points, c.ffn, c.dropout), c.encoder_layers, c.checkpointing
+            lambda: EncoderLayer(c.width, c.heads, c.levels, c.encoder_points, c.ffn, c.dropout),
+            c.encoder_layers,
+            c.width,
+            c.fusion,
+            c.fusion_norm,
+            c.checkpointing,
         )
         self.decoder = decoder
         initialise(self.encoder)

@@ -5,10 +5,6 @@ Legend: R problem rows (one per stage and object), N queries, P matched pairs. L
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -29,35 +25,14 @@ def classification_loss(logits: Tensor, target: Tensor, positive: Tensor, alpha:
     return loss * (1 - alpha + (2 * alpha - 1) * positive)
 
 
-def focal_cost(logits: Tensor, giou: Tensor, alpha: float = 0.25, gamma: float = 2.0, eps: float = 1e-8) -> Tensor:
-    """Cost of giving a query to a target, from its logit at the target's class (Deformable DETR, matcher). [R, N] -> [R, N].
+def focal_cost(score: Tensor, alpha: float | None = 0.25, gamma: float = 2.0, eps: float = 1e-8) -> Tensor:
+    """Cost of giving a query to a target, from its score p at the target's class, elementwise (Deformable DETR's matcher).
 
-    It does not look at `giou`; a cost that does takes its place (Stable-DINO Eq. 4).
+    With p times a measure of position it is the position-modulated cost (Stable-DINO Eq. 4). alpha None: both terms weigh 1.
     """
-    p = logits.sigmoid()
-    positive = alpha * (1 - p).pow(gamma) * -(p + eps).log()
-    negative = (1 - alpha) * p.pow(gamma) * -(1 - p + eps).log()
-    return positive - negative
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What a class target may depend on: the predictions of matched pairs, detached."""
-
-    score: Tensor  # [P] of the target's class
-    iou: Tensor  # [P] of the prediction with its target
-    image: Tensor  # [P] folded: stage * B + image
-    largest_iou: Callable[[], Tensor]  # () -> [S * B] over every query and target of the image at that stage
-
-
-def hard_target(pairs: Pairs) -> Tensor:
-    """1: the focal loss."""
-    return torch.ones_like(pairs.iou)
-
-
-def iou_target(pairs: Pairs) -> Tensor:
-    """The IoU itself: quality focal loss (OD-DETR Eq. 2, with alpha None)."""
-    return pairs.iou
+    positive = (1 - score).pow(gamma) * -(score + eps).log()
+    negative = score.pow(gamma) * -(1 - score + eps).log()
+    return positive - negative if alpha is None else alpha * positive - (1 - alpha) * negative
 
 
 def box_terms(predicted: Tensor, target: Tensor, giou_eps: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,8 +1,9 @@
-"""Deformable encoder over the tokens of all levels."""
+"""Deformable encoder over the tokens of all levels, with the memory fusions of Stable-DINO (Sec. 3, Fig. 4)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import FeedForward
 
 Levels = tuple[tuple[int, int], ...]
+FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 
 class EncoderLayer(nn.Module):
@@ -28,20 +30,61 @@ class EncoderLayer(nn.Module):
         return self.ffn(self.norm(tokens + self.dropout(attended)))
 
 
+class Fusion(nn.Module):
+    """Several versions of the tokens, side by side along the channels, back to one."""
+
+    def __init__(self, dim: int, count: int, norm: bool) -> None:
+        super().__init__()
+        self.project = nn.Linear(count * dim, dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
+
+    def forward(self, versions: Sequence[Tensor]) -> Tensor:
+        """[B, L, D] each -> [B, L, D]."""
+        return self.norm(self.project(torch.cat(tuple(versions), -1)))
+
+
+def fusions(kind: FusionKind, depth: int, dim: int, norm: bool) -> nn.ModuleList:
+    """What an encoder of `depth` layers fuses with.
+
+    simple: its last output with its input. u_like: output n - k with output k as input of layer n - k + 1, down to k = 0, the input, at the
+    end. dense: input and all outputs at once; dense_simple: that, with the input once more (an option of the released code).
+    """
+    counts = {"none": [], "simple": [2], "u_like": [2] * ((depth + 1) // 2), "dense": [depth + 1], "dense_simple": [depth + 1, 2]}
+    return nn.ModuleList(Fusion(dim, count, norm) for count in counts[kind])
+
+
 class Encoder(nn.Module):
-    def __init__(self, layer: Callable[[], EncoderLayer], depth: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self,
+        layer: Callable[[], EncoderLayer],
+        depth: int,
+        dim: int,
+        fusion: FusionKind = "none",
+        fusion_norm: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layer() for _ in range(depth))
+        self.kind, self.fusions = fusion, fusions(fusion, depth, dim, fusion_norm)
         self.checkpointing = checkpointing
 
     def forward(self, tokens: Tensor, position: Tensor, padding: Tensor, valid_ratios: Tensor, levels: Levels) -> Tensor:
-        """Tokens [B, L, D], their position [B, L, D], padding [B, L] -> [B, L, D]."""
+        """Tokens [B, L, D], their position [B, L, D], padding [B, L] -> [B, L, D]. Padded tokens are fused like any other."""
         reference = token_centres(levels, valid_ratios)
+        outputs = [tokens]
         for layer in self.layers:
             if self.checkpointing and self.training:
                 tokens = checkpoint(layer, tokens, position, reference, padding, levels, use_reentrant=False)
             else:
                 tokens = layer(tokens, position, reference, padding, levels)
+            outputs.append(tokens)
+            partner = len(self.layers) - len(outputs) + 1
+            if self.kind == "u_like" and partner < len(outputs) - 1:
+                tokens = self.fusions[partner]((tokens, outputs[partner]))
+        if self.kind in ("dense", "dense_simple"):
+            tokens = self.fusions[0](outputs)
+        if self.kind in ("simple", "dense_simple"):
+            tokens = self.fusions[-1]((tokens, outputs[0]))
         return tokens
 
 

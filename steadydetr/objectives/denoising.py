@@ -37,7 +37,8 @@ class Denoising(Objective):
 
     number: int = 100  # objects' worth of denoising queries: groups = number / largest object count
     label_noise: float = 0.5  # half of this share of the labels is redrawn
-    box_noise: float = 1.0  # positives move each corner by up to this many half sides, negatives by one to two times as far
+    box_noise: float = 1.0  # positives move each corner by up to this many half sides
+    negative_offset: float = 1.0  # negatives by so many box_noise more; 0: like positives, yet background (released Stable-DINO)  # D-22
     mask_padding: bool = True  # False: the original, whose empty rows are attended to and count as background  # D-05
     weights: Weights | None = None  # None: the criterion's
 
@@ -55,7 +56,7 @@ class Denoising(Objective):
         count = group_count(self.number, most)
         draws = draw_noise(batch, count, scene.student.num_classes)
         labels = noise_labels(batch.targets.labels, draws, self.label_noise)
-        boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise)
+        boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
         queries = place(scene.student, batch.targets, labels, boxes, most)
         if most and not self.mask_padding:
             queries = Queries(queries.content, queries.reference)
@@ -102,12 +103,12 @@ def noise_labels(labels: Tensor, draws: Draws, ratio: float) -> Tensor:
     return torch.where(draws.keep_label < ratio / 2, draws.new_label, labels)
 
 
-def noise_boxes(boxes: Tensor, draws: Draws, scale: float) -> Tensor:
-    """[T, 4] -> [2K, T, 4]: corners move by part * sign * half side * scale; negatives by one half side more, before the scale."""
+def noise_boxes(boxes: Tensor, draws: Draws, scale: float, negative_offset: float = 1.0) -> Tensor:
+    """[T, 4] -> [2K, T, 4]: corners move by part * sign * half side * scale; a negative's part is larger by `negative_offset`."""
     copies = len(draws.part)
     negative = (torch.arange(copies, device=boxes.device) % 2)[:, None, None]
     half = boxes[:, 2:].repeat(1, 2) / 2
-    moved = to_xyxy(boxes) + (draws.part + negative) * draws.sign * half * scale
+    moved = to_xyxy(boxes) + (draws.part + negative_offset * negative) * draws.sign * half * scale
     return to_cxcywh(moved.clamp(0, 1))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from steadydetr.config import nearest
 from steadydetr.recipe import Recipe
-from steadydetr.recipes import dab, deformable, dino, small
+from steadydetr.recipes import dab, deformable, dino, small, stable
 
 
 def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:
@@ -18,7 +18,10 @@ def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:
 
 RECIPES = _named(
     small.quickstart,
+    small.small_dino,
+    small.small_stable_dino,
     small.small_deformable_detr,
+    small.small_stable_deformable_detr,
     deformable.deformable_detr_r50_12ep,
     deformable.deformable_detr_r50_24ep,
     deformable.deformable_detr_r50_50ep,
@@ -39,6 +42,13 @@ RECIPES = _named(
     dino.dino_4scale_swin_l_12ep,
     dino.dino_4scale_swin_l_24ep,
     dino.dino_4scale_swin_l_36ep,
+    stable.stable_dino_4scale_r50_12ep,
+    stable.stable_dino_4scale_r50_24ep,
+    stable.stable_dino_5scale_r50_12ep,
+    stable.stable_dino_4scale_swin_l_12ep,
+    stable.stable_dino_4scale_swin_l_24ep,
+    stable.stable_deformable_detr_r50_12ep,
+    stable.stable_dab_deformable_detr_r50_12ep,
 )
 
 
