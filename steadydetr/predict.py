@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,15 +15,18 @@ import numpy as np
 import torch
 from PIL import Image
 from rich.progress import track
+from torch import Tensor
 
-from steadydetr.checkpoint import Card, load_detector
-from steadydetr.config import write_json
+from steadydetr.checkpoint import STATE, Card, find_checkpoint, load_detector, load_training_state, read_card
+from steadydetr.config import from_plain, write_json
+from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.data.loading import LoadedSample, collate
 from steadydetr.data.transforms import Sample, apply
 from steadydetr.detections import Detections, Picture, open_picture
 from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, Results, collect, evaluate, predictor
+from steadydetr.stability import Stability, held_out, measure
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -101,6 +105,56 @@ def evaluate_checkpoint(
         write_json(output, evaluation.as_dict())
         write_results(output.with_suffix(".results.json"), results.coco_rows(dataset.index.category_ids))
     return evaluation
+
+
+def measure_checkpoint(
+    checkpoint: Path,
+    data: str,
+    split: str = "val",
+    images: int | None = None,
+    against: Path | None = None,
+    criterion: Criterion | None = None,
+    batch_size: int = 4,
+    workers: int = 4,
+    device: str = "auto",
+) -> dict[str, Stability]:
+    """Stability measures of a checkpoint's trained weights ("model") and, where it has them, their average ("ema").
+
+    Args:
+        images: only the first images with objects; None: all.
+        against: another checkpoint of the same detector, for the instability between the two.
+        criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
+    """
+    folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=("last", "best"))
+    card = read_card(folder)
+    dataset = held_out(open_data(data, split), images)
+    if dataset.index.classes != card.classes:
+        raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
+    config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)
+    before: dict[str, Tensor] = {}
+    if against is not None:
+        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=("last", "best")), device)
+        _, before = measure(other, matcher, dataset, config, batch_size, {})
+    return measure(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+
+
+def run_criterion(folder: Path) -> Criterion:
+    """The criterion of the run that a checkpoint folder lies in, the default one where it lies in none."""
+    path = folder.parent / "config.json"
+    if path.exists() and "recipe" in (plain := json.loads(path.read_text())):
+        return from_plain(plain["recipe"]["criterion"], str(path))
+    return Criterion()
+
+
+def load_models(folder: Path, device: str) -> dict[str, Detector]:
+    """A checkpoint's trained weights and, where it keeps them, their average."""
+    loaded = load(folder, device)
+    models = {"model": loaded.detector}
+    average = load_training_state(folder)["average"] if (folder / STATE).exists() else None
+    if average is not None:
+        models["ema"] = copy.deepcopy(loaded.detector)
+        models["ema"].load_state_dict(average)
+    return models
 
 
 def align_classes(classes: Sequence[str], card: Card) -> list[int]:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -20,12 +22,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from torch import Tensor, nn
 
 from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
 from steadydetr.config import differences, from_plain, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.folders import FolderDataset, Subset
+from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, predictor
 from steadydetr.method import Method
 from steadydetr.nn.decoder import DecoderLayer
@@ -34,6 +37,7 @@ from steadydetr.optimiser import make_optimiser
 from steadydetr.pictures import draw_curves, draw_predictions
 from steadydetr.progress import Progress
 from steadydetr.recipe import Recipe
+from steadydetr.stability import Stability
 from steadydetr.teachers import Average
 
 
@@ -47,6 +51,7 @@ class State:
     seconds: float = 0.0  # of training, without evaluation
     best_ap: float = -1.0
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # the latest, by whose weights
+    matched: dict[str, Tensor] = field(default_factory=dict)  # who held the targets at the latest evaluation, by whose weights
 
 
 @dataclass
@@ -59,10 +64,15 @@ class Run:
     method: Method
     wrapped: nn.Module  # the method, or DistributedDataParallel around it
     optimiser: torch.optim.AdamW
-    average: Average | None
+    average: Average[Detector] | None
     state: State
     progress: Progress
     stop: bool = False  # asked to by a signal
+
+    @property
+    def models(self) -> dict[str, Detector]:
+        """What is evaluated: the trained weights and, where there is one, their average."""
+        return {"model": self.method.student} | ({"ema": self.average.model} if self.average else {})
 
     @property
     def card(self) -> Card:
@@ -179,7 +189,7 @@ def save(run: Run, name: str, weights: str = "model") -> None:
     run.accelerator.wait_for_everyone()
 
 
-def restore(checkpoint: Path, method: Method, average: Average | None, optimiser: torch.optim.Optimizer) -> State:
+def restore(checkpoint: Path, method: Method, average: Average[Detector] | None, optimiser: torch.optim.Optimizer) -> State:
     extra = load_training_state(checkpoint)
     method.load_state_dict(extra["method"])
     optimiser.load_state_dict(extra["optimiser"])
@@ -211,11 +221,17 @@ def log_step(run: Run, losses: dict[str, float], rate: float, norm: float, epoch
         return
     total = sum(losses.values())
     record = {"kind": "train", "step": run.state.step, "epoch": epoch, "loss": total, "losses": losses, "lr": rate, "gradient_norm": norm}
-    if run.accelerator.device.type == "cuda":
-        record["memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    record["memory_gib"] = peak_memory(run.accelerator.device) / 2**30
     write_record(run, record | {"images_per_second": images_per_second})
     ap = f"  AP {run.state.best_ap:.1f}" if run.state.best_ap >= 0 else ""
     run.progress.step(run.state.step, f"epoch {epoch + 1}  loss {total:.2f}  {images_per_second:.1f} images/s{ap}")
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that tensors took on a GPU; on the CPU the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
@@ -229,6 +245,14 @@ def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
     )
     for warning in evaluation.warnings:
         run.progress.say(f"  AP is low: {warning}")
+
+
+def log_stability(run: Run, weights: str, measured: Stability) -> None:
+    write_record(run, {"kind": "stability", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | asdict(measured))
+    scores = ", ".join(f"{score:.0f}" for score in measured.unstable_score.values())
+    since = "" if measured.between_epochs is None else f", instability since the last {measured.between_epochs:.2f}"
+    shared = "" if measured.consistency is None else f", consistency with the average {measured.consistency[-1]:.0f}%"
+    run.progress.say(f"  matching ({weights}): unstable score by layer {scores}%{since}{shared}")
 
 
 def interrupted(run: Run) -> dict[str, Any]:

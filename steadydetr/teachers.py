@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Average(nn.Module):
+
+class Average(nn.Module, Generic[Model]):
     """Exponential moving average of a detector's parameters and floating buffers; other buffers are copied.
 
     Always in evaluation mode and without gradients, whatever `train()` is asked.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+        self.model: Model = copy.deepcopy(model).requires_grad_(False).eval()
         self.decay = decay
 
-    def train(self, mode: bool = True) -> Average:
+    def train(self, mode: bool = True) -> Average[Model]:
         return super().train(False)
 
     @torch.no_grad()

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steadydetr.data import EvalLoader, pad_batch
 from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, Results, collect, evaluate, predictor
 from steadydetr.optimiser import rate_factor, set_rate
 from steadydetr.recipe import Recipe
-from steadydetr.run import Run, finish, interrupted, log_evaluation, log_step, prepare, read_run, save, stop_on_signal
+from steadydetr.run import Run, finish, interrupted, log_evaluation, log_stability, log_step, prepare, read_run, save, stop_on_signal
+from steadydetr.stability import held_out, measure
 from steadydetr.structures import Batch, Totals
 
 
@@ -65,6 +66,8 @@ def train_epoch(run: Run, epoch: int) -> None:
         state.images_seen += run.loader.batch_size
         if state.step % config.log_every == 0 or state.step % per_epoch == 0:
             log_step(run, losses, rate, norm, epoch, speed)
+        if state.step in config.stability_steps and state.step % per_epoch:  # at an epoch's end it is measured anyway
+            measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
             save(run, "last")
     if run.stop:
@@ -132,16 +135,28 @@ def evaluate_and_save(run: Run) -> None:
     due = state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs
     best = None
     if due:
-        models = {"model": run.method.student} | ({"ema": run.average.model} if run.average else {})
-        for weights, detector in models.items():
+        for weights, detector in run.models.items():
             evaluation = evaluate_detector(run, detector)
             state.evaluations[weights] = evaluation.as_dict()
             log_evaluation(run, weights, evaluation)
             if evaluation.ap > state.best_ap:
                 state.best_ap, best = evaluation.ap, weights
+        state.matched = measure_stability(run)
     save(run, "last")
     if best is not None:
         save(run, "best", best)
+
+
+def measure_stability(run: Run) -> dict[str, Tensor]:
+    """Match the fixed held-out images and log how that changed; gives who holds their targets now, for the next time."""
+    config, matched = run.recipe.training, dict(run.state.matched)
+    if config.stability_images and run.accelerator.is_main_process and run.val_data.index.usable().any():
+        dataset = held_out(run.val_data, config.stability_images)
+        measured, matched = measure(run.models, run.recipe.criterion, dataset, run.recipe.data, config.eval_batch_size, run.state.matched)
+        for weights, found in measured.items():
+            log_stability(run, weights, found)
+    run.accelerator.wait_for_everyone()
+    return matched
 
 
 @torch.no_grad()

@@ -32,6 +32,8 @@ class TrainingConfig:
     eval_batch_size: int = 4
     save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of epochs only
     log_every: int = 10  # steps
+    stability_images: int = 100  # held-out images whose matching is followed, at every evaluation; 0: none
+    stability_steps: tuple[int, ...] = ()  # also after these steps (Stable-DINO Fig. 3: 5000)
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):

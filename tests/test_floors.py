@@ -18,10 +18,10 @@ NAME = PACKAGE.name
 FLOORS: dict[int, tuple[str, ...]] = {
     0: ("structures", "boxes"),
     1: ("equations", "matching", "detections", "config", "progress", "coco_classes", "layouts"),
-    2: ("criterion", "nn"),
+    2: ("classification", "criterion", "nn"),
     3: ("detectors", "groups"),
     4: ("scene", "teachers", "data", "evaluation"),
-    5: ("objectives", "training_config", "checkpoint", "convert", "optimiser", "pictures"),
+    5: ("objectives", "stability", "training_config", "checkpoint", "convert", "optimiser", "pictures"),
     6: ("method", "recipe"),
     7: ("run", "train"),
     8: ("recipes",),

@@ -14,6 +14,9 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr recipes [NAME]                  list the recipes, or show one in full
   steadydetr train RECIPE --data DATA        train one; every field of a recipe is a flag
   steadydetr eval CHECKPOINT --data DATA     COCO and VOC metrics of a run, its best or last, or a converted checkpoint
+  steadydetr stability CHECKPOINT DATA       how steadily its queries keep their targets, between stages and models
+  steadydetr compare RECIPE RECIPE ...       train several with several seeds, and tell which differences are real
+  steadydetr report RUN [RUN ...]            one HTML page: curves, AP, stability, losses, predictions, what differs
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
 
@@ -24,7 +27,17 @@ DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itse
   --debug                                    anywhere: full tracebacks instead of one line
   --version"""
 
-COMMANDS = {"check": "check", "recipes": "recipes", "train": "train", "eval": "evaluate", "predict": "predict", "convert": "convert"}
+COMMANDS = {
+    "check": "check",
+    "recipes": "recipes",
+    "train": "train",
+    "eval": "evaluate",
+    "stability": "stability",
+    "compare": "compare",
+    "report": "report",
+    "predict": "predict",
+    "convert": "convert",
+}
 MENDABLE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError, FloatingPointError, ImportError)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -148,7 +149,7 @@ def _loader(samples: Samples, keys: list[list[tuple[int, int]]], workers: int) -
         samples,  # type: ignore[arg-type]
         batch_sampler=keys,  # type: ignore[arg-type]
         collate_fn=collate,
-        num_workers=min(workers, len(keys)),
+        num_workers=min(workers, len(keys), os.cpu_count() or 1),
         worker_init_fn=_leave_signals_to_the_trainer,
         pin_memory=torch.cuda.is_available(),
     )
