@@ -25,7 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("method", "recipe"),
     7: ("run", "train"),
     8: ("recipes",),
-    9: ("predict", "cli", "__main__", "__init__"),  # __init__: the public names of the package
+    9: ("predict", "compare", "report", "cli", "__main__", "__init__"),  # __init__: the public names of the package
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 

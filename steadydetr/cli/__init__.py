@@ -38,7 +38,16 @@ COMMANDS = {
     "predict": "predict",
     "convert": "convert",
 }
-MENDABLE = (ValueError, FileNotFoundError, FileExistsError, IsADirectoryError, PermissionError, FloatingPointError, ImportError)
+MENDABLE = (
+    ValueError,
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    PermissionError,
+    ChildProcessError,
+    FloatingPointError,
+    ImportError,
+)
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -13,6 +13,7 @@ USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [f
   steadydetr train dino-4scale-r50-12ep --data path/to/coco          the recipe of the paper
   steadydetr train quickstart --data path/to/voc --training.epochs 60 --output runs/mine
   steadydetr train quickstart --output runs/mine --resume            go on with an interrupted run: the same command again
+  steadydetr train runs/mine/config.json --output runs/again         what another run was made of
   torchrun --nproc-per-node 8 -m steadydetr train RECIPE ...         the same on 8 GPUs
 
 Every field of a recipe is a flag, for example

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import tyro
 
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import parse
+from steadydetr.config import from_plain
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
 
@@ -31,8 +33,8 @@ class TrainArguments:
 
 
 def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
-    """The recipe called `name` as the words change it, and the other arguments."""
-    recipe, words = choose(find(name), words)
+    """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
+    recipe, words = choose(find_or_read(name), words)
     arguments = parse(TrainArguments, words, f"train {name}", _description(recipe), TrainArguments(recipe))
     recipe = arguments.recipe
     if arguments.data is not None:
@@ -40,6 +42,21 @@ def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def find_or_read(name: str) -> Recipe:
+    """A recipe of this package, or one that was saved: the config.json of a run, or a recipe alone as `compare` writes it.
+
+    Raises:
+        ValueError, FileNotFoundError: there is none; names the nearest, or the file.
+    """
+    if not name.endswith(".json"):
+        return find(name)
+    plain = json.loads(Path(name).read_text())
+    recipe = from_plain(plain.get("recipe", plain), name)
+    if not isinstance(recipe, Recipe):
+        raise ValueError(f"{name} holds no recipe but a {type(recipe).__name__}")
+    return recipe
 
 
 def _description(recipe: Recipe) -> str:

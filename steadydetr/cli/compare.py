@@ -1,0 +1,67 @@
+"""`steadydetr compare`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from steadydetr.cli.parsing import parse
+
+DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation and the paired difference to the first one.
+
+  steadydetr compare small-dino small-stable-dino --seeds 3 --data path/to/data
+  steadydetr compare small-dino 'cost=small-dino --criterion.class-cost position-modulated' --seeds 3 -- --training.epochs 6
+  steadydetr compare dino-4scale-r50-12ep stable-dino-4scale-r50-12ep --launch 'torchrun --nproc-per-node 8 -m steadydetr train'
+
+A recipe may stand in quotes with flags of its own and, before it, a label: 'LABEL=RECIPE FLAGS'. Flags after -- hold for all.
+The same command again goes on: finished runs are kept, interrupted ones resumed. The runs lie in OUTPUT/LABEL/seedK."""
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    recipes: tyro.conf.Positional[tuple[str, ...]] = ()
+    """The baseline first."""
+    seeds: int = 3
+    """How many, from 0 on."""
+    data: str | None = None
+    """Folder of the data set, or shapes."""
+    output: Path = Path("runs/compare")
+    """Folder of the runs and of the table."""
+    jobs: int = 1
+    """Runs at a time; they share the cores."""
+    launch: str = ""
+    """Command that starts a training, instead of this Python's `-m steadydetr train`."""
+
+
+def run(words: Sequence[str]) -> None:
+    words = list(words)
+    shared = words[words.index("--") + 1 :] if "--" in words else []
+    arguments = parse(CompareArguments, words[: len(words) - len(shared) - ("--" in words)], "compare", DESCRIPTION)
+    if len(arguments.recipes) < 2:
+        raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
+    if arguments.seeds < 1 or arguments.jobs < 1:
+        raise ValueError(f"--seeds {arguments.seeds} and --jobs {arguments.jobs} must be at least 1")
+    from steadydetr.cli.training_arguments import read
+    from steadydetr.compare import NOTE, TRAIN, compare, table, with_labels
+
+    data = [] if arguments.data is None else ["--data", arguments.data]
+    entries = []
+    for text in arguments.recipes:
+        name, *flags = shlex.split(text)
+        label, _, recipe = name.rpartition("=")
+        entries.append((label or recipe, read(recipe, [*data, *shared, *flags])[0]))
+    console = Console(soft_wrap=True)
+    launch = shlex.split(arguments.launch) or TRAIN
+    outcomes = compare(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
+    header, *rows = table(outcomes)
+    shown = Table(*header)
+    for row in rows:
+        shown.add_row(*row)
+    console.print(shown)
+    console.print(f"{NOTE}\nSaved in {arguments.output}/comparison.md and .json")
