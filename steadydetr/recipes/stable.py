@@ -1,6 +1,6 @@
 """Stable-DINO (Liu et al. 2023): stable matching and memory fusion on DINO, Deformable DETR and DAB-Deformable-DETR.
 
-Paper Sec. 4.1 and detrex's configs: class weight 6, dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
+Paper Sec. 4.1 and detrex's configs: class weight 6 (1 for denoising), dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
 from steadydetr.recipes.schedules import for_epochs
 
-STABLE_DENOISING = Denoising(negative_offset=0.0, weights=Weights(1.0, 5.0, 2.0))  # the released setting; D-22
+DENOISING_WEIGHTS = Weights(1.0, 5.0, 2.0)
 
 
 def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: str = "") -> Recipe:
@@ -32,12 +32,14 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         class_cost=PositionModulatedCost(),
         loss_weights=replace(recipe.criterion.loss_weights, label=6.0),
     )
+    objectives = tuple(replace(o, weights=DENOISING_WEIGHTS) if isinstance(o, Denoising) else o for o in recipe.objectives)
     detector = replace(recipe.detector, transformer=replace(recipe.detector.transformer, fusion="dense"))
     return replace(
         recipe,
         name=name or f"stable-{recipe.name}",
         detector=detector,
         criterion=criterion,
+        objectives=objectives,
         training=replace(recipe.training, seed=60),
         nms=0.8,
         reported=reported,
@@ -49,7 +51,7 @@ def _stable_dino(recipe: Recipe, reported: str) -> Recipe:
     """Stable-DINO: detrex's DINO, which decays no norms and leaves out images without objects."""
     recipe = replace(
         recipe,
-        objectives=(Detection(), STABLE_DENOISING),
+        objectives=(Detection(), Denoising(negative_offset=0.0)),  # D-22
         data=replace(recipe.data, filter_empty=True),
         training=replace(recipe.training, decay_norms=False),
     )
