@@ -32,7 +32,7 @@ SIZES = [f"--data.{part}.{side}" for part in ("transform", "resize") for side in
 TINY = [word for flag in SIZES for word in (flag, "64")] + ["--data.workers", "0", "--data.limit", "8", "--device", "cpu"]
 
 
-def recipe_of(words: str, name: str = "quickstart") -> Recipe:
+def recipe_of(words: str, name: str = "small-dino") -> Recipe:
     return read(name, words.split())[0]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from steadydetr.cli.training_arguments import read
 from steadydetr.config import from_plain, to_plain
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.recipe import Recipe
@@ -114,3 +116,18 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
         assert f"`{name}`" in page
         if name in OF_PAPERS:
             assert f"| `{name}` | {recipe.reported or '-'} |" in page
+
+
+def documented_commands() -> list[str]:
+    """The ablation commands of the recipes page, its abbreviations R and T7 written out."""
+    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
+    found = re.findall(r"`((?:steadydetr train|R|T7)\b[^`]*)`", page)
+    short = {"R": "steadydetr train stable-dino-4scale-r50-12ep --data path/to/coco"}
+    short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
+    return sorted({re.sub(r"^(R|T7)\b", lambda m: short[m[1]], command) for command in found})
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_documented_commands_are_understood(command: str) -> None:
+    _, _, name, *words = command.split()
+    read(name, words)

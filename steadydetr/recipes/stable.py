@@ -1,6 +1,6 @@
 """Stable-DINO (Liu et al. 2023): stable matching and memory fusion on DINO, Deformable DETR and DAB-Deformable-DETR.
 
-Paper Sec. 4.1 and detrex's configs: class weight 6 (1 for denoising), dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
+Paper Sec. 4.1 and detrex: class weight 6 (1 for denoising), dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
 """
 
 from __future__ import annotations
