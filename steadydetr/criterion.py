@@ -84,12 +84,17 @@ class Criterion:
         logits = logits.flatten(0, 1)
         wanted = torch.zeros_like(logits)
         positive = torch.zeros_like(logits, dtype=torch.bool)
-        for match in assignment.classes:
+        weight: Tensor | None = None
+        for match in reversed(assignment.classes):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3, one class)
             at = (match.image, match.query, folded.labels[match.target])
-            value = self.class_target(self._pairs(stages, match, targets, folded)).to(wanted.dtype)
-            wanted[at] = torch.maximum(wanted[at], value)  # two matches on one entry agree up to which target they mean
+            wanted[at] = self.class_target(self._pairs(stages, match, targets, folded)).to(wanted.dtype)
             positive[at] = True
+            if match.weight is not None or weight is not None:
+                weight = torch.ones_like(wanted) if weight is None else weight
+                weight[at] = 1.0 if match.weight is None else match.weight.to(wanted.dtype)
         loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma)
+        if weight is not None:
+            loss = loss * weight
         return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
 
     def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:

@@ -40,7 +40,7 @@ def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> P
     image = folded.image
     l1 = (_rows(boxes, image) - folded.boxes[:, None]).abs().sum(-1)
     iou, giou = iou_giou(_rows(to_xyxy(boxes), image), to_xyxy(folded.boxes)[:, None], giou_eps)
-    valid = None if stages.valid is None else stages.valid.repeat(len(stages.logits), 1)[image]
+    valid = None if stages.flat_valid is None else stages.flat_valid[image]
     return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], l1, giou, iou, image, len(folded.counts), valid)
 
 
@@ -97,13 +97,40 @@ def _solve(cost: np.ndarray, problem: Problem) -> np.ndarray:
     return np.stack((image, columns, target))[:, matched]
 
 
+def query_of_targets(match: Match, rows: int) -> Tensor:
+    """[R] the query matched to every target, -1: none."""
+    query = match.query.new_full((rows,), -1)
+    query[match.target] = match.query
+    return query
+
+
+def cheapest_queries(cost: Tensor, image: Tensor, images: int, count: int, most: int) -> tuple[Tensor, Tensor]:
+    """The union over an image's targets of the `count` cheapest queries of each, without repeats, in the order of their numbers.
+
+    Args:
+        cost: [R, N].
+        image: [R].
+        most: the largest such union that is kept room for, K.
+
+    Returns:
+        queries [images, K], and whether each is one or only fills up, [images, K] bool.
+    """
+    queries = cost.shape[1]
+    chosen = torch.zeros(images, queries, dtype=torch.bool, device=cost.device)
+    if len(cost):
+        best = cost.topk(min(count, queries), largest=False).indices
+        chosen[image[:, None].expand_as(best), best] = True
+    order = chosen.byte().sort(descending=True, stable=True).indices[:, :most]
+    return order, chosen.gather(1, order)
+
+
 def largest_iou(stages: Stages, targets: Targets) -> Tensor:
     """[S * B] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
     iou, _ = iou_giou(_rows(to_xyxy(stages.flat[1]), image), to_xyxy(folded.boxes)[:, None])
-    if stages.valid is not None:
-        iou = torch.where(stages.valid.repeat(len(stages.logits), 1)[image], iou, 0)
+    if stages.flat_valid is not None:
+        iou = torch.where(stages.flat_valid[image], iou, 0)
     best = iou.new_zeros(len(folded.counts))
     return best.scatter_reduce(0, image, iou.amax(1), "amax") if iou.numel() else best
 

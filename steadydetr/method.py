@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
 from steadydetr.criterion import Criterion
@@ -10,26 +12,38 @@ from steadydetr.matching import solve
 from steadydetr.objectives.base import Objective
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses
+from steadydetr.teachers import Average
 
 
 class Method(nn.Module):
-    """Student and objectives over one criterion; what DistributedDataParallel wraps.
+    """Student, its teachers and objectives over one criterion; what DistributedDataParallel wraps.
 
     Losses are divided by the objects of the whole step (`batch.totals`), so the gradients of ranks and of accumulated
-    micro-batches are to be summed.
+    micro-batches are to be summed. Teachers get no gradient and are always in evaluation mode.
     """
 
-    def __init__(self, student: Detector, criterion: Criterion, objectives: tuple[Objective, ...]) -> None:
+    def __init__(
+        self,
+        student: Detector,
+        criterion: Criterion,
+        objectives: tuple[Objective, ...],
+        teachers: Mapping[str, Average[Detector]] | None = None,
+    ) -> None:
         super().__init__()
         names = [objective.name for objective in objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives need names of their own, got {names}")
-        for objective in objectives:
-            objective.check(student)
         self.student, self.criterion, self.objectives = student, criterion, objectives
+        self.teachers = nn.ModuleDict(dict(teachers or {}))
+        for objective in objectives:
+            objective.check(student, self.teaching)
+
+    @property
+    def teaching(self) -> dict[str, Detector]:
+        return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
 
     def forward(self, batch: Batch) -> Losses:
-        scene = Scene.of(batch, self.student)
+        scene = Scene.of(batch, self.student, self.criterion, self.teaching)
         groups = [group for objective in self.objectives for group in objective.groups(scene)]
         stages = self.student.decode(scene.memory, groups)
         problems = [problem for o in self.objectives for problem in o.problems(scene, stages, self.criterion)]

@@ -2,27 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
+from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
-from steadydetr.structures import Batch, Memory, Queries, Stages, Targets
+from steadydetr.matching import solve
+from steadydetr.structures import Batch, Group, Memory, Queries, Stages, Targets
+from steadydetr.teachers import Lesson
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One batch seen by the student: its memory, its own queries and, for two-stage detectors, the supervised proposals."""
+    """One batch seen by the student: its memory, its own queries, for two-stage detectors the supervised proposals; and by teachers."""
 
     batch: Batch
     student: Detector
     memory: Memory
     queries: dict[str, Queries]
     proposals: Stages | None
+    lessons: dict[str, Lesson]  # by the teachers' names
 
     @staticmethod
-    def of(batch: Batch, student: Detector) -> Scene:
+    def of(batch: Batch, student: Detector, criterion: Criterion, teachers: Mapping[str, Detector]) -> Scene:
+        """Teachers first: the fetch of all their assignment problems waits for them while the device goes on with the student's encoder."""
+        views = [_view(batch, teacher) for teacher in teachers.values()]
+        problems = [criterion.problem(stages, batch.targets, name) for name, (*_, stages) in zip(teachers, views, strict=True)]
         memory = student.encode(batch.images, batch.padding)
         queries = student.queries(memory)
-        return Scene(batch, student, memory, queries, student.proposals(memory, queries["main"]))
+        proposals = student.proposals(memory, queries["main"])
+        lessons = {name: Lesson(*view, solved) for name, view, solved in zip(teachers, views, solve(problems), strict=True)}
+        return Scene(batch, student, memory, queries, proposals, lessons)
 
     @property
     def targets(self) -> Targets:
@@ -32,3 +44,10 @@ class Scene:
     def normaliser(self) -> float:
         """Objects of the whole step, over ranks and accumulated micro-batches, at least 1."""
         return self.batch.global_totals.normaliser
+
+
+@torch.no_grad()
+def _view(batch: Batch, teacher: Detector) -> tuple[Memory, Queries, Stages]:
+    memory = teacher.encode(batch.images, batch.padding)
+    queries = teacher.queries(memory)["main"]
+    return memory, queries, teacher.decode(memory, [Group("main", queries)])["main"]

@@ -65,6 +65,7 @@ class Totals:
 
     objects: int
     most_objects: int  # of any single image
+    images: int
 
     @property
     def normaliser(self) -> float:
@@ -87,7 +88,7 @@ class Batch:
     @property
     def global_totals(self) -> Totals:
         counts = self.targets.counts
-        return self.totals or Totals(sum(counts), max(counts, default=0))
+        return self.totals or Totals(sum(counts), max(counts, default=0), len(counts))
 
     def to(self, device: torch.device | str) -> Batch:
         images, padding = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.padding))
@@ -169,13 +170,18 @@ class Stages:
     boxes: Tensor  # [S, B, N, 4]
     content: Tensor | None = None  # [S, B, N, D] what the next stage receives
     reference: Tensor | None = None  # [S, B, N, 4] the base that each stage refined
-    valid: Tensor | None = None  # [B, N] bool
+    valid: Tensor | None = None  # [B, N] bool, or [S, B, N]
     masks: Tensor | None = None  # [S, B, N, h, w]
 
     @property
     def flat(self) -> tuple[Tensor, Tensor]:
         """Logits [S*B, N, C] and boxes [S*B, N, 4]: a stage is one more image."""
         return self.logits.flatten(0, 1), self.boxes.flatten(0, 1)
+
+    @property
+    def flat_valid(self) -> Tensor | None:
+        """[S*B, N] bool."""
+        return None if self.valid is None else self.valid.expand(self.logits.shape[:3]).flatten(0, 1)
 
     def __getitem__(self, stages: slice) -> Stages:
         def pick(tensor: Tensor | None) -> Tensor | None:
@@ -185,16 +191,23 @@ class Stages:
 
 
 class Losses:
-    """Named loss terms, each a value per stage with its weight. A name used twice is an error."""
+    """Named loss terms, each a value per stage with its weight, and measures beside them. A name used twice is an error."""
 
     def __init__(self) -> None:
         self._terms: dict[str, tuple[Tensor, float]] = {}
+        self.measures: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor, weight: float) -> None:
         """`values`: [S] unweighted, already normalised."""
         if name in self._terms:
             raise ValueError(f"loss {name!r} was added twice; two objectives share a name")
         self._terms[name] = (values, weight)
+
+    def measure(self, name: str, value: Tensor) -> None:
+        """A number to be logged: a scalar, detached."""
+        if name in self.measures:
+            raise ValueError(f"measure {name!r} was taken twice; two objectives share a name")
+        self.measures[name] = value.detach()
 
     def __iter__(self) -> Iterator[tuple[str, Tensor, float]]:
         return ((name, values, weight) for name, (values, weight) in self._terms.items())

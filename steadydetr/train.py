@@ -104,7 +104,7 @@ def agree(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     if run.accelerator.num_processes > 1:
         facts = run.accelerator.gather(facts)
     height, width, most, _, stop = facts.amax(0).tolist()
-    totals = Totals(objects=int(facts[:, 3].sum()), most_objects=most)
+    totals = Totals(objects=int(facts[:, 3].sum()), most_objects=most, images=run.loader.batch_size)
     step, seed = run.state.step, run.recipe.training.seed
     return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 

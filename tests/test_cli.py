@@ -46,7 +46,7 @@ def test_without_words_a_recipe_is_itself() -> None:
 
 def test_nested_fields() -> None:
     recipe = recipe_of("--training.epochs 24 --detector.queries 300 --detector.transformer.ffn 64 --criterion.loss-weights.giou 4")
-    start = find("quickstart")
+    start = find("small-dino")
     assert recipe.training == replace(start.training, epochs=24)
     assert (recipe.detector.queries, recipe.detector.transformer.ffn) == (300, 64)
     assert recipe.criterion.loss_weights == replace(start.criterion.loss_weights, giou=4.0)

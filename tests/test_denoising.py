@@ -121,7 +121,7 @@ def test_noise_does_not_touch_the_global_generator() -> None:
 
 def test_a_group_sees_main_and_nothing_else() -> None:
     detector, batch = dino(), make_batch((1, 3))
-    group = Denoising(number=6).groups(Scene.of(batch, detector))[0]
+    group = Denoising(number=6).groups(Scene.of(batch, detector, Criterion(), {}))[0]
     assert group.sees == ("main",) and group.blocks is not None
     assert group.blocks.tolist() == [block for block in range(2) for _ in range(6)]  # 2 groups of 3 positives and 3 negatives
 
@@ -148,7 +148,7 @@ def test_no_objects_no_denoising_loss(mask: bool) -> None:
 def test_images_without_objects_on_this_rank_only() -> None:
     """The step's totals decide on groups and rows, so that the ranks agree; here all rows are invalid."""
     method = make_method(DETECTORS["dino"])
-    losses = method(replace(make_batch((0, 0)), totals=Totals(objects=6, most_objects=4)))
+    losses = method(replace(make_batch((0, 0)), totals=Totals(objects=6, most_objects=4, images=4)))
     assert not losses["denoising/class"].any() and losses["main/class"].all()
     losses.total.backward()
     assert not [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
@@ -157,10 +157,10 @@ def test_images_without_objects_on_this_rank_only() -> None:
 def test_loss_of_an_image_does_not_depend_on_its_company() -> None:
     """Masked padding: with the groups of a fuller step, an image's own denoising loss stays what it was."""
     detector, criterion = dino().double().eval(), Criterion()
-    batch = replace(make_batch((2,)), totals=Totals(2, 2))
+    batch = replace(make_batch((2,)), totals=Totals(2, 2, 1))
     batch = replace(batch, images=batch.images.double(), targets=replace(batch.targets, boxes=batch.targets.boxes.double()))
     alone = Method(detector, criterion, (Detection(), Denoising(number=2)))(batch)
-    crowded = Method(detector, criterion, (Detection(), Denoising(number=5)))(replace(batch, totals=Totals(2, 5)))
+    crowded = Method(detector, criterion, (Detection(), Denoising(number=5)))(replace(batch, totals=Totals(2, 5, 2)))
     for kind in ("class", "l1", "giou"):  # one group both times
         torch.testing.assert_close(alone[f"denoising/{kind}"], crowded[f"denoising/{kind}"])
 

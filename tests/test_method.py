@@ -34,7 +34,7 @@ def test_parts_sum_to_the_whole(detector_config: DetectorConfig) -> None:
     whole = make_batch((2, 0, 3, 1))
     whole = replace(whole, images=whole.images.double(), padding=torch.zeros_like(whole.padding), step=3, seed=7)
     whole = replace(whole, targets=replace(whole.targets, boxes=whole.targets.boxes.double()))
-    totals = Totals(6, 3)
+    totals = Totals(6, 3, 4)
     parts = [replace(part, totals=totals) for part in halves(whole)]
     expected, gradients = value_and_gradient(method, [whole])
     for cut in (parts, parts[::-1]):

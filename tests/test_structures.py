@@ -47,10 +47,10 @@ def test_folded_targets_are_those_of_more_images() -> None:
 
 def test_totals_of_a_step() -> None:
     batch = make_batch((2, 5))
-    assert batch.global_totals == Totals(objects=7, most_objects=5)
-    assert replace(batch, totals=Totals(20, 9)).global_totals == Totals(20, 9)
-    assert Totals(0, 0).normaliser == 1.0  # the clamp acts on the step's sum
-    assert Totals(7, 5).normaliser == 7.0
+    assert batch.global_totals == Totals(objects=7, most_objects=5, images=2)
+    assert replace(batch, totals=Totals(20, 9, 8)).global_totals == Totals(20, 9, 8)
+    assert Totals(0, 0, 2).normaliser == 1.0  # the clamp acts on the step's sum
+    assert Totals(7, 5, 2).normaliser == 7.0
 
 
 def test_stages_fold_and_slice() -> None:

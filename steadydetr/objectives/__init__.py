@@ -1,7 +1,19 @@
 """The objectives: a training method is a tuple of them over one criterion."""
 
+from steadydetr.objectives.assignment_distillation import AssignmentDistillation
+from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
 from steadydetr.objectives.detection import Detection
+from steadydetr.objectives.matching_distillation import MatchingDistillation
+from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
-__all__ = ["Denoising", "Detection", "Objective"]
+__all__ = [
+    "AssignmentDistillation",
+    "AuxiliaryGroups",
+    "Denoising",
+    "Detection",
+    "MatchingDistillation",
+    "Objective",
+    "PredictionDistillation",
+]

@@ -22,8 +22,8 @@ class Objective(ABC):
     @abstractmethod
     def name(self) -> str: ...
 
-    def check(self, student: Detector) -> None:  # noqa: B027
-        """Raise ValueError, with the reason, where this objective cannot work with the detector. Called when a method is built."""
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:  # noqa: B027
+        """Raise ValueError, with the reason, where this objective cannot work with these models. Called when a method is built."""
 
     def groups(self, scene: Scene) -> list[Group]:
         """Queries for the decoder's pass."""
@@ -38,3 +38,9 @@ class Objective(ABC):
         self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
     ) -> None:
         """Add this objective's terms; `solved` holds every problem of the step by its name."""
+
+
+def require_teacher(objective: str, name: str, teachers: Mapping[str, Detector]) -> None:
+    if name not in teachers:
+        known = f"has {', '.join(teachers)}" if teachers else "has none"
+        raise ValueError(f"objective {objective} learns from a teacher called {name!r}, but the recipe {known}")

@@ -46,7 +46,7 @@ class Denoising(Objective):
     def name(self) -> str:
         return "denoising"
 
-    def check(self, student: Detector) -> None:
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         if not isinstance(student, DINO):
             raise ValueError(f"denoising needs queries that carry a label, which {type(student).__name__} has not: use DINO")
 

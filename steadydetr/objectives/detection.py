@@ -8,8 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from steadydetr.criterion import Criterion
-from steadydetr.matching import Problem
-from steadydetr.objectives.base import Objective
+from steadydetr.detectors.base import Detector
+from steadydetr.matching import Problem, query_of_targets
+from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.objectives.matching_distillation import MatchingDistillation, taught_queries
 from steadydetr.scene import Scene
 from steadydetr.structures import Assignment, Group, Losses, Solved, Stages, Targets
 
@@ -18,9 +20,15 @@ from steadydetr.structures import Assignment, Group, Losses, Solved, Stages, Tar
 class Detection(Objective):
     """Owner of the group "main" and of the proposals."""
 
+    guide: MatchingDistillation | None = None  # a teacher whose match is learned beside the student's own
+
     @property
     def name(self) -> str:
         return "main"
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        if self.guide is not None:
+            require_teacher(self.name, self.guide.teacher, teachers)
 
     def groups(self, scene: Scene) -> list[Group]:
         return [Group("main", scene.queries["main"])]
@@ -34,12 +42,23 @@ class Detection(Objective):
     def add_losses(
         self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
     ) -> None:
-        match = solved["main"].match
-        criterion.add_losses(losses, "main", stages["main"], Assignment((match,), match), scene.targets, scene.normaliser)
+        criterion.add_losses(
+            losses, "main", stages["main"], self._assign(losses, scene, stages["main"], solved["main"]), scene.targets, scene.normaliser
+        )
         if scene.proposals is not None:
             match = solved["proposals"].match
             targets = proposal_targets(scene)
             criterion.add_losses(losses, "proposals", scene.proposals, Assignment((match,), match), targets, scene.normaliser)
+
+    def _assign(self, losses: Losses, scene: Scene, stages: Stages, solved: Solved) -> Assignment:
+        if self.guide is None:
+            return Assignment((solved.match,), solved.match)
+        taught = taught_queries(scene.lessons[self.guide.teacher], scene, self.guide.twins)
+        if len(taught):
+            own = query_of_targets(solved.match, len(taught))
+            losses.measure("main/same_query_as_teacher", (taught == own).float().mean())
+            losses.measure("main/without_twin", (taught < 0).float().mean())
+        return self.guide.assign(solved, taught, stages, scene.targets)
 
 
 def proposal_targets(scene: Scene) -> Targets:

@@ -31,7 +31,7 @@ TRAIN = cases("original/ddetr_train_*", "original/dino_train_*")
 
 def run(case: Case) -> tuple[Scene, dict[str, Stages]]:
     """One decoder pass: the main queries and, where the case brings them, its denoising queries."""
-    scene = Scene.of(case.batch(), case.detector)
+    scene = Scene.of(case.batch(), case.detector, Criterion(), {})
     groups = [Group("main", scene.queries["main"])]
     if "in.dn_query_label" in case.tensors:
         groups.append(given_denoising(case))

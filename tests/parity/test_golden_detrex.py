@@ -32,7 +32,7 @@ def modes(config: dict[str, Any]) -> list[str]:
 
 
 def training_pass(case: Case, mode: str) -> tuple[Scene, dict[str, Stages]]:
-    scene = Scene.of(case.batch(), case.detector.train())
+    scene = Scene.of(case.batch(), case.detector.train(), Criterion(), {})
     groups = [Group("main", scene.queries["main"])]
     if mode == "dn":
         groups.append(replayed_denoising(case, scene.targets))

@@ -1,0 +1,114 @@
+"""Auxiliary groups (OD-DETR 3.4): the teacher's best updated queries of each stage start anew in the student's first stage.
+
+Legend: T teacher stages, S student stages, B images, K slots of a group, R rows of one batch at all T teacher stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steadydetr.criterion import Criterion
+from steadydetr.detectors.base import Detector
+from steadydetr.matching import Problem, cheapest_queries, query_of_targets
+from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.objectives.matching_distillation import MatchingDistillation, pick
+from steadydetr.scene import Scene
+from steadydetr.structures import Assignment, Group, Losses, Queries, Solved, Stages
+
+CHEAPEST = 2  # queries of each target
+
+
+@dataclass(frozen=True)
+class AuxiliaryGroups(Objective):
+    """Defaults: OD-DETR's. Its Table 6 varies `matching`."""
+
+    teacher: str = "ema"
+    matching: Literal["both", "own", "teacher"] = "both"  # re-matching joined with the teacher's match, either alone
+    distillation: MatchingDistillation = MatchingDistillation()  # how both are joined
+    reduction: Literal["mean", "sum"] = "mean"  # over the groups
+
+    @property
+    def name(self) -> str:
+        return "auxiliary"
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        require_teacher(self.name, self.teacher, teachers)
+
+    def groups(self, scene: Scene) -> list[Group]:
+        """All groups side by side, as blocks that do not see each other."""
+        lesson, (chosen, valid) = scene.lessons[self.teacher], self._chosen(scene)
+        count, _, slots = chosen.shape
+
+        def gather(tensor: Tensor) -> Tensor:
+            """[T, B, N, D] -> [B, T*K, D]."""
+            return tensor.gather(2, chosen[..., None].expand(-1, -1, -1, tensor.shape[-1])).transpose(0, 1).flatten(1, 2)
+
+        position = lesson.queries.position
+        assert lesson.stages.content is not None
+        queries = Queries(
+            gather(lesson.stages.content),
+            gather(lesson.stages.boxes),
+            valid=valid.transpose(0, 1).flatten(1, 2),
+            position=None if position is None else gather(position.expand(count, -1, -1, -1)),
+        )
+        blocks = torch.arange(count, device=chosen.device).repeat_interleave(slots)
+        return [Group(self.name, queries, blocks=blocks)]
+
+    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+        return [criterion.problem(self._fold(stages[self.name], scene), scene.targets, self.name)]
+
+    def add_losses(
+        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+    ) -> None:
+        predicted = self._fold(stages[self.name], scene)
+        taught, missing = self._taught(scene, len(stages[self.name].logits))
+        losses.measure(f"{self.name}/targets_outside", missing)
+        own = solved[self.name]
+        if self.matching == "both":
+            assignment = self.distillation.assign(own, taught, predicted, scene.targets)
+        elif self.matching == "own":
+            assignment = Assignment((own.match,), own.match)
+        else:
+            folded = scene.targets.repeat_batch(len(predicted.logits))
+            match = pick(folded.image, taught, taught >= 0)
+            assignment = Assignment((match,), match)
+        groups = len(scene.lessons[self.teacher].stages.logits) if self.reduction == "mean" else 1
+        criterion.add_losses(losses, self.name, predicted, assignment, scene.targets, scene.normaliser * groups)
+
+    def _chosen(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """The teacher's queries of every group and which slots hold one, [T, B, K] each; one empty slot where there is no object."""
+        lesson = scene.lessons[self.teacher]
+        count, images, queries, _ = lesson.stages.logits.shape
+        folded = scene.targets.repeat_batch(count)
+        slots = max(min(CHEAPEST * scene.batch.global_totals.most_objects, queries), 1)
+        chosen, valid = cheapest_queries(lesson.solved.cost, folded.image, len(folded.counts), CHEAPEST, slots)
+        return chosen.unflatten(0, (count, images)), valid.unflatten(0, (count, images))
+
+    def _fold(self, stages: Stages, scene: Scene) -> Stages:
+        """[S, B, T*K] -> [S*T, B, K]: to the criterion, a group at a stage is one more stage. Only `logits`, `boxes` and `valid`."""
+        count = len(scene.lessons[self.teacher].stages.logits)
+
+        def fold(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
+
+        assert stages.valid is not None
+        valid = fold(stages.valid.expand(len(stages.logits), -1, -1))
+        return Stages(fold(stages.logits), fold(stages.boxes), valid=valid)
+
+    def _taught(self, scene: Scene, student_stages: int) -> tuple[Tensor, Tensor]:
+        """The slot that the teacher's match of a group's stage gives each target, -1: its query is outside, [S*R]; that share."""
+        lesson, (chosen, valid) = scene.lessons[self.teacher], self._chosen(scene)
+        rows, (count, images, queries, _) = len(lesson.solved.cost), lesson.stages.logits.shape
+        slot = torch.full((count * images, queries), -1, device=chosen.device)
+        place = torch.arange(chosen.shape[2], device=chosen.device).expand(count * images, -1)
+        slot.scatter_(1, chosen.flatten(0, 1), torch.where(valid.flatten(0, 1), place, -1))
+        query = query_of_targets(lesson.solved.match, rows)
+        image = scene.targets.repeat_batch(count).image
+        found = torch.where(query >= 0, slot[image, query.clamp(min=0)], -1)
+        missing = (found < 0).float().mean() if rows else found.new_zeros((), dtype=torch.float32)
+        return found.repeat(student_stages), missing

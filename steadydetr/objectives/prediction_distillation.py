@@ -1,0 +1,98 @@
+"""Prediction distillation (OD-DETR 3.3): the teacher's queries go through the student's decoder and must come out as the teacher's.
+
+Legend: S stages, B images, N queries, C classes, P pairs of a query with the target that the teacher matched to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steadydetr.criterion import Criterion
+from steadydetr.detectors.base import Detector
+from steadydetr.equations.detection import box_terms, classification_loss
+from steadydetr.equations.online import distillation_terms, task_weight
+from steadydetr.matching import paired_iou
+from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.scene import Scene
+from steadydetr.structures import Group, Losses, Match, Solved, Stages, Targets
+
+
+@dataclass(frozen=True)
+class PredictionDistillation(Objective):
+    """Defaults: OD-DETR's. Its Table 5: `naive`, then without `listen`; Stop Update is the teacher's."""
+
+    teacher: str = "ema"
+    naive: bool = False  # every query learns the teacher's scores and box as they are; divided by the queries
+    listen: bool = True  # learn a box only where the teacher's is better (Listen2stu)
+    position: Literal["teacher", "student"] = "teacher"  # whose position vectors the queries take, where they have their own
+
+    @property
+    def name(self) -> str:
+        return "prediction"
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        require_teacher(self.name, self.teacher, teachers)
+
+    def groups(self, scene: Scene) -> list[Group]:
+        queries = scene.lessons[self.teacher].queries
+        if self.position == "student" and queries.position is not None:
+            queries = replace(queries, position=scene.queries["main"].position)
+        return [Group(self.name, queries)]
+
+    def add_losses(
+        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+    ) -> None:
+        lesson, weights = scene.lessons[self.teacher], criterion.loss_weights
+        with torch.autocast(scene.memory.tokens.device.type, enabled=False):
+            student, teacher = _in_float32(stages[self.name]), _in_float32(lesson.stages)
+            if self.naive:
+                values = naive_terms(student, teacher, scene.batch.global_totals.images * student.logits.shape[2], criterion)
+            else:
+                values = self._terms(student, teacher, lesson.solved.match, scene, criterion)
+        for part, value in zip(("class", "l1", "giou"), values, strict=True):
+            losses.add(f"{self.name}/{part}", value, getattr(weights, "label" if part == "class" else part))
+
+    def _terms(self, student: Stages, teacher: Stages, match: Match, scene: Scene, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+        """[S] each (Eq. 5, 6)."""
+        targets = scene.targets.repeat_batch(len(student.logits))
+        wanted, weight, iou = teacher_target(teacher, match, targets)
+        label = classification_loss(student.flat[0], wanted, wanted > 0, None, criterion.gamma)
+        ours, theirs = (part.flat[1][match.image, match.query] for part in (student, teacher))
+        l1, giou, _ = box_terms(ours, theirs, criterion.giou_eps)
+        own_iou = paired_iou(ours.detach(), targets.boxes[match.target].to(ours.dtype))
+        l1, giou = distillation_terms(own_iou, iou, weight, l1, giou, self.listen)
+        stage = match.image // len(scene.targets.counts)
+        zeros = l1.new_zeros(len(student.logits))
+        per_stage = label.unflatten(0, student.logits.shape[:2]).sum((1, 2, 3))
+        return tuple(  # type: ignore[return-value]
+            value / scene.normaliser for value in (per_stage, zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou))
+        )
+
+
+def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor, Tensor]:
+    """c' with the TOOD weight at the matched entries [S*B, N, C]; that weight [P]; the teacher's IoU with its target [P] (Eq. 5)."""
+    logits, boxes = teacher.flat
+    scores = logits.sigmoid()
+    at = (match.image, match.query, folded.labels[match.target])
+    iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target].to(boxes.dtype))
+    weight = task_weight(scores[at], iou)
+    return scores.index_put(at, weight), weight, iou
+
+
+def naive_terms(student: Stages, teacher: Stages, queries: int, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+    """[S] each: every query of the step alike, divided by their number (Table 5, naive distillation)."""
+    wanted = teacher.logits.sigmoid()
+    label = classification_loss(student.logits, wanted, wanted > 0, None, criterion.gamma).sum((1, 2, 3))
+    l1, giou, _ = box_terms(student.boxes, teacher.boxes, criterion.giou_eps)
+    return label / queries, l1.sum((1, 2)) / queries, giou.sum((1, 2)) / queries
+
+
+def _in_float32(stages: Stages) -> Stages:
+    if stages.logits.dtype == torch.float64:
+        return stages
+    return replace(stages, logits=stages.logits.float(), boxes=stages.boxes.float())
