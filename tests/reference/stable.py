@@ -53,10 +53,10 @@ def modulated_cost(score: float, factor: float, alpha: float | None = 0.25, gamm
 
 
 def modulations(boxes: Sequence[Box], targets: Sequence[Box], exponent: float, rescale: bool) -> list[list[float]]:
-    """f2 [target][query] of one image and stage."""
+    """f2 [target][query] of one image and stage; rescaled, the best is 1 (but for an epsilon, which a hopeless image shows)."""
     table = [[((iou_and_giou(box, target)[1] + 1) / 2) ** exponent for box in boxes] for target in targets]
     best = max((value for row in table for value in row), default=1.0)
-    return [[value / best for value in row] for row in table] if rescale else table
+    return [[value * max(1 / (best + 1e-8), 1) for value in row] for row in table] if rescale else table
 
 
 def released_modulations(
@@ -74,10 +74,21 @@ def released_modulations(
     return [[(value * max(1 / (best + 1e-8), 1)) ** exponent for value in row] for row in table]
 
 
-def fused_inputs(kind: str, depth: int) -> list[tuple[str, str]]:
-    """What each fusion joins, in the order of the forward pass. x is the input, k the output of layer k, fn of fusion n."""
+def wiring(kind: str, depth: int) -> list[tuple[str, ...]]:
+    """What goes into every layer and every fusion, in the order of the forward pass.
+
+    x is the input, 3 what layer 3 gives, f1 what the first fusion gives.
+    """
+    steps: list[tuple[str, ...]] = []
+    current, fused = "x", 0
+    for layer in range(1, depth + 1):
+        steps.append((current,))
+        current, partner = str(layer), depth - layer
+        if kind == "u_like" and partner < layer:
+            steps.append((current, str(partner) if partner else "x"))
+            current, fused = f"f{fused + 1}", fused + 1
     if kind == "simple":
-        return [(str(depth), "x")]
+        steps.append((current, "x"))
     if kind == "dense":
-        return [("x", *(str(k) for k in range(1, depth + 1)))]  # type: ignore[list-item]
-    return [(str(n), str(depth - n) if depth > n else "x") for n in range(depth // 2 + 1, depth + 1)]
+        steps.append(("x", *(str(layer) for layer in range(1, depth + 1))))
+    return steps
