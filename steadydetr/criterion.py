@@ -35,7 +35,7 @@ class Criterion:
     loss_weights: Weights = Weights(1.0, 5.0, 2.0)
     alpha: float | None = 0.25  # None: positives and negatives weigh the same
     gamma: float = 2.0
-    giou_eps: float = 0.0  # added to both denominators of GIoU; 1e-6 in DINO and detrex
+    giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex
 
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
@@ -100,9 +100,9 @@ class Criterion:
     def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:
         logits, boxes = (_at_least_float32(tensor).detach() for tensor in stages.flat)
         score = logits[match.image, match.query, folded.labels[match.target]].sigmoid()
-        iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target])
+        iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target], self.giou_eps)
         detached = Stages(stages.logits.detach(), _at_least_float32(stages.boxes.detach()), valid=stages.valid)
-        return Pairs(score, iou, match.image, len(logits), lambda: largest_iou(detached, targets))
+        return Pairs(score, iou, match.image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = _at_least_float32(stages.flat[1])[match.image, match.query]

@@ -7,6 +7,7 @@ last stage being the encoder's) and `query_position_and_content` (both embedding
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping
 
@@ -203,9 +204,9 @@ def _numbers(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _calculate(expression: str, numbers: Mapping[str, int]) -> str:
     """`3-1`, `0+maps`, `4/2`."""
-    left, operator, right = re.fullmatch(r"(\d+)([-+/])(\w+)", expression).groups()  # type: ignore[union-attr]
+    left, sign, right = re.fullmatch(r"(\d+)([-+/])(\w+)", expression).groups()  # type: ignore[union-attr]
     a, b = int(left), numbers[right] if right in numbers else int(right)
-    return str({"-": a - b, "+": a + b, "/": a // b}[operator])
+    return str({"-": operator.sub, "+": operator.add, "/": operator.floordiv}[sign](a, b))
 
 
 def missing_copies(keys: Iterable[str]) -> list[str]:

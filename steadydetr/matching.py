@@ -124,19 +124,19 @@ def cheapest_queries(cost: Tensor, image: Tensor, images: int, count: int, most:
     return order, chosen.gather(1, order)
 
 
-def largest_iou(stages: Stages, targets: Targets) -> Tensor:
+def largest_iou(stages: Stages, targets: Targets, eps: float = 0.0) -> Tensor:
     """[S * B] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
-    iou, _ = iou_giou(_rows(to_xyxy(stages.flat[1]), image), to_xyxy(folded.boxes)[:, None])
+    iou, _ = iou_giou(_rows(to_xyxy(stages.flat[1]), image), to_xyxy(folded.boxes)[:, None], eps)
     if stages.flat_valid is not None:
         iou = torch.where(stages.flat_valid[image], iou, 0)
     best = iou.new_zeros(len(folded.counts))
     return best.scatter_reduce(0, image, iou.amax(1), "amax") if iou.numel() else best
 
 
-def paired_iou(predicted: Tensor, target: Tensor) -> Tensor:
+def paired_iou(predicted: Tensor, target: Tensor, eps: float = 0.0) -> Tensor:
     """IoU of cxcywh boxes row by row, [P, 4] -> [P], 0 where both boxes have no area."""
     predicted_xyxy, target_xyxy = to_xyxy(predicted), to_xyxy(target)
-    iou, _ = iou_giou(predicted_xyxy, target_xyxy)
+    iou, _ = iou_giou(predicted_xyxy, target_xyxy, eps)
     return torch.where(area(predicted_xyxy) + area(target_xyxy) > 0, iou, 0)

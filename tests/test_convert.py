@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from steadydetr.convert import convert_file, load_foreign, unwrap
-from steadydetr.layouts import listed, missing_copies, recognise
+from steadydetr.layouts import listed, missing_copies, recognise, rename
 
 WEIGHTS = {"a.weight": torch.ones(2)}
 
@@ -85,3 +85,10 @@ def test_a_head_that_one_stage_lacks() -> None:
     keys = {f"class_embed.{stage}.{kind}" for stage in range(3) for kind in ("weight", "bias")}
     assert missing_copies(keys) == []
     assert missing_copies(keys - {"class_embed.0.bias"}) == ["class_embed.0.bias"]
+
+
+def test_memory_fusions_stand_in_order() -> None:
+    """Stable-DINO's simple fusion is the encoder's only one, or comes after the dense one."""
+    simple, dense = {"transformer.fusion_run.weight": torch.ones(2)}, {"transformer.encoder.fusion_layer.0.weight": torch.zeros(2)}
+    assert rename(simple, "detrex").keys() == {"encoder.fusions.0.project.weight"}
+    assert rename(dense | simple, "detrex").keys() == {"encoder.fusions.0.project.weight", "encoder.fusions.1.project.weight"}

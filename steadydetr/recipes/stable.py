@@ -41,6 +41,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         criterion=criterion,
         objectives=objectives,
         training=replace(recipe.training, seed=60),
+        top=300,
         nms=0.8,
         reported=reported,
         notes=f"{recipe.notes}, with stable matching and dense memory fusion",

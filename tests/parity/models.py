@@ -155,9 +155,10 @@ def positions(case: Case, masks: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def encoder_outputs(detector: DeformableDetector) -> Iterator[list[Tensor]]:
-    """The memory after each encoder layer."""
+    """The memory after each encoder layer, then after each fusion of all of them or of the last."""
     outputs: list[Tensor] = []
-    hooks = [layer.register_forward_hook(lambda module, args, output: outputs.append(output)) for layer in detector.encoder.layers]
+    parts = (*detector.encoder.layers, *detector.encoder.fusions)
+    hooks = [part.register_forward_hook(lambda module, args, output: outputs.append(output)) for part in parts]
     try:
         yield outputs
     finally:

@@ -20,7 +20,7 @@ from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
 from steadydetr.objectives.detection import Detection, proposal_targets
 from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Solved, Stages
+from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Solved, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs
@@ -149,7 +149,7 @@ def test_training_step(path: Path) -> None:
     check_matching(scene, stages, solved, criterion, tensors)
     objective.add_losses(losses, scene, stages, solved, criterion)
     if "denoising" in stages:
-        add_denoising(losses, scene, stages["denoising"], criterion, config["dn_meta"])
+        add_denoising(losses, scene.targets, stages["denoising"], criterion, config["dn_meta"])
     check_losses(losses, tensors, "loss.", "wloss.")
     close(losses.total, tensors["loss.TOTAL"], atol=0, rtol=1e-5)
     losses.total.backward()
@@ -165,11 +165,14 @@ def criterion_of(config: dict[str, Any]) -> Criterion:
     return Criterion(cost_weights=cost, loss_weights=loss, alpha=config.get("focal_alpha", 0.25), giou_eps=eps)
 
 
-def add_denoising(losses: Losses, scene: Scene, stages: Stages, criterion: Criterion, meta: Mapping[str, int]) -> None:
+def add_denoising(
+    losses: Losses, targets: Targets, stages: Stages, criterion: Criterion, meta: Mapping[str, int], weights: Weights | None = None
+) -> None:
     groups = meta["num_dn_group"]
-    match = known_match(scene.targets, groups, meta["pad_size"] // (2 * groups))
-    match = repeat_stages(match, stages, len(scene.targets.labels))
-    criterion.add_losses(losses, "denoising", stages, Assignment((match,), match), scene.targets, scene.normaliser * groups)
+    match = known_match(targets, groups, meta["pad_size"] // (2 * groups))
+    match = repeat_stages(match, stages, len(targets.labels))
+    normaliser = float(max(len(targets.labels), 1) * groups)
+    criterion.add_losses(losses, "denoising", stages, Assignment((match,), match), targets, normaliser, weights)
 
 
 def check_matching(

@@ -10,13 +10,20 @@ import torch
 
 from steadydetr.convert import convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
-from tests.parity import test_golden_detectors, test_golden_losses, test_golden_modules  # noqa: F401  they claim their cases
+from tests.parity import (  # noqa: F401  they claim their cases
+    test_golden_detectors,
+    test_golden_detrex,
+    test_golden_losses,
+    test_golden_modules,
+    test_golden_stable,
+)
 from tests.parity.golden import GOLDEN, unclaimed
 
 EXPECTED = {
     "original/keys/deformable_detr_*.json": DeformableDETRConfig,
     "original/keys/dino_*.json": DINOConfig,
     "detrex/keys/detrex_dino_*.json": DINOConfig,
+    "detrex/keys/stable_dino_*.json": DINOConfig,
     "detrex/keys/dab_deformable_detr_*.json": DABDeformableDETRConfig,
     "mmdet/keys/*deformable_detr_*.json": DeformableDETRConfig,
 }
@@ -40,6 +47,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def test_every_key_has_its_place(path: Path, kind: type) -> None:
     converted = convert_state_dict(read(path))
     assert isinstance(converted.config, kind)
+    assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
 
 
 @pytest.mark.parametrize(("path", "kind"), key_files())
