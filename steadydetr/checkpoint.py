@@ -137,3 +137,12 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     if not (folder / STATE).exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
     return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+
+
+def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The averaged weights in a training state: of their own, or the teacher's, which they are until it is frozen; None: there are none."""
+    if extra["average"] is not None:
+        return extra["average"]
+    prefix = "teachers.ema.model."
+    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
+    return found or None

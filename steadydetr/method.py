@@ -39,6 +39,11 @@ class Method(nn.Module):
             objective.check(student, self.teaching)
 
     @property
+    def ema(self) -> Average[Detector] | None:
+        """The teacher that is the average of the student's weights."""
+        return next((teacher for name, teacher in self.teachers.items() if name == "ema"), None)  # type: ignore[return-value]
+
+    @property
     def teaching(self) -> dict[str, Detector]:
         return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
 

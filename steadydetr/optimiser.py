@@ -46,6 +46,13 @@ def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> floa
     return warmup * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in config.drop_epochs)
 
 
+def first_drop(steps_per_epoch: int, config: TrainingConfig) -> int | None:
+    """The first step with a lower rate; None where it never drops at once."""
+    if config.schedule != "step" or not config.drop_epochs:
+        return None
+    return round(min(config.drop_epochs) * steps_per_epoch)
+
+
 def set_rate(optimiser: torch.optim.Optimizer, factor: float, config: TrainingConfig) -> float:
     """Set every group's rate; returns that of the groups without a factor of their own."""
     for group in optimiser.param_groups:

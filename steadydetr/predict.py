@@ -17,7 +17,7 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from steadydetr.checkpoint import STATE, Card, find_checkpoint, load_detector, load_training_state, read_card
+from steadydetr.checkpoint import STATE, Card, average_state, find_checkpoint, load_detector, load_training_state, read_card
 from steadydetr.config import from_plain, write_json
 from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, EvalLoader, open_data
@@ -150,7 +150,7 @@ def load_models(folder: Path, device: str) -> dict[str, Detector]:
     """A checkpoint's trained weights and, where it keeps them, their average."""
     loaded = load(folder, device)
     models = {"model": loaded.detector}
-    average = load_training_state(folder)["average"] if (folder / STATE).exists() else None
+    average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
     if average is not None:
         models["ema"] = copy.deepcopy(loaded.detector)
         models["ema"].load_state_dict(average)

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 
 from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.method import Method
 from steadydetr.objectives import Objective
+from steadydetr.teachers import Average, EMATeacher
 from steadydetr.training_config import TrainingConfig
+
+Teacher = EMATeacher
 
 
 @dataclass(frozen=True)
@@ -20,11 +23,18 @@ class Recipe:
     objectives: tuple[Objective, ...]
     data: DataConfig
     training: TrainingConfig
+    teachers: tuple[Teacher, ...] = ()  # whom objectives learn from, by their names
     top: int = 300  # detections kept of an image
     nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
     reported: str = ""  # what the paper or the original code reports for it
     notes: str = ""  # one line on what it is, with its source
 
-    def build(self, num_classes: int) -> Method:
-        """The detector and its training method for a data set of `num_classes` classes."""
-        return Method(self.detector.build(num_classes), self.criterion, self.objectives)
+    def build(self, num_classes: int, total_steps: int | None = None) -> Method:
+        """The detector and its training method for a data set of `num_classes` classes.
+
+        Args:
+            total_steps: of the run, which an average's horizon may depend on; None: unknown.
+        """
+        student: Detector = self.detector.build(num_classes)
+        teachers = {teacher.name: Average(student, teacher.decay_for(total_steps)) for teacher in self.teachers}
+        return Method(student, self.criterion, self.objectives, teachers)

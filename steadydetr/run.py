@@ -8,6 +8,7 @@ summary.json, curves.png, predictions.png
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import resource
@@ -33,7 +34,7 @@ from steadydetr.evaluation import Evaluation, predictor
 from steadydetr.method import Method
 from steadydetr.nn.decoder import DecoderLayer
 from steadydetr.nn.encoder import EncoderLayer
-from steadydetr.optimiser import make_optimiser
+from steadydetr.optimiser import first_drop, make_optimiser
 from steadydetr.pictures import draw_curves, draw_predictions
 from steadydetr.progress import Progress
 from steadydetr.recipe import Recipe
@@ -54,6 +55,15 @@ class State:
     matched: dict[str, Tensor] = field(default_factory=dict)  # who held the targets at the latest evaluation, by whose weights
 
 
+@dataclass(frozen=True)
+class Step:
+    """What came of an optimiser step, in this process."""
+
+    losses: dict[str, float]  # weighted, summed over stages and micro-batches
+    measures: dict[str, float]  # mean over micro-batches
+    norm: float  # of the gradient, before clipping
+
+
 @dataclass
 class Run:
     recipe: Recipe
@@ -64,10 +74,22 @@ class Run:
     method: Method
     wrapped: nn.Module  # the method, or DistributedDataParallel around it
     optimiser: torch.optim.AdamW
-    average: Average[Detector] | None
+    average: Average[Detector] | None  # what is evaluated; the teacher itself as long as both are the same
     state: State
     progress: Progress
     stop: bool = False  # asked to by a signal
+
+    def update_averages(self) -> None:
+        """After a step: the teacher until it is frozen (Stop Update), the evaluated average always. One object until then."""
+        teacher, stops = self.method.ema, next((t.stop_update for t in self.recipe.teachers), False)
+        drop = first_drop(self.loader.steps_per_epoch, self.recipe.training)
+        frozen = stops and drop is not None and self.state.step >= drop
+        if teacher is not None and frozen and self.average is teacher:
+            self.average = copy.deepcopy(teacher)
+        if teacher is not None and not frozen:
+            teacher.update(self.method.student)
+        if self.average is not None and self.average is not teacher:
+            self.average.update(self.method.student)
 
     @property
     def models(self) -> dict[str, Detector]:
@@ -91,7 +113,8 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     )
     checkpoint = claim_folder(recipe, output, val_data.index, resume, accelerator)
     set_seed(config.seed)
-    method = recipe.build(len(val_data.index.classes))
+    total_steps = loader.steps_per_epoch * config.epochs
+    method = recipe.build(len(val_data.index.classes), total_steps)
     if config.sync_batch_norm:
         if accelerator.device.type != "cuda":
             raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
@@ -99,13 +122,13 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     method.to(accelerator.device)
     if config.compile:
         compile_layers(method.student)
-    average = Average(method.student, config.ema_decay) if config.ema_decay else None
+    average = Average(method.student, config.ema_decay) if config.ema_decay else method.ema
     optimiser = make_optimiser(method, config)
     state = State()
     if checkpoint is not None:
-        state = restore(checkpoint, method, average, optimiser)
+        state, average = restore(checkpoint, method, average, optimiser)
         trim_metrics(output / "metrics.jsonl", state.step, accelerator)
-    progress.total = loader.steps_per_epoch * config.epochs
+    progress.total = total_steps
     progress.bar.update(progress.task, total=progress.total, completed=state.step)
     progress.say(describe(recipe, method, loader, val_data, state))
     wrapped = accelerator.prepare_model(method)
@@ -181,7 +204,7 @@ def save(run: Run, name: str, weights: str = "model") -> None:
         student = run.average.model if weights == "ema" and run.average is not None else run.method.student
         extra = {
             "method": run.method.state_dict(),
-            "average": None if run.average is None else run.average.model.state_dict(),
+            "average": None if run.average is None or run.average is run.method.ema else run.average.model.state_dict(),
             "optimiser": run.optimiser.state_dict(),
             "state": asdict(run.state),
         }
@@ -189,13 +212,17 @@ def save(run: Run, name: str, weights: str = "model") -> None:
     run.accelerator.wait_for_everyone()
 
 
-def restore(checkpoint: Path, method: Method, average: Average[Detector] | None, optimiser: torch.optim.Optimizer) -> State:
+def restore(
+    checkpoint: Path, method: Method, average: Average[Detector] | None, optimiser: torch.optim.Optimizer
+) -> tuple[State, Average[Detector] | None]:
+    """The state, and the average, which has parted from the teacher where that was frozen."""
     extra = load_training_state(checkpoint)
     method.load_state_dict(extra["method"])
     optimiser.load_state_dict(extra["optimiser"])
-    if average is not None:
+    if average is not None and extra["average"] is not None:
+        average = copy.deepcopy(average)
         average.model.load_state_dict(extra["average"])
-    return State(**extra["state"])
+    return State(**extra["state"]), average
 
 
 def trim_metrics(path: Path, step: int, accelerator: Accelerator) -> None:
@@ -213,14 +240,30 @@ def write_record(run: Run, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def log_step(run: Run, losses: dict[str, float], rate: float, norm: float, epoch: int, images_per_second: float) -> None:
-    """Losses summed over the processes, which share one normaliser."""
-    values = torch.tensor(list(losses.values()), device=run.accelerator.device)
-    losses = dict(zip(losses, run.accelerator.reduce(values, "sum").tolist(), strict=True))
+def reduce(run: Run, values: dict[str, float], how: str) -> dict[str, float]:
+    """Over the processes."""
+    reduced = run.accelerator.reduce(torch.tensor(list(values.values()), device=run.accelerator.device), how)
+    return dict(zip(values, reduced.tolist(), strict=True))
+
+
+def log_step(run: Run, step: Step, rate: float, epoch: int, images_per_second: float) -> None:
+    """Losses summed over the processes, which share one normaliser; measures averaged."""
+    losses = reduce(run, step.losses, "sum")
+    measures = reduce(run, step.measures, "mean")
     if not run.accelerator.is_main_process:
         return
     total = sum(losses.values())
-    record = {"kind": "train", "step": run.state.step, "epoch": epoch, "loss": total, "losses": losses, "lr": rate, "gradient_norm": norm}
+    record = {
+        "kind": "train",
+        "step": run.state.step,
+        "epoch": epoch,
+        "loss": total,
+        "losses": losses,
+        "lr": rate,
+        "gradient_norm": step.norm,
+    }
+    if measures:
+        record["measures"] = measures
     record["memory_gib"] = peak_memory(run.accelerator.device) / 2**30
     write_record(run, record | {"images_per_second": images_per_second})
     ap = f"  AP {run.state.best_ap:.1f}" if run.state.best_ap >= 0 else ""

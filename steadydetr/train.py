@@ -21,9 +21,9 @@ from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, Results, collect, evaluate, predictor
 from steadydetr.optimiser import rate_factor, set_rate
 from steadydetr.recipe import Recipe
-from steadydetr.run import Run, finish, interrupted, log_evaluation, log_stability, log_step, prepare, read_run, save, stop_on_signal
+from steadydetr.run import Run, Step, finish, interrupted, log_evaluation, log_stability, log_step, prepare, read_run, save, stop_on_signal
 from steadydetr.stability import held_out, measure
-from steadydetr.structures import Batch, Totals
+from steadydetr.structures import Batch, Losses, Totals
 
 
 def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None = None) -> dict[str, Any]:
@@ -59,13 +59,13 @@ def train_epoch(run: Run, epoch: int) -> None:
             break
         rate = set_rate(run.optimiser, rate_factor(state.step, per_epoch, config), config)
         torch.manual_seed(hash((config.seed, state.step, run.accelerator.process_index)) % 2**63)
-        losses, norm = train_step(run, batches)
+        step = train_step(run, batches)
         now = time.perf_counter()
         speed, clock, state.seconds = run.loader.batch_size / (now - clock), now, state.seconds + now - clock
         state.step += 1
         state.images_seen += run.loader.batch_size
         if state.step % config.log_every == 0 or state.step % per_epoch == 0:
-            log_step(run, losses, rate, norm, epoch, speed)
+            log_step(run, step, rate, epoch, speed)
         if state.step in config.stability_steps and state.step % per_epoch:  # at an epoch's end it is measured anyway
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
@@ -74,26 +74,34 @@ def train_epoch(run: Run, epoch: int) -> None:
         save(run, "last")
 
 
-def train_step(run: Run, batches: list[Batch]) -> tuple[dict[str, float], float]:
-    """One optimiser step over this process's micro-batches; the weighted losses of this process and the gradient norm."""
+def train_step(run: Run, batches: list[Batch]) -> Step:
+    """One optimiser step over this process's micro-batches."""
     config, accelerator = run.recipe.training, run.accelerator
     logged: dict[str, float] = {}
+    measured: dict[str, float] = {}
     run.optimiser.zero_grad(set_to_none=True)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
             with accelerator.autocast():
                 losses = run.wrapped(batch.to(accelerator.device))
-            terms = losses.weighted()
-            values = dict(zip(terms, torch.stack(list(terms.values())).tolist(), strict=True))
+            values, measures = to_host(losses)
             check_finite(run, values, batch)
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
         logged = {name: logged.get(name, 0.0) + value for name, value in values.items()}
+        measured = {name: measured.get(name, 0.0) + value / len(batches) for name, value in measures.items()}
     norm = nn.utils.clip_grad_norm_(run.method.parameters(), config.clip or math.inf)
     run.optimiser.step()
-    if run.average is not None:
-        run.average.update(run.method.student)
-    return logged, float(norm)
+    run.update_averages()
+    return Step(logged, measured, float(norm))
+
+
+def to_host(losses: Losses) -> tuple[dict[str, float], dict[str, float]]:
+    """Weighted losses and measures, with one fetch."""
+    terms = losses.weighted()
+    device_values = [*terms.values(), *losses.measures.values()]
+    values = torch.stack([value.to(device_values[0].dtype) for value in device_values]).tolist()
+    return dict(zip(terms, values, strict=False)), dict(zip(losses.measures, values[len(terms) :], strict=True))
 
 
 def agree(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:

@@ -337,7 +337,7 @@ def test_stages_do_not_mix(detector_config: DetectorConfig, rescale: Any) -> Non
     criterion = replace(STABLE, class_cost=PositionModulatedCost(rescale=True), class_target=PositionTarget(rescale=rescale))
     method, batch = stable_method(detector_config, criterion, "u_like"), make_batch((2, 0, 3))
     with torch.no_grad():
-        scene = Scene.of(batch, method.student)
+        scene = Scene.of(batch, method.student, method.criterion, {})
         stages = method.student.decode(scene.memory, Detection().groups(scene))["main"]
     together = losses_of(criterion, stages, matched(criterion, stages, batch.targets), batch.targets)
     for s in range(len(stages.logits)):

@@ -19,9 +19,10 @@ import tyro
 from steadydetr.cli.parsing import REGISTRY
 from steadydetr.config import nearest
 from steadydetr.objectives import Objective
-from steadydetr.recipe import Recipe
+from steadydetr.recipe import Recipe, Teacher
 
 NONE = "none"
+NAMED = ((Objective,), (Teacher,))  # what comes in tuples, each by its name
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Choice:
 
 
 @REGISTRY.struct_rule
-def _objectives(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
-    """The tuple of objectives as one group of flags an objective, by its name: `--objectives.denoising.number 200`."""
-    if get_origin(info.type) is not tuple or get_args(info.type)[:1] != (Objective,) or not isinstance(info.default, tuple):
+def _named_parts(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
+    """The tuples of objectives and of teachers as a group of flags each, by its name: `--objectives.denoising.number 200`."""
+    if get_origin(info.type) is not tuple or get_args(info.type)[:1] not in NAMED or not isinstance(info.default, tuple):
         return None
-    parts = tuple(tyro.constructors.StructFieldSpec(name=o.name, type=type(o), default=o) for o in info.default)
-    return tyro.constructors.StructConstructorSpec(instantiate=lambda **objectives: tuple(objectives.values()), fields=parts)
+    parts = tuple(tyro.constructors.StructFieldSpec(name=part.name, type=type(part), default=part) for part in info.default)
+    return tyro.constructors.StructConstructorSpec(instantiate=lambda **named: tuple(named.values()), fields=parts)
 
 
 def choose(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
@@ -79,11 +80,11 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
     hints = get_type_hints(type(value))
     for field in fields(value):
         part, here = getattr(value, field.name), (*path, field.name)
-        if isinstance(part, tuple) and part and all(isinstance(item, Objective) for item in part):
-            for objective in part:
-                kind = type(objective)
-                yield Choice((*here, objective.name), {part_name(kind): kind, NONE: None}, part_name(kind))
-                yield from choices(objective, (*here, objective.name))
+        if isinstance(part, tuple) and get_args(hints[field.name])[:1] in NAMED:
+            for item in part:
+                kind = type(item)
+                yield Choice((*here, item.name), {part_name(kind): kind, NONE: None}, part_name(kind))
+                yield from choices(item, (*here, item.name))
             continue
         kinds = {NONE if kind is type(None) else part_name(kind): kind for kind in _members(hints[field.name])}
         if len(kinds) > 1:
@@ -106,7 +107,7 @@ def part_name(kind: type) -> str:
 
 
 def put(value: Any, path: Sequence[str], part: Any) -> Any:
-    """`value` with another part at `path`; None takes an objective out of its tuple."""
+    """`value` with another part at `path`; None takes an objective or teacher out of its tuple."""
     if not path:
         return part
     first, rest = path[0], path[1:]

@@ -110,5 +110,4 @@ class AuxiliaryGroups(Objective):
         query = query_of_targets(lesson.solved.match, rows)
         image = scene.targets.repeat_batch(count).image
         found = torch.where(query >= 0, slot[image, query.clamp(min=0)], -1)
-        missing = (found < 0).float().mean() if rows else found.new_zeros((), dtype=torch.float32)
-        return found.repeat(student_stages), missing
+        return found.repeat(student_stages), (found < 0).sum() / max(rows, 1)

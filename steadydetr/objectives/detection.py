@@ -54,10 +54,9 @@ class Detection(Objective):
         if self.guide is None:
             return Assignment((solved.match,), solved.match)
         taught = taught_queries(scene.lessons[self.guide.teacher], scene, self.guide.twins)
-        if len(taught):
-            own = query_of_targets(solved.match, len(taught))
-            losses.measure("main/same_query_as_teacher", (taught == own).float().mean())
-            losses.measure("main/without_twin", (taught < 0).float().mean())
+        own, rows = query_of_targets(solved.match, len(taught)), max(len(taught), 1)
+        losses.measure("main/same_query_as_teacher", (taught == own).sum() / rows)
+        losses.measure("main/without_twin", (taught < 0).sum() / rows)
         return self.guide.assign(solved, taught, stages, scene.targets)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from steadydetr.config import nearest
 from steadydetr.recipe import Recipe
-from steadydetr.recipes import dab, deformable, dino, small, stable
+from steadydetr.recipes import dab, deformable, dino, online, small, stable
 
 
 def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:
@@ -22,6 +22,9 @@ RECIPES = _named(
     small.small_stable_dino,
     small.small_deformable_detr,
     small.small_stable_deformable_detr,
+    small.small_refine_deformable_detr,
+    small.small_od_deformable_detr,
+    small.small_od_dino,
     deformable.deformable_detr_r50_12ep,
     deformable.deformable_detr_r50_24ep,
     deformable.deformable_detr_r50_50ep,
@@ -49,6 +52,16 @@ RECIPES = _named(
     stable.stable_dino_4scale_swin_l_24ep,
     stable.stable_deformable_detr_r50_12ep,
     stable.stable_dab_deformable_detr_r50_12ep,
+    online.od_deformable_detr_r50_12ep,
+    online.od_deformable_detr_r50_24ep,
+    online.od_dab_deformable_detr_r50_24ep,
+    online.od_dino_4scale_r50_12ep,
+    online.od_dino_4scale_r50_24ep,
+    online.od_dino_5scale_r50_12ep,
+    online.od_dino_4scale_swin_l_12ep,
+    online.od_dino_4scale_swin_l_24ep,
+    online.stable_od_dino_4scale_r50_12ep,
+    online.stable_od_dino_4scale_r50_24ep,
 )
 
 

@@ -10,7 +10,9 @@ from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerCo
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.recipe import Recipe
+from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
+from steadydetr.teachers import EMATeacher
 from steadydetr.training_config import TrainingConfig
 
 
@@ -76,3 +78,21 @@ def small_deformable_detr() -> Recipe:
 def small_stable_deformable_detr() -> Recipe:
     start = small_deformable_detr()
     return replace(stable(start, "one", ""), name="small-stable-deformable-detr", nms=None, training=start.training)
+
+
+def small_refine_deformable_detr() -> Recipe:
+    """One-stage, with iterative refinement: what OD-DETR builds on."""
+    start = small_deformable_detr()
+    assert isinstance(start.detector, DeformableDETRConfig)
+    detector = replace(start.detector, two_stage=False)
+    notes = "Deformable DETR with refinement at the size of the quickstart"
+    return replace(start, name="small-refine-deformable-detr", detector=detector, notes=notes)
+
+
+def small_od_deformable_detr() -> Recipe:
+    """The teacher's horizon is the same share of the run as in the paper (EMATeacher.decay None)."""
+    return online(small_refine_deformable_detr(), "small-od-deformable-detr", teacher=EMATeacher())
+
+
+def small_od_dino() -> Recipe:
+    return online(small_dino(), "small-od-dino", teacher=EMATeacher())
