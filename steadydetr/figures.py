@@ -39,7 +39,7 @@ class Panel:
     x_name: str
     lines: tuple[Line, ...]
     needs: str
-    may_be_log: bool = False
+    by_orders: bool = False
     names: tuple[str, ...] = ()  # of x = 0, 1, ..., where x is no number
 
 
@@ -50,7 +50,7 @@ def colours(runs: Sequence[Records]) -> dict[str, str]:
 
 def learning(runs: Sequence[Records]) -> list[Panel]:
     needs = "not evaluated yet"
-    names = {"ap": "AP (IoU 50 to 95%), %", "ap50": "AP50, %", "ap75": "AP75, %"}
+    names = {"ap": "AP, %", "ap50": "AP50, %", "ap75": "AP75, %"}
     return [Panel(title, "step", _over(runs, "eval", "step", itemgetter(name)), needs) for name, title in names.items()]
 
 
@@ -169,8 +169,8 @@ def _at_end(runs: Sequence[Records], values: Callable[[Record], Mapping[str, flo
 
 def draw(panel: Panel, colour: Mapping[str, str]) -> bytes:
     """The panel as SVG, its letters as outlines, so that it needs no font."""
-    figure = Figure(figsize=(4.4, 2.9), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(4.4, 2.9))
+    axes = figure.add_axes((0.125, 0.165, 0.845, 0.725))  # the same in all, so that they line up on the page
     crowded = len(panel.lines) > 6
     for line in panel.lines:
         dashed = line.weights == "ema"
@@ -195,20 +195,21 @@ def draw(panel: Panel, colour: Mapping[str, str]) -> bytes:
 
 
 def _scale(axes: Axes, panel: Panel) -> None:
-    """From 0, or by orders where a quantity that is always positive spans more than a few of its smallest values."""
+    """From 0, or by orders of magnitude for what falls by them, as long as it is positive."""
     values = [y for line in panel.lines for y in line.y]
-    if panel.may_be_log and min(values) > 0 and max(values) > 5 * min(values):
+    if panel.by_orders and min(values) > 0:
+        span = max(values) / min(values)
         axes.set_yscale("log")
-        subs = (1.0, 2.0, 5.0) if max(values) < 300 * min(values) else (1.0,)
-        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7) if span < 5 else (1, 2, 5) if span < 200 else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     else:
         axes.set_ylim(min(0.0, *values), (max(values) or 1.0) * 1.06)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     if panel.names:
         axes.set_xticks(range(len(panel.names)), panel.names)
         axes.set_xlim(-0.3, len(panel.names) - 0.7)
     else:
+        axes.set_xlim(0, max(x for line in panel.lines for x in line.x) * 1.03)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 10_000 else f"{x:g}"))
 

@@ -53,7 +53,7 @@ def page(runs: Sequence[Records]) -> str:
         "Average precision": ap_table(runs),
         "Average precision by class": class_table(runs),
         "Stability of matching": panels(runs, figures.stability(runs), STABILITY),
-        "Losses": panels(runs, figures.losses(runs), "Weighted as they are summed to the total, over all decoder stages."),
+        "Losses": panels(runs, figures.losses(runs), "Weighted, summed over decoder stages. Logarithmic, where no value is 0."),
         "Learning rate and gradient": panels(runs, figures.optimisation(runs), "Of the detector; a backbone may have a rate of its own."),
         "Speed and memory": panels(
             runs, figures.speed(runs), "Memory: on a GPU the most that tensors took, on a CPU that the process took."
@@ -77,9 +77,9 @@ def page(runs: Sequence[Records]) -> str:
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
 STABILITY = (
     "The same held-out images, matched at every decoder stage. <b>Unstable score</b> (Stable-DINO): objects whose query is another one"
-    " than a layer before; layer 1 is compared with the encoder's proposals. <b>Instability</b> (DN-DETR): queries of an image that hold"
-    " another object than a stage, or an epoch, before. <b>Consistency</b> (OD-DETR): queries that hold the same object in the trained"
-    " and in the averaged weights."
+    " than a layer before; layer 1 is compared with the encoder's proposals. <b>Instability</b> (DN-DETR, DETRDistill): queries of an"
+    " image, on average, that hold another object than a stage, or an epoch, before. <b>Consistency</b> (OD-DETR): matched queries that"
+    " hold the same object in the trained and in the averaged weights."
 )
 
 
@@ -333,7 +333,7 @@ nav ul { margin-top: .25rem; }
 section { margin: 0 0 1.25rem; padding: 1rem 1.1rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right; }
+th, td { padding: .35rem .65rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { color: var(--soft); font-weight: 600; font-size: .85em; vertical-align: bottom; }
 tbody th { font-weight: 500; }
