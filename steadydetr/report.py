@@ -116,8 +116,8 @@ def best_bold(columns: Sequence[Sequence[float | None]]) -> list[list[str]]:
 
 
 def overview(runs: Sequence[Records]) -> str:
-    header = ["run", "recipe", "seed", "parameters", "state", "epochs", "steps", "images seen"]
-    header += ["training time", "images/s", "peak memory", "best AP"]
+    header = ["run", "recipe", "best AP", "state", "epochs", "steps", "images seen", "training time"]
+    header += ["images/s", "peak memory", "parameters", "seed"]
     return table(header, ([name_of(run, runs), *facts(run)] for run in runs))
 
 
@@ -130,8 +130,7 @@ def facts(run: Records) -> list[str]:
         seconds = f"about {duration(run.images_seen / speed)}" if speed else NONE
     return [
         escape(str(run.recipe.get("name", "?"))),
-        escape(str(run.recipe["training"]["seed"])),
-        NONE if run.parameters is None else f"{run.parameters / 1e6:.2f} M",
+        NONE if best is None else f"<b>{best['ap']:.1f}</b> <small>epoch {best['epoch']}, {WEIGHTS[best['weights']]}</small>",
         '<span class="done">finished</span>' if finished else '<span class="open">not finished</span>',
         f"{run.epochs_done} of {run.planned_epochs}",
         f"{run.step:,}" if planned is None else f"{run.step:,} of {planned:,}",
@@ -139,7 +138,8 @@ def facts(run: Records) -> list[str]:
         seconds,
         number(speed),
         NONE if memory is None else f"{memory:.2f} GiB",
-        NONE if best is None else f"<b>{best['ap']:.1f}</b> <small>epoch {best['epoch']}, {WEIGHTS[best['weights']]}</small>",
+        NONE if run.parameters is None else f"{run.parameters / 1e6:.2f} M",
+        escape(str(run.recipe["training"]["seed"])),
     ]
 
 
@@ -316,9 +316,11 @@ def outline(plain: Mapping[str, Any], indent: str = "") -> list[str]:
 
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1d2733; --soft: #5a6672; --line: #dde3ea; --card: #fff; --ground: #f4f6f9; --accent: #2166ac; }
+:root { color-scheme: light dark; --ink: #1d2733; --soft: #5a6672; --line: #dde3ea; --card: #fff; --ground: #f4f6f9; --accent: #2166ac;
+  --good: #137a4c; --wait: #a86400; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e9ef; --soft: #9aa7b4; --line: #313b47; --card: #1b222b; --ground: #12171d; --accent: #7fb4e6; }
+  :root { --ink: #e4e9ef; --soft: #9aa7b4; --line: #313b47; --card: #1b222b; --ground: #12171d; --accent: #7fb4e6;
+    --good: #5cc795; --wait: #f0ae4d; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1320px; padding: 1.5rem 1rem 4rem; background: var(--ground); color: var(--ink);
@@ -332,7 +334,7 @@ nav ul, .key { display: flex; flex-wrap: wrap; gap: .25rem 1.1rem; margin: 0 0 1
 nav ul { margin-top: .25rem; }
 section { margin: 0 0 1.25rem; padding: 1rem 1.1rem; background: var(--card); border: 1px solid var(--line); border-radius: 10px; }
 .scroll { overflow-x: auto; max-width: 100%; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; font-size: .94em; }
 th, td { padding: .35rem .65rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child { padding-left: 0; text-align: left; }
 thead th { color: var(--soft); font-weight: 600; font-size: .85em; vertical-align: bottom; }
@@ -343,8 +345,8 @@ tbody tr:last-child > * { border-bottom: 0; }
 .dashed { border-top-style: dashed; }
 .none, .lacks { color: var(--soft); }
 .lacks { margin: .25rem 0; font-size: .9em; font-style: italic; }
-.done { color: #1b8a5a; }
-.open { color: #c77700; }
+.done { color: var(--good); }
+.open { color: var(--wait); }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: .9rem; }
 figure { margin: 0; min-width: 0; }
 figure.wide { margin-bottom: 1rem; }
