@@ -181,7 +181,7 @@ def draw(panel: Panel, colour: Mapping[str, str]) -> bytes:
             linestyle=(0, (4, 2)) if dashed else "-",
             linewidth=1.2 if crowded else 1.5,
             alpha=0.75 if crowded else 0.95,
-            marker="o" if len(line.x) <= 40 else "",
+            marker="o" if len(line.x) <= 24 else "",
             markersize=3 if crowded else 4.5,
             markerfacecolor="white" if dashed else colour[line.label],
         )

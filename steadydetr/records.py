@@ -56,7 +56,7 @@ class Records:
     def planned_steps(self) -> int | None:
         """Known from the first evaluation on: those of a run come at the ends of epochs."""
         last = self.last("eval", "model")
-        return None if last is None else last["step"] // last["epoch"] * self.planned_epochs
+        return None if last is None else last["step"] // max(last["epoch"], 1) * self.planned_epochs
 
     @property
     def images_seen(self) -> int:
@@ -158,10 +158,14 @@ def count_parameters(folder: Path) -> int | None:
     """From the head of a checkpoint's file, frozen parameters included; None where there is no checkpoint."""
     for name in ("last", "best"):
         path = folder / name / "model.safetensors"
-        if path.exists():
+        try:
             with open(path, "rb") as file:
                 head = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-            return sum(math.prod(t["shape"]) for key, t in head.items() if key != "__metadata__" and not key.endswith(NOT_PARAMETERS))
+        except FileNotFoundError:
+            continue
+        except (ValueError, OverflowError, MemoryError):
+            raise ValueError(f"{path} is damaged: it does not begin as a safetensors file does") from None
+        return sum(math.prod(t["shape"]) for key, t in head.items() if key != "__metadata__" and not key.endswith(NOT_PARAMETERS))
     return None
 
 

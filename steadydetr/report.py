@@ -79,7 +79,7 @@ STABILITY = (
     "The same held-out images, matched at every decoder stage. <b>Unstable score</b> (Stable-DINO): objects whose query is another one"
     " than a layer before; layer 1 is compared with the encoder's proposals. <b>Instability</b> (DN-DETR, DETRDistill): queries of an"
     " image, on average, that hold another object than a stage, or an epoch, before. <b>Consistency</b> (OD-DETR): matched queries that"
-    " hold the same object in the trained and in the averaged weights."
+    " hold the same object in the trained and in the averaged weights. By layer or stage: at the last measurement."
 )
 
 
@@ -124,7 +124,7 @@ def overview(runs: Sequence[Records]) -> str:
 def facts(run: Records) -> list[str]:
     finished = run.summary is not None
     speed, memory, best, planned = run.images_per_second, run.memory_gib, run.best, run.planned_steps
-    if run.summary is not None:
+    if run.summary is not None and "seconds" in run.summary:
         seconds = duration(float(run.summary["seconds"]))
     else:
         seconds = f"about {duration(run.images_seen / speed)}" if speed else NONE
@@ -336,7 +336,7 @@ section { margin: 0 0 1.25rem; padding: 1rem 1.1rem; background: var(--card); bo
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; font-size: .94em; }
 th, td { padding: .35rem .65rem; border-bottom: 1px solid var(--line); text-align: right; }
-th:first-child { padding-left: 0; text-align: left; }
+th:first-child { position: sticky; left: 0; padding-left: 0; text-align: left; background: var(--card); }
 thead th { color: var(--soft); font-weight: 600; font-size: .85em; vertical-align: bottom; }
 tbody th { font-weight: 500; }
 tbody tr:last-child > * { border-bottom: 0; }

@@ -269,6 +269,11 @@ def test_damage_is_named(copy: Callable[..., Path]) -> None:
     path.write_text("\n".join(lines) + "\n{half\n")  # a line that was ended is no half-written one
     with pytest.raises(ValueError, match=rf"line {len(lines) + 1}: no JSON"):
         write_report([run])
+    path.unlink()
+    for content in (b"", b"\xff" * 100, b"\x02" + bytes(7) + b"{{"):
+        (run / "last/model.safetensors").write_bytes(content)
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+            write_report([run])
     (run / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         write_report([run])
