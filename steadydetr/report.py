@@ -86,11 +86,12 @@ STABILITY = (
 # tables
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Cells are HTML already. The first of a row names it."""
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "numbers") -> str:
+    """Cells are HTML already. The first of a row names it. Words ("text") are broken into lines, numbers never."""
     head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     lines = (f'<tr><th scope="row">{row[0]}</th>{"".join(f"<td>{cell}</td>" for cell in row[1:])}</tr>' for row in rows)
-    return f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    content = f'<table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{content}</div>'
 
 
 def name_of(run: Records, runs: Sequence[Records], weights: str = "") -> str:
@@ -166,9 +167,17 @@ def ap_table(runs: Sequence[Records]) -> str:
     ]
     text = "At the last evaluation, percent. Small, medium, large: AP by size of the objects; – where there are none. AR100: recall at 100."
     parts = [f"<p>{text}</p>", table(header, lines)] if rows else []
+    if len({held_out(run) for run in runs}) > 1:
+        parts.append('<p class="lacks">The runs were not evaluated on the same data, so their numbers do not compare.</p>')
     parts.append(lacking([run for run in runs if run.best is None], "not evaluated yet"))
     parts.append(lacking([run for run in runs if run.best and not run.of("eval", "ema")], "no averaged weights (training.ema_decay)"))
     return "".join(parts)
+
+
+def held_out(run: Records) -> tuple[Any, ...]:
+    """What a run is evaluated on, as its recipe names it."""
+    data = run.recipe.get("data", {})
+    return data.get("val_source") or data.get("source"), data.get("val_split"), data.get("limit"), run.classes
 
 
 def class_table(runs: Sequence[Records]) -> str:
@@ -254,7 +263,7 @@ def predictions(runs: Sequence[Records]) -> str:
 def differing(runs: Sequence[Records]) -> str:
     """The fields that are not the same in all runs, a column for every recipe."""
     flat = {run.label: flatten(run.recipe) | {"classes": ", ".join(run.classes)} for run in runs}
-    fields = dict.fromkeys(field for values in flat.values() for field in values)
+    fields = sorted({field for values in flat.values() for field in values})
     changed = [field for field in fields if len({values.get(field) for values in flat.values()}) > 1]
     if not changed:
         return "<p>Nothing: all runs have the same recipe, seed and classes.</p>"
@@ -266,7 +275,7 @@ def differing(runs: Sequence[Records]) -> str:
 
     header = ["field", *(escape(name) for name in columns)]
     rows = ([f"<code>{escape(field)}</code>", *(cell(field, members) for members in columns.values())] for field in changed)
-    return f"<p>Fields of the recipes; – where a recipe has no such field.</p>{table(header, rows)}"
+    return f"<p>Fields of the recipes; – where a recipe has no such field.</p>{table(header, rows, 'text')}"
 
 
 def flatten(plain: Any, where: str = "") -> dict[str, str]:
@@ -339,6 +348,8 @@ th, td { padding: .35rem .65rem; border-bottom: 1px solid var(--line); text-alig
 th:first-child { position: sticky; left: 0; padding-left: 0; text-align: left; background: var(--card); }
 thead th { color: var(--soft); font-weight: 600; font-size: .85em; vertical-align: bottom; }
 tbody th { font-weight: 500; }
+.text th { vertical-align: top; }
+.text td, .text thead th { min-width: 8rem; max-width: 24rem; text-align: left; white-space: normal; vertical-align: top; }
 tbody tr:last-child > * { border-bottom: 0; }
 .swatch { display: inline-block; width: .75em; height: .75em; margin-right: .45em; border-radius: 3px; }
 .stroke { display: inline-block; width: 1.8em; margin-right: .45em; border-top: 2px solid currentColor; vertical-align: middle; }

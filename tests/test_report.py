@@ -196,7 +196,9 @@ def test_two_runs_side_by_side(copy: Callable[..., Path], tmp_path: Path) -> Non
     text = text_of(page)
     assert "2 runs side by side" in text and "training.lr 0.001 0.5" in text
     assert "objectives.denoising.number" in text and "training.epochs" not in text
-    assert page.count("data:image/jpeg") == 2 and "<b>" in page
+    assert page.count("data:image/jpeg") == 2 and "<b>" in page and "do not compare" not in page
+    rewrite(b / "config.json", lambda config: config["recipe"]["data"].update(val_source="elsewhere"))
+    assert "not evaluated on the same data" in write_report([a, b], tmp_path / "both.html").read_text()
     assert len(set(re.findall(r"background:(#\w+)", page))) == 2
 
 
