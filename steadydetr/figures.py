@@ -1,4 +1,4 @@
-"""The figures of the report: small panels, one quantity each, in which a colour is a run and dashes are averaged weights.
+"""The figures of the report and of `steadydetr figures`: a panel is a quantity, a colour a run; dashes are averaged weights.
 
 The key to the colours stands beside them on the page, so that no legend covers a curve.
 """
@@ -10,13 +10,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from steadydetr.records import WEIGHTS, Records, groups
+from steadydetr.records import WEIGHTS, Records, group_of, groups
 
 COLOURS = ("#2166ac", "#d6604d", "#1b8a5a", "#8e4fb0", "#b8860b", "#0f9aa8", "#c2338a", "#5a6b7b", "#7a9a01", "#8c510a")
 MOST_POINTS = 300  # of a curve; more are averaged
@@ -41,11 +43,20 @@ class Panel:
     needs: str
     by_orders: bool = False
     names: tuple[str, ...] = ()  # of x = 0, 1, ..., where x is no number
+    marks: tuple[float, ...] = ()  # vertical lines: where the learning rate drops
 
 
 def colours(runs: Sequence[Records]) -> dict[str, str]:
     """By label; the seeds of a recipe share one."""
     return {run.label: COLOURS[i % len(COLOURS)] for i, members in enumerate(groups(runs).values()) for run in members}
+
+
+def around_the_drop(runs: Sequence[Records]) -> Panel:
+    """OD-DETR's Figure 6: AP by epoch, with the drops of the learning rate."""
+    plans = [run.recipe["training"] for run in runs]
+    drops = {float(epoch) for plan in plans if plan.get("schedule") == "step" for epoch in plan.get("drop_epochs", ())}
+    lines = _over(runs, "eval", "epoch", itemgetter("ap"))
+    return Panel("AP around the drop of the learning rate, %", "epoch", lines, "not evaluated yet", marks=tuple(sorted(drops)))
 
 
 def learning(runs: Sequence[Records]) -> list[Panel]:
@@ -170,28 +181,51 @@ def _at_end(runs: Sequence[Records], values: Callable[[Record], Mapping[str, flo
 def draw(panel: Panel, colour: Mapping[str, str]) -> bytes:
     """The panel as SVG, its letters as outlines, so that it needs no font."""
     figure = Figure(figsize=(4.4, 2.9))
-    axes = figure.add_axes((0.125, 0.165, 0.845, 0.725))  # the same in all, so that they line up on the page
+    _plot(figure.add_axes((0.125, 0.165, 0.845, 0.725)), panel, colour)  # the same in all, so that they line up on the page
+    with io.BytesIO() as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        return file.getvalue()
+
+
+def save(panel: Panel, runs: Sequence[Records], output: Path) -> None:
+    """The panel as a file of its own, PNG, SVG or PDF by its name, with its key below."""
+    colour = colours(runs)
+    shown = {(name, weights) for line in panel.lines for name, weights in [(group_of(line.label), line.weights)]}
+    figure = Figure(figsize=(5.6, 3.6 + 0.2 * len(shown)), layout="constrained")
+    _plot(figure.subplots(), panel, colour)
+    by_group = {group_of(run.label): colour[run.label] for run in runs}
+    handles = [
+        Line2D([], [], color=by_group[name], linestyle=_stroke(weights), label=f"{name}, {WEIGHTS[weights]}")
+        for name, weights in sorted(shown)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False)
+    figure.savefig(output, dpi=150)
+
+
+def _stroke(weights: str) -> Any:
+    return (0, (4, 2)) if weights == "ema" else "-"
+
+
+def _plot(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
     crowded = len(panel.lines) > 6
     for line in panel.lines:
-        dashed = line.weights == "ema"
         axes.plot(
             line.x,
             line.y,
             color=colour[line.label],
-            linestyle=(0, (4, 2)) if dashed else "-",
+            linestyle=_stroke(line.weights),
             linewidth=1.2 if crowded else 1.5,
             alpha=0.75 if crowded else 0.95,
             marker="o" if len(line.x) <= 24 else "",
             markersize=3 if crowded else 4.5,
-            markerfacecolor="white" if dashed else colour[line.label],
+            markerfacecolor="white" if line.weights == "ema" else colour[line.label],
         )
+    for x in panel.marks:
+        axes.axvline(x, color="#8a94a0", linewidth=1, linestyle=(0, (1, 2)))
     axes.set_title(_verbatim(panel.title), fontsize=10.5, loc="left", color="#1d2733")
     axes.set_xlabel(panel.x_name, fontsize=9, color="#4a5663")
     _scale(axes, panel)
     _style(axes)
-    with io.BytesIO() as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        return file.getvalue()
 
 
 def _scale(axes: Axes, panel: Panel) -> None:

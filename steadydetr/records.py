@@ -169,9 +169,14 @@ def count_parameters(folder: Path) -> int | None:
     return None
 
 
+def group_of(label: str) -> str:
+    """LABEL/seedK without its seed."""
+    return re.sub(r"/seed\d+$", "", label)
+
+
 def groups(runs: Sequence[Records]) -> dict[str, list[Records]]:
     """Runs that differ in their seed only by name, LABEL/seedK, together under LABEL; any other run by itself."""
     found: dict[str, list[Records]] = {}
     for run in runs:
-        found.setdefault(re.sub(r"/seed\d+$", "", run.label), []).append(run)
+        found.setdefault(group_of(run.label), []).append(run)
     return {name if len(members) > 1 else members[0].label: members for name, members in found.items()}

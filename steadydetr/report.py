@@ -49,7 +49,7 @@ def page(runs: Sequence[Records]) -> str:
     title = f"Run {runs[0].label}" if len(runs) == 1 else f"{len(runs)} runs side by side"
     sections = {
         "Runs": overview(runs),
-        "Learning": panels(runs, figures.learning(runs), "AP on the held-out images at every evaluation."),
+        "Learning": panels(runs, [*figures.learning(runs), figures.around_the_drop(runs)], LEARNING),
         "Average precision": ap_table(runs),
         "Average precision by class": class_table(runs),
         "Stability of matching": panels(runs, figures.stability(runs), STABILITY),
@@ -58,7 +58,8 @@ def page(runs: Sequence[Records]) -> str:
         "Speed and memory": panels(
             runs, figures.speed(runs), "Memory: on a GPU the most that tensors took, on a CPU that the process took."
         ),
-        "Predictions": predictions(runs),
+        "Predictions": pictures(runs, "predictions.png", PREDICTIONS, "Ground truth and detections"),
+        "Where queries look": pictures(runs, "sampling.png", SAMPLING, "Sampling points"),
         "What differs": differing(runs) if len(runs) > 1 else "",
         "Configuration": "".join(configuration(run) for run in runs),
     }
@@ -75,6 +76,7 @@ def page(runs: Sequence[Records]) -> str:
 
 
 POLICY = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
+LEARNING = "AP on the held-out images at every evaluation. Dotted lines: the learning rate drops."
 STABILITY = (
     "The same held-out images, matched at every decoder stage. <b>Unstable score</b> (Stable-DINO): objects whose query is another one"
     " than a layer before; layer 1 is compared with the encoder's proposals. <b>Instability</b> (DN-DETR, DETRDistill): queries of an"
@@ -236,24 +238,31 @@ def picture(kind: str, content: bytes, described: str) -> str:
     return f'<img src="data:image/{kind};base64,{base64.b64encode(content).decode()}" alt="{escape(described)}">'
 
 
-def predictions(runs: Sequence[Records]) -> str:
-    """predictions.png of every run, as JPEG, which takes a fifth of the space."""
-    parts = ["<p>Ground truth above, detections of the trained weights below, for the first held-out images that have objects.</p>"]
+PREDICTIONS = "<p>Ground truth above, detections of the trained weights below, for the first held-out images that have objects.</p>"
+SAMPLING = (
+    "<p>Where the query of an image's largest object looks in the last decoder stage, in the trained and the averaged weights: sampling"
+    " points, the brighter the more they count; reference point (star), predicted box (white) and true box (green).</p>"
+)
+
+
+def pictures(runs: Sequence[Records], file_name: str, text: str, described: str) -> str:
+    """A picture of every run, as JPEG, which takes a fifth of the space."""
+    parts = [text]
     for run in runs:
-        path = run.folder / "predictions.png"
+        path = run.folder / file_name
         if not path.exists():
-            parts.append(lacking([run], "no predictions.png; a run draws it when it is finished"))
+            parts.append(lacking([run], f"no {file_name}; a run draws it when it is finished"))
             continue
         try:
             with Image.open(path) as image, io.BytesIO() as file:
                 image.convert("RGB").save(file, "JPEG", quality=88)
                 content = file.getvalue()
         except OSError:
-            parts.append(lacking([run], "its predictions.png cannot be read"))
+            parts.append(lacking([run], f"its {file_name} cannot be read"))
             continue
         name = f"<figcaption>{name_of(run, runs)}</figcaption>" if len(runs) > 1 else ""
-        described = f"Ground truth and detections of {run.label}"
-        parts.append(f'<figure class="wide">{name}<div class="scroll" tabindex="0">{picture("jpeg", content, described)}</div></figure>')
+        shown = picture("jpeg", content, f"{described} of {run.label}")
+        parts.append(f'<figure class="wide">{name}<div class="scroll" tabindex="0">{shown}</div></figure>')
     return "".join(parts)
 
 

@@ -81,13 +81,13 @@ def test_one_run_shows_everything(copy: Callable[..., Path]) -> None:
     names = re.findall("<h2>(.*?)</h2>", page)
     assert names == [
         *("Runs", "Learning", "Average precision", "Average precision by class", "Stability of matching", "Losses"),
-        *("Learning rate and gradient", "Speed and memory", "Predictions", "Configuration"),
+        *("Learning rate and gradient", "Speed and memory", "Predictions", "Where queries look", "Configuration"),
     ]
     assert re.findall(r'<a href="#(\w+)">', page) == re.findall(r'<section id="(\w+)">', page)
     terms = [f"{part}/{name}" for part in ("main", "proposals", "denoising") for name in ("class", "l1", "giou")]
     stability = [title for title in titles(page) if "nstab" in title or "Consistency" in title]
-    assert len(stability) == 6 and len(titles(page)) == 3 + 6 + 1 + 9 + 2 + 2 and set(terms) < set(titles(page))
-    assert page.count("data:image/jpeg") == 1 and 'class="lacks"' not in page
+    assert len(stability) == 6 and len(titles(page)) == 4 + 6 + 1 + 9 + 2 + 2 and set(terms) < set(titles(page))
+    assert page.count("data:image/jpeg") == 2 and 'class="lacks"' not in page
 
 
 def test_facts_and_tables(copy: Callable[..., Path]) -> None:
@@ -196,7 +196,7 @@ def test_two_runs_side_by_side(copy: Callable[..., Path], tmp_path: Path) -> Non
     text = text_of(page)
     assert "2 runs side by side" in text and "training.lr 0.001 0.5" in text
     assert "objectives.denoising.number" in text and "training.epochs" not in text
-    assert page.count("data:image/jpeg") == 2 and "<b>" in page and "do not compare" not in page
+    assert page.count("data:image/jpeg") == 4 and "<b>" in page and "do not compare" not in page
     rewrite(b / "config.json", lambda config: config["recipe"]["data"].update(val_source="elsewhere"))
     assert "not evaluated on the same data" in write_report([a, b], tmp_path / "both.html").read_text()
     assert len(set(re.findall(r"background:(#\w+)", page))) == 2
