@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
-from steadydetr.config import differences, from_plain, to_plain, write_json
+from steadydetr.config import differences, from_plain, renewed, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.folders import FolderDataset, Subset
 from steadydetr.detectors import Detector
@@ -169,7 +169,9 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
     plain = {"recipe": to_plain(recipe), "classes": list(index.classes), "category_ids": list(index.category_ids)}
     if resume:
         checkpoint = find_checkpoint(output, prefer=("last", "best"))
-        if changed := differences(json.loads(path.read_text()), json.loads(json.dumps(plain))):
+        before = json.loads(path.read_text())
+        before["recipe"] = renewed(before["recipe"], f"{path}: recipe")
+        if changed := differences(before, json.loads(json.dumps(plain))):
             raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
         return checkpoint
     accelerator.wait_for_everyone()
