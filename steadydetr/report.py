@@ -373,7 +373,7 @@ figure.wide { margin-bottom: 1rem; }
 figure.words { padding: .8rem; border: 1px dashed var(--line); border-radius: 8px; }
 .grid img { display: block; width: 100%; height: auto; padding: .3rem; background: #fff;
   border: 1px solid var(--line); border-radius: 8px; }
-.wide img { display: block; width: 100%; min-width: 960px; height: auto; border-radius: 6px; }
+.wide img { display: block; max-width: max(100%, 960px); height: auto; border-radius: 6px; }
 details { margin: .25rem 0; }
 summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; margin: .5rem 0; padding: .8rem; background: var(--ground); border-radius: 8px;
