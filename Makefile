@@ -40,8 +40,10 @@ quickstart: $(READY)
 		mv runs/quickstart runs/quickstart-$$n; echo "The earlier run is now runs/quickstart-$$n."; \
 	fi
 	@$(BIN)/steadydetr train quickstart --data shapes --output runs/quickstart
+	@$(BIN)/steadydetr report runs/quickstart
 	@echo
 	@echo "Done. Look at:"
+	@echo "  runs/quickstart/report.html       everything on one page, for a browser"
 	@echo "  runs/quickstart/predictions.png   what it found, beside what there is"
 	@echo "  runs/quickstart/curves.png        how it learned"
 	@echo "  runs/quickstart/summary.json      AP, AP50, seconds, images seen"

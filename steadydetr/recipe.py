@@ -13,6 +13,7 @@ from steadydetr.teachers import Average, EMATeacher
 from steadydetr.training_config import TrainingConfig
 
 Teacher = EMATeacher
+TEACHERS = (EMATeacher,)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 config.json      the resolved recipe and the classes of the data
 metrics.jsonl    a line per logged step and per evaluation
 last/, best/     checkpoints; a run can be resumed from either
-summary.json, curves.png, predictions.png
+summary.json, curves.png, predictions.png, sampling.png
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from steadydetr.optimiser import first_drop, make_optimiser
 from steadydetr.pictures import draw_curves, draw_predictions
 from steadydetr.progress import Progress
 from steadydetr.recipe import Recipe
+from steadydetr.sampling import draw_looks
 from steadydetr.stability import Stability
 from steadydetr.teachers import Average
 
@@ -324,8 +325,13 @@ def finish(run: Run) -> dict[str, Any]:
         write_json(run.output / "summary.json", summary)
         draw_curves(run.output / "metrics.jsonl", run.output / "curves.png")
         draw_samples(run)
+        draw_looks(looking(run), run.recipe.criterion, run.val_data, run.recipe.data, run.output / "sampling.png")
     run.accelerator.wait_for_everyone()
     return summary
+
+
+def looking(run: Run) -> dict[str, Detector]:
+    return {{"model": "trained", "ema": "average"}[name]: model for name, model in run.models.items()}
 
 
 def draw_samples(run: Run, count: int = 6) -> None:

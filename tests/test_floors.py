@@ -21,11 +21,11 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("classification", "criterion", "nn"),
     3: ("detectors", "groups"),
     4: ("scene", "teachers", "data", "evaluation"),
-    5: ("objectives", "stability", "training_config", "checkpoint", "convert", "optimiser", "pictures"),
-    6: ("method", "recipe"),
+    5: ("objectives", "stability", "sampling", "training_config", "checkpoint", "convert", "optimiser", "pictures", "records"),
+    6: ("method", "recipe", "figures"),
     7: ("run", "train"),
     8: ("recipes",),
-    9: ("predict", "compare", "report", "cli", "__main__", "__init__"),  # __init__: the public names of the package
+    9: ("predict", "compare", "report", "paper_figures", "cli", "__main__", "__init__"),  # __init__: the public names of the package
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 

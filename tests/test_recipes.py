@@ -119,12 +119,14 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
 
 
 def documented_commands() -> list[str]:
-    """The ablation commands of the recipes page, its abbreviations R and T7 written out."""
+    """The ablation commands of the recipes page, its abbreviations written out."""
     page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-    found = re.findall(r"`((?:steadydetr train|R|T7)\b[^`]*)`", page)
-    short = {"R": "steadydetr train stable-dino-4scale-r50-12ep --data path/to/coco"}
+    found = re.findall(r"`((?:steadydetr train|R|D|T3|T7)\b[^`]*)`", page)
+    train = "steadydetr train {} --data path/to/coco"
+    short = {"R": train.format("stable-dino-4scale-r50-12ep"), "D": train.format("od-deformable-detr-r50-24ep")}
     short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
-    return sorted({re.sub(r"^(R|T7)\b", lambda m: short[m[1]], command) for command in found})
+    short["T3"] = next(c for c in found if "guide.no-boxes" in c).replace("D", short["D"], 1)
+    return sorted({re.sub(r"^(R|D|T3|T7)\b", lambda m: short[m[1]], command) for command in found})
 
 
 @pytest.mark.parametrize("command", documented_commands())

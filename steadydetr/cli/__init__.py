@@ -17,6 +17,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr stability CHECKPOINT DATA       how steadily its queries keep their targets, between stages and models
   steadydetr compare RECIPE RECIPE ...       train several with several seeds, and tell which differences are real
   steadydetr report RUN [RUN ...]            one HTML page: curves, AP, stability, losses, predictions, what differs
+  steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
 
@@ -35,6 +36,7 @@ COMMANDS = {
     "stability": "stability",
     "compare": "compare",
     "report": "report",
+    "figures": "figures",
     "predict": "predict",
     "convert": "convert",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +57,7 @@ def run(words: Sequence[str]) -> None:
         name, *flags = shlex.split(text)
         label, _, recipe = name.rpartition("=")
         entries.append((label or recipe, read(recipe, [*data, *shared, *flags])[0]))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
     console = Console(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
     outcomes = compare(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)

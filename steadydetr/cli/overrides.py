@@ -2,7 +2,7 @@
 
 --training.epochs 24                       a field
 --objectives.denoising.number 200          a field of an objective
---objectives.denoising none                without the objective
+--objectives.denoising none                without the objective; --objectives.denoising denoising adds it
 --data.transform fixed-size --data.transform.height 256      another part, then its fields
 """
 
@@ -18,11 +18,11 @@ import tyro
 
 from steadydetr.cli.parsing import REGISTRY
 from steadydetr.config import nearest
-from steadydetr.objectives import Objective
-from steadydetr.recipe import Recipe, Teacher
+from steadydetr.objectives import OBJECTIVES, Objective
+from steadydetr.recipe import TEACHERS, Recipe, Teacher
 
 NONE = "none"
-NAMED = ((Objective,), (Teacher,))  # what comes in tuples, each by its name
+NAMED: dict[Any, tuple[type, ...]] = {Objective: OBJECTIVES, Teacher: TEACHERS}  # what comes in tuples, each by its name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Choice:
 @REGISTRY.struct_rule
 def _named_parts(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
     """The tuples of objectives and of teachers as a group of flags each, by its name: `--objectives.denoising.number 200`."""
-    if get_origin(info.type) is not tuple or get_args(info.type)[:1] not in NAMED or not isinstance(info.default, tuple):
+    if get_origin(info.type) is not tuple or get_args(info.type)[0] not in NAMED or not isinstance(info.default, tuple):
         return None
     parts = tuple(tyro.constructors.StructFieldSpec(name=part.name, type=type(part), default=part) for part in info.default)
     return tyro.constructors.StructConstructorSpec(instantiate=lambda **named: tuple(named.values()), fields=parts)
@@ -80,11 +80,8 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
     hints = get_type_hints(type(value))
     for field in fields(value):
         part, here = getattr(value, field.name), (*path, field.name)
-        if isinstance(part, tuple) and get_args(hints[field.name])[:1] in NAMED:
-            for item in part:
-                kind = type(item)
-                yield Choice((*here, item.name), {part_name(kind): kind, NONE: None}, part_name(kind))
-                yield from choices(item, (*here, item.name))
+        if isinstance(part, tuple) and get_args(hints[field.name])[0] in NAMED:
+            yield from _named_choices(part, NAMED[get_args(hints[field.name])[0]], here)
             continue
         kinds = {NONE if kind is type(None) else part_name(kind): kind for kind in _members(hints[field.name])}
         if len(kinds) > 1:
@@ -92,6 +89,17 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
             yield Choice(here, {name: None if name == NONE else kind for name, kind in kinds.items()}, current)
         if is_dataclass(part):
             yield from choices(part, here)
+
+
+def _named_choices(items: tuple[Any, ...], kinds: tuple[type, ...], here: tuple[str, ...]) -> Iterator[Choice]:
+    """Those that are there can be exchanged or left out; one of another name can be added."""
+    by_name: dict[str, type | None] = {part_name(kind): kind for kind in kinds}
+    for item in items:
+        yield Choice((*here, item.name), by_name | {NONE: None}, part_name(type(item)))
+        yield from choices(item, (*here, item.name))
+    for kind in kinds:
+        if kind().name not in {item.name for item in items}:
+            yield Choice((*here, kind().name), {part_name(kind): kind, NONE: None}, NONE)
 
 
 def _members(hint: Any) -> list[type]:
@@ -107,11 +115,13 @@ def part_name(kind: type) -> str:
 
 
 def put(value: Any, path: Sequence[str], part: Any) -> Any:
-    """`value` with another part at `path`; None takes an objective or teacher out of its tuple."""
+    """`value` with another part at `path`; in a tuple, None takes the one of that name out and a new one is added."""
     if not path:
         return part
     first, rest = path[0], path[1:]
     if isinstance(value, tuple):
-        changed = (put(item, rest, part) if item.name == first else item for item in value)
+        changed = [put(item, rest, part) if item.name == first else item for item in value]
+        if first not in {item.name for item in value}:
+            changed.append(part)
         return tuple(item for item in changed if item is not None)
     return replace(value, **{first: put(getattr(value, first), rest, part)})

@@ -8,7 +8,10 @@ from steadydetr.objectives.detection import Detection
 from steadydetr.objectives.matching_distillation import MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
+OBJECTIVES = (Detection, Denoising, PredictionDistillation, AuxiliaryGroups, AssignmentDistillation)
+
 __all__ = [
+    "OBJECTIVES",
     "AssignmentDistillation",
     "AuxiliaryGroups",
     "Denoising",

@@ -1,6 +1,6 @@
 """Stable-DINO (Liu et al. 2023): stable matching and memory fusion on DINO, Deformable DETR and DAB-Deformable-DETR.
 
-Paper Sec. 4.1 and detrex: class weight 6 (1 for denoising), dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
+Paper Sec. 4.1 and detrex: class weight 6 (not for denoising), dense fusion, suppression at 0.8, seed 60; the rest is the baseline's.
 """
 
 from __future__ import annotations
@@ -9,15 +9,12 @@ from dataclasses import replace
 from typing import Literal
 
 from steadydetr.classification import PositionModulatedCost, PositionTarget
-from steadydetr.criterion import Weights
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.recipe import Recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
 from steadydetr.recipes.schedules import for_epochs
-
-DENOISING_WEIGHTS = Weights(1.0, 5.0, 2.0)
 
 
 def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: str = "") -> Recipe:
@@ -32,7 +29,8 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         class_cost=PositionModulatedCost(),
         loss_weights=replace(recipe.criterion.loss_weights, label=6.0),
     )
-    objectives = tuple(replace(o, weights=DENOISING_WEIGHTS) if isinstance(o, Denoising) else o for o in recipe.objectives)
+    before = recipe.criterion.loss_weights
+    objectives = tuple(replace(o, weights=before) if isinstance(o, Denoising) else o for o in recipe.objectives)
     detector = replace(recipe.detector, transformer=replace(recipe.detector.transformer, fusion="dense"))
     return replace(
         recipe,

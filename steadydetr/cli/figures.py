@@ -1,0 +1,51 @@
+"""`steadydetr figures`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from steadydetr.cli.parsing import parse
+
+DESCRIPTION = """The papers' figures, drawn of your runs, as files.
+
+  steadydetr figures runs/baseline runs/od                           curves of all runs
+  steadydetr figures runs/baseline runs/od --data path/to/data       also where their queries look
+
+unstable-score           Stable-DINO Fig. 3: by decoder layer
+instability              OD-DETR Fig. 1: between epochs, trained and averaged weights
+consistency              OD-DETR Fig. 5: share of queries with the same object in both
+ap-around-drop           OD-DETR Fig. 6: with and without Stop Update or prediction distillation, whatever the runs are
+instability-by-stage     DETRDistill Fig. 7: IS^k
+sampling-points          OD-DETR Fig. 7: of the same objects, a column a model"""
+
+
+@dataclass(frozen=True)
+class FiguresArguments:
+    runs: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Folders of runs, or folders with runs below them."""
+    output: Path = Path("figures")
+    """Folder of the files; figures of the same names in it are replaced."""
+    format: Literal["png", "svg", "pdf"] = "png"
+    data: str | None = None
+    """Data set for the sampling points: a folder, or shapes."""
+    split: str = "val"
+    objects: int = 3
+    """Images of the sampling points: the first that have an object."""
+
+
+def run(words: Sequence[str]) -> None:
+    arguments = parse(FiguresArguments, words, "figures", DESCRIPTION)
+    if not arguments.runs:
+        raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
+    from steadydetr.paper_figures import write_figures
+
+    written, missing = write_figures(arguments.runs, arguments.output, arguments.format, arguments.data, arguments.split, arguments.objects)
+    for path in written:
+        print(f"Wrote {path}")
+    for name, why in missing.items():
+        print(f"No {name}: {why}")

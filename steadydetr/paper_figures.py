@@ -1,0 +1,62 @@
+"""The papers' figures of any runs, as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from steadydetr import figures
+from steadydetr.checkpoint import find_checkpoint, read_card
+from steadydetr.data import DataConfig, open_data
+from steadydetr.detectors import Detector
+from steadydetr.predict import load_models, run_criterion
+from steadydetr.records import WEIGHTS, Records, read_all
+from steadydetr.sampling import draw_looks
+
+
+def write_figures(
+    runs: Sequence[Path], output: Path, suffix: str = "png", data: str | None = None, split: str = "val", objects: int = 3
+) -> tuple[list[Path], dict[str, str]]:
+    """Write every figure that the runs have data for into the folder `output`.
+
+    Args:
+        runs: folders of runs, or with runs below them.
+        suffix: png, svg or pdf.
+        data: data set of the sampling points; None: they are left out.
+
+    Returns:
+        The files, and for every figure that could not be drawn the reason.
+    """
+    found = read_all(runs)
+    output.mkdir(parents=True, exist_ok=True)
+    by_layer, _, by_stage, epochs, consistency, _ = figures.stability(found)
+    panels = {
+        "unstable-score": by_layer,
+        "instability": epochs,
+        "consistency": consistency,
+        "ap-around-drop": figures.around_the_drop(found),
+        "instability-by-stage": by_stage,
+    }
+    written, missing = [], {}
+    for name, panel in panels.items():
+        if panel.lines:
+            figures.save(panel, found, output / f"{name}.{suffix}")
+            written.append(output / f"{name}.{suffix}")
+        else:
+            missing[name] = panel.needs
+    if data is None:
+        missing["sampling-points"] = "needs --data"
+    else:
+        written.append(output / f"sampling-points.{suffix}")
+        _draw_sampling(found, data, split, objects, written[-1])
+    return written, missing
+
+
+def _draw_sampling(runs: Sequence[Records], data: str, split: str, objects: int, output: Path) -> None:
+    """A column for the trained and one for the averaged weights of every run; all see the images as the first one does."""
+    models: dict[str, Detector] = {}
+    folders = [find_checkpoint(run.folder, prefer=("last", "best")) for run in runs]
+    for run, folder in zip(runs, folders, strict=True):
+        models |= {f"{run.label}, {WEIGHTS[name]}": model for name, model in load_models(folder, "cpu").items()}
+    config = DataConfig(resize=read_card(folders[0]).resize, workers=0)
+    draw_looks(models, run_criterion(folders[0]), open_data(data, split), config, output, objects)

@@ -1,0 +1,91 @@
+"""The papers' figures of runs, as files; where queries look."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from steadydetr.cli import main
+from steadydetr.criterion import Criterion
+from steadydetr.data import DataConfig, FixedSize, open_data
+from steadydetr.detectors import DetectorConfig
+from steadydetr.paper_figures import write_figures
+from steadydetr.sampling import draw_looks, look
+from steadydetr.train import train
+from tests.conftest import CLASSES, DETECTORS, make_batch
+from tests.test_train import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("figures") / "run"
+    train(tiny(epochs=2, ema_decay=0.9, stability_images=5), folder, device="cpu")
+    yield folder
+
+
+def test_every_figure_is_drawn(run: Path, tmp_path: Path) -> None:
+    written, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", objects=2)
+    names = ["unstable-score", "instability", "consistency", "ap-around-drop", "instability-by-stage", "sampling-points"]
+    assert [path.stem for path in written] == names and not missing
+    for path in written:
+        with Image.open(path) as image:
+            low, high = image.convert("L").getextrema()
+            assert min(image.size) > 200 and low < high
+
+
+def test_what_cannot_be_drawn_is_said(run: Path, tmp_path: Path) -> None:
+    without = tmp_path / "run"
+    without.mkdir()
+    (without / "config.json").write_bytes((run / "config.json").read_bytes())
+    with redirect_stdout(io.StringIO()) as out:
+        main(["figures", str(without), "--output", str(tmp_path / "out"), "--format", "svg"])
+    assert "No instability: needs two measurements" in out.getvalue() and "needs --data" in out.getvalue()
+    with pytest.raises(SystemExit):
+        main(["figures"])
+
+
+def test_a_run_leaves_its_sampling_points(run: Path) -> None:
+    with Image.open(run / "sampling.png") as image:
+        assert image.width > 600  # two columns: trained and averaged weights
+
+
+def test_a_look_is_what_the_attention_sampled(detector_config: DetectorConfig) -> None:
+    """Weights of a head sum to 1; an untrained query samples around its reference; levels, heads and points are all there."""
+    torch.manual_seed(0)
+    detector, batch = detector_config.build(CLASSES), make_batch((3,))
+    seen = look(detector, Criterion(), batch, 1)
+    config = detector_config.transformer
+    assert len(seen.points) == config.heads * config.levels * config.decoder_points == len(seen.weights)
+    assert float(seen.weights.sum()) == pytest.approx(config.heads, rel=1e-5)
+    assert torch.allclose(seen.points.mean(0), seen.reference, atol=0.3)
+    assert 0 <= seen.score <= 1 and detector.training
+    with pytest.raises(ValueError, match="has 3 objects"):
+        look(detector, Criterion(), batch, 3)
+
+
+def test_points_are_of_the_image_not_of_its_padding() -> None:
+    """The same image with and without padding on its right is looked at in the same places."""
+    torch.manual_seed(0)
+    detector = DETECTORS["deformable"].build(CLASSES)
+    plain = make_batch((2,))
+    padding = torch.zeros(1, 64, 96, dtype=torch.bool)
+    padding[..., 64:] = True
+    padded = replace(plain, images=torch.cat((plain.images, torch.zeros(1, 3, 64, 32)), 3), padding=padding)
+    reference = [look(detector, Criterion(), batch, 0).reference for batch in (plain, padded)]
+    assert torch.allclose(*reference, atol=1e-5)
+    points = look(detector, Criterion(), padded, 0).points
+    assert torch.allclose(points.mean(0), reference[1], atol=0.3)
+
+
+def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
+    data = open_data("shapes:size=64,images=2", "val")
+    config = DataConfig(resize=FixedSize(64, 64), workers=0)
+    draw_looks({"a": DETECTORS["dino"].build(6)}, Criterion(), data, config, tmp_path / "none.png", objects=0)
+    assert not (tmp_path / "none.png").exists()
