@@ -132,8 +132,10 @@ def test_a_better_box_does_not_listen_by_hand() -> None:
     assert l1 == giou == 0
     weight, _, l1, giou = distilled(better, listen=False)
     assert l1 == pytest.approx(weight * 0.02, abs=1e-9) and giou > 0
-    _, _, l1, giou = distilled(TEACHER)
+    turned = one_image([[0.5, 0.3]], [(0.5, 0.5, 0.36, 0.4)])
+    _, _, l1, giou = distilled(turned)
     assert l1 == giou == 0  # as good is not better
+    assert distilled(turned, listen=False)[2] == pytest.approx(weight * 0.08, abs=1e-9)
 
 
 def test_naive_distillation_by_hand() -> None:

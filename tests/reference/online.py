@@ -124,7 +124,8 @@ def pair_loss(box: Tensor, target: Box) -> tuple[Tensor, Tensor]:
 
     def overlap(centre: Tensor, side: Tensor, other: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         highs, lows = (centre + side / 2, other + length / 2), (centre - side / 2, other - length / 2)
-        return (min(highs, key=float) - max(lows, key=float)).clamp(min=0), max(highs, key=float) - min(lows, key=float)
+        inner = min(highs, key=Tensor.item) - max(lows, key=Tensor.item)
+        return inner.clamp(min=0), max(highs, key=Tensor.item) - min(lows, key=Tensor.item)
 
     (inner_w, outer_w), (inner_h, outer_h) = overlap(x, w, tx, tw), overlap(y, h, ty, th)
     inner, outer = inner_w * inner_h, outer_w * outer_h
@@ -251,24 +252,25 @@ class Step:
                 self.sums.detection("denoising", s, kept, classes, boxes, self.targets[b], self.normaliser * copies)
 
     def prediction(self, objective: PredictionDistillation) -> None:
-        assert not objective.naive
         for s, images in enumerate(self.decoded(Group("prediction", self.teachers_queries))):
             for b, view in enumerate(images):
                 teacher, query = self.teachers_view(s, b), self.taught[s][b]
-                wanted = teacher.logits.sigmoid().tolist()
-                theirs = teacher.boxes.tolist()
-                for t, q in enumerate(query):
-                    label, target = self.targets[b][t]
-                    weight = task_weight(wanted[q][label], iou_and_giou(theirs[q], target)[0])
-                    wanted[q][label] = weight
-                    better = iou_and_giou(theirs[q], target)[0] > iou_and_giou(view.boxes[q].tolist(), target)[0]
+                wanted, theirs = teacher.logits.sigmoid().tolist(), teacher.boxes.tolist()
+                heard = {q: 1.0 for q in range(len(theirs))} if objective.naive else {}  # query -> weight of its box
+                n = float(len(images) * len(theirs)) if objective.naive else self.normaliser
+                for (label, target), q in zip(self.targets[b], query, strict=True):
+                    if q < 0 or objective.naive:
+                        continue
+                    taught, own = (iou_and_giou(box, target)[0] for box in (theirs[q], view.boxes[q].tolist()))
+                    wanted[q][label] = task_weight(wanted[q][label], taught)
+                    heard[q] = wanted[q][label] if taught > own or not objective.listen else 0.0
+                for q, weight in heard.items():
                     distance, apart = pair_loss(view.boxes[q], theirs[q])
-                    heard = weight if better or not objective.listen else 0.0
-                    self.sums.add("prediction/l1", s, heard * distance / self.normaliser)
-                    self.sums.add("prediction/giou", s, heard * apart / self.normaliser)
+                    self.sums.add("prediction/l1", s, weight * distance / n)
+                    self.sums.add("prediction/giou", s, weight * apart / n)
                 for q, row in enumerate(view.logits):
                     for c, logit in enumerate(row):
-                        self.sums.add("prediction/class", s, entry_loss(logit, wanted[q][c]) / self.normaliser)
+                        self.sums.add("prediction/class", s, entry_loss(logit, wanted[q][c]) / n)
 
     def auxiliary(self, objective: AuxiliaryGroups) -> None:
         """Values by the student's stage, summed over groups."""
