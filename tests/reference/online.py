@@ -194,6 +194,7 @@ class Step:
         self.depth = len(self.lesson.logits)
         self.taught = [[assign(self.teachers_view(s, b).costs(t)) for b, t in enumerate(self.targets)] for s in range(self.depth)]
         self.sums = Sums(self.depth)
+        self.seen: dict[str, list[bool]] = defaultdict(list)  # of every target at every stage; a measure is the share that is true
 
     def teachers_view(self, stage: int, b: int) -> View:
         return View(self.lesson.logits[stage, b], self.lesson.boxes[stage, b])
@@ -221,6 +222,8 @@ class Step:
                 learned = one_to_one(own, labels)
                 if objective.guide is not None:
                     taught = [self.twin(b, q) for q in self.taught[s][b]]
+                    self.seen["main/same_query_as_teacher"] += [q == other != -1 for q, other in zip(own, taught, strict=True)]
+                    self.seen["main/without_twin"] += [q == -1 for q in taught]
                     learned = join(own, taught, labels, cost, view.ious(targets), objective.guide)
                 self.sums.detection("main", s, view, *learned, targets, self.normaliser)
         proposals = self.student.proposals(self.memory, self.queries)
@@ -289,6 +292,7 @@ class Step:
                     position=None if position is None else position[b, chosen][None],
                 )
                 taught = [chosen.index(q) if q in chosen else -1 for q in self.taught[t][b]]
+                self.seen["auxiliary/targets_outside"] += [slot == -1 for slot in taught]
                 for s, (view,) in enumerate(self.decoded(Group("auxiliary", rows), memory=image_of(self.memory, b))):
                     cost = view.costs(targets)
                     own = assign(cost)
@@ -306,8 +310,10 @@ class Step:
                 self.sums.detection("assignment", s, view, *one_to_one(query, [label for label, _ in targets]), targets, self.normaliser)
 
 
-def step(student: Detector, teacher: Detector, batch: Batch, objectives: Sequence[Objective], scene: Scene) -> Mapping[str, list[Tensor]]:
-    """Every loss term by the student's stage; `scene` is for denoising only."""
+def step(
+    student: Detector, teacher: Detector, batch: Batch, objectives: Sequence[Objective], scene: Scene
+) -> tuple[Mapping[str, list[Tensor]], dict[str, float]]:
+    """Every loss term by the student's stage, and the measures; `scene` is for denoising only."""
     whole = Step(student, teacher, batch)
     for objective in objectives:
         if isinstance(objective, Detection):
@@ -320,7 +326,7 @@ def step(student: Detector, teacher: Detector, batch: Batch, objectives: Sequenc
             whole.auxiliary(objective)
         elif isinstance(objective, AssignmentDistillation):
             whole.assignment(objective)
-    return whole.sums.values
+    return whole.sums.values, {name: sum(found) / len(found) for name, found in whole.seen.items()}
 
 
 def total(values: Mapping[str, list[Tensor]]) -> Tensor:
