@@ -30,7 +30,7 @@ class AuxiliaryGroups(Objective):
     teacher: str = "ema"
     matching: Literal["both", "own", "teacher"] = "both"  # re-matching joined with the teacher's match, either alone
     distillation: MatchingDistillation = MatchingDistillation()  # how both are joined
-    reduction: Literal["mean", "sum"] = "mean"  # over the groups
+    reduction: Literal["mean", "sum"] = "mean"  # over the groups  # D-34
 
     @property
     def name(self) -> str:
