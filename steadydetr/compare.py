@@ -23,7 +23,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from steadydetr.checkpoint import find_checkpoint
-from steadydetr.config import differences, to_plain, write_json
+from steadydetr.config import differences, renewed, to_plain, write_json
 from steadydetr.recipe import Recipe
 
 TRAIN = (sys.executable, "-m", "steadydetr", "train")
@@ -118,7 +118,7 @@ def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
     path, plain = folder / "recipe.json", json.loads(json.dumps(to_plain(recipe)))
-    if path.exists() and (changed := differences(json.loads(path.read_text()), plain)):
+    if path.exists() and (changed := differences(renewed(json.loads(path.read_text()), str(path)), plain)):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     write_json(path, plain)
 

@@ -82,6 +82,11 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     return [] if a == b else [f"{where}: {a!r} -> {b!r}"]
 
 
+def renewed(plain: Any, where: str = "config") -> Any:
+    """A stored config as this version writes it: a field that was added since has its default."""
+    return json.loads(json.dumps(to_plain(from_plain(plain, where))))
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 

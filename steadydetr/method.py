@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+from torch import Tensor, nn
 
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
@@ -12,7 +12,7 @@ from steadydetr.matching import solve
 from steadydetr.objectives.base import Objective
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses
-from steadydetr.teachers import Average
+from steadydetr.teachers import Average, Frozen
 
 
 class Method(nn.Module):
@@ -27,7 +27,7 @@ class Method(nn.Module):
         student: Detector,
         criterion: Criterion,
         objectives: tuple[Objective, ...],
-        teachers: Mapping[str, Average[Detector]] | None = None,
+        teachers: Mapping[str, Frozen[Detector]] | None = None,
     ) -> None:
         super().__init__()
         names = [objective.name for objective in objectives]
@@ -37,18 +37,34 @@ class Method(nn.Module):
         self.teachers = nn.ModuleDict(dict(teachers or {}))
         for objective in objectives:
             objective.check(student, self.teaching)
+        made = {objective.name: objective.prepare(student, self.teaching) for objective in objectives}
+        self.adapters = nn.ModuleDict({name: module for name, module in made.items() if module is not None})
 
     @property
     def ema(self) -> Average[Detector] | None:
         """The teacher that is the average of the student's weights."""
-        return next((teacher for name, teacher in self.teachers.items() if name == "ema"), None)  # type: ignore[return-value]
+        return next((teacher for teacher in self.teachers.values() if isinstance(teacher, Average)), None)
 
     @property
     def teaching(self) -> dict[str, Detector]:
         return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
 
+    def training_state(self) -> dict[str, Tensor]:
+        """All that training changes: without trained teachers, whose weights have a checkpoint of their own."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.startswith(self._frozen)]
+        if missing or unexpected:
+            raise ValueError(f"the training state does not fit the recipe: missing {missing}, left over {unexpected}")
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return tuple(f"teachers.{name}." for name, teacher in self.teachers.items() if not isinstance(teacher, Average))
+
     def forward(self, batch: Batch) -> Losses:
-        scene = Scene.of(batch, self.student, self.criterion, self.teaching)
+        scene = Scene.of(batch, self.student, self.criterion, self.teaching, dict(self.adapters))
         groups = [group for objective in self.objectives for group in objective.groups(scene)]
         stages = self.student.decode(scene.memory, groups)
         problems = [problem for o in self.objectives for problem in o.problems(scene, stages, self.criterion)]

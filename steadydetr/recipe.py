@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steadydetr.criterion import Criterion
@@ -9,11 +10,11 @@ from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.method import Method
 from steadydetr.objectives import Objective
-from steadydetr.teachers import Average, EMATeacher
+from steadydetr.teachers import EMATeacher, TrainedTeacher
 from steadydetr.training_config import TrainingConfig
 
-Teacher = EMATeacher
-TEACHERS = (EMATeacher,)
+Teacher = EMATeacher | TrainedTeacher
+TEACHERS = (EMATeacher, TrainedTeacher)
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,13 @@ class Recipe:
     reported: str = ""  # what the paper or the original code reports for it
     notes: str = ""  # one line on what it is, with its source
 
-    def build(self, num_classes: int, total_steps: int | None = None) -> Method:
-        """The detector and its training method for a data set of `num_classes` classes.
+    def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
+        """The detector and its training method.
 
         Args:
+            classes: of the data set, whose names a trained teacher must know; or only their number.
             total_steps: of the run, which an average's horizon may depend on; None: unknown.
         """
-        student: Detector = self.detector.build(num_classes)
-        teachers = {teacher.name: Average(student, teacher.decay_for(total_steps)) for teacher in self.teachers}
+        student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
+        teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
         return Method(student, self.criterion, self.objectives, teachers)

@@ -26,7 +26,7 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
-from steadydetr.config import differences, from_plain, to_plain, write_json
+from steadydetr.config import differences, from_plain, renewed, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.folders import FolderDataset, Subset
 from steadydetr.detectors import Detector
@@ -40,7 +40,7 @@ from steadydetr.progress import Progress
 from steadydetr.recipe import Recipe
 from steadydetr.sampling import draw_looks
 from steadydetr.stability import Stability
-from steadydetr.teachers import Average
+from steadydetr.teachers import Average, EMATeacher
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Run:
 
     def update_averages(self) -> None:
         """After a step: the teacher until it is frozen (Stop Update), the evaluated average always. One object until then."""
-        teacher, stops = self.method.ema, next((t.stop_update for t in self.recipe.teachers), False)
+        teacher, stops = self.method.ema, any(t.stop_update for t in self.recipe.teachers if isinstance(t, EMATeacher))
         drop = first_drop(self.loader.steps_per_epoch, self.recipe.training)
         frozen = stops and drop is not None and self.state.step >= drop
         if teacher is not None and frozen and self.average is teacher:
@@ -115,7 +115,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     checkpoint = claim_folder(recipe, output, val_data.index, resume, accelerator)
     set_seed(config.seed)
     total_steps = loader.steps_per_epoch * config.epochs
-    method = recipe.build(len(val_data.index.classes), total_steps)
+    method = recipe.build(val_data.index.classes, total_steps)
     if config.sync_batch_norm:
         if accelerator.device.type != "cuda":
             raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
@@ -169,7 +169,9 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
     plain = {"recipe": to_plain(recipe), "classes": list(index.classes), "category_ids": list(index.category_ids)}
     if resume:
         checkpoint = find_checkpoint(output, prefer=("last", "best"))
-        if changed := differences(json.loads(path.read_text()), json.loads(json.dumps(plain))):
+        before = json.loads(path.read_text())
+        before["recipe"] = renewed(before["recipe"], f"{path}: recipe")
+        if changed := differences(before, json.loads(json.dumps(plain))):
             raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
         return checkpoint
     accelerator.wait_for_everyone()
@@ -204,7 +206,8 @@ def save(run: Run, name: str, weights: str = "model") -> None:
     if run.accelerator.is_main_process:
         student = run.average.model if weights == "ema" and run.average is not None else run.method.student
         extra = {
-            "method": run.method.state_dict(),
+            "method": run.method.training_state(),
+            "teachers": {name: teacher.fingerprint for name, teacher in run.method.teachers.items()},
             "average": None if run.average is None or run.average is run.method.ema else run.average.model.state_dict(),
             "optimiser": run.optimiser.state_dict(),
             "state": asdict(run.state),
@@ -218,7 +221,10 @@ def restore(
 ) -> tuple[State, Average[Detector] | None]:
     """The state, and the average, which has parted from the teacher where that was frozen."""
     extra = load_training_state(checkpoint)
-    method.load_state_dict(extra["method"])
+    method.load_training_state(extra["method"])
+    for name, teacher in method.teachers.items():
+        if teacher.fingerprint != extra.get("teachers", {}).get(name, ""):
+            raise ValueError(f"{checkpoint} was taught by another {name}: its weights have changed since; put the old ones back")
     optimiser.load_state_dict(extra["optimiser"])
     if average is not None and extra["average"] is not None:
         average = copy.deepcopy(average)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
@@ -24,9 +25,16 @@ class Scene:
     queries: dict[str, Queries]
     proposals: Stages | None
     lessons: dict[str, Lesson]  # by the teachers' names
+    adapters: Mapping[str, nn.Module]  # what objectives train besides the student, by their names
 
     @staticmethod
-    def of(batch: Batch, student: Detector, criterion: Criterion, teachers: Mapping[str, Detector]) -> Scene:
+    def of(
+        batch: Batch,
+        student: Detector,
+        criterion: Criterion,
+        teachers: Mapping[str, Detector],
+        adapters: Mapping[str, nn.Module] | None = None,
+    ) -> Scene:
         """Teachers first: the fetch of all their assignment problems waits for them while the device goes on with the student's encoder."""
         views = [_view(batch, teacher) for teacher in teachers.values()]
         problems = [criterion.problem(stages, batch.targets, name) for name, (*_, stages) in zip(teachers, views, strict=True)]
@@ -34,7 +42,7 @@ class Scene:
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])
         lessons = {name: Lesson(*view, solved) for name, view, solved in zip(teachers, views, solve(problems), strict=True)}
-        return Scene(batch, student, memory, queries, proposals, lessons)
+        return Scene(batch, student, memory, queries, proposals, lessons, adapters or {})
 
     @property
     def targets(self) -> Targets:

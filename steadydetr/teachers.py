@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from steadydetr.checkpoint import load_detector
+from steadydetr.detectors import Detector
 from steadydetr.structures import Memory, Queries, Solved, Stages
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -16,19 +20,24 @@ HORIZON = 0.028  # of a run, in steps: what decay 0.9996 is of OD-DETR's 12 epoc
 Twins = Literal["token", "rank"]
 
 
-class Average(nn.Module, Generic[Model]):
-    """Exponential moving average of a detector's parameters and floating buffers; other buffers are copied.
+class Frozen(nn.Module, Generic[Model]):
+    """A detector that teaches: always in evaluation mode and without gradients, whatever `train()` is asked."""
 
-    Always in evaluation mode and without gradients, whatever `train()` is asked.
-    """
+    def __init__(self, model: Model, fingerprint: str = "") -> None:
+        super().__init__()
+        self.model: Model = model.requires_grad_(False).eval()
+        self.fingerprint = fingerprint  # of its weights
+
+    def train(self, mode: bool = True) -> Frozen[Model]:
+        return super().train(False)
+
+
+class Average(Frozen[Model]):
+    """Exponential moving average of a detector's parameters and floating buffers; other buffers are copied."""
 
     def __init__(self, model: Model, decay: float) -> None:
-        super().__init__()
-        self.model: Model = copy.deepcopy(model).requires_grad_(False).eval()
+        super().__init__(copy.deepcopy(model))
         self.decay = decay
-
-    def train(self, mode: bool = True) -> Average[Model]:
-        return super().train(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
@@ -56,6 +65,43 @@ class EMATeacher:
         if self.decay is not None:
             return self.decay
         return 0.9996 if total_steps is None else max(1 - 1 / (HORIZON * total_steps), 0.0)
+
+    def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Average[Detector]:
+        return Average(student, self.decay_for(total_steps))
+
+
+@dataclass(frozen=True)
+class TrainedTeacher:
+    """A detector that was trained before, and is frozen (DETRDistill): of any architecture, with the same classes."""
+
+    checkpoint: str = ""  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
+
+    @property
+    def name(self) -> str:
+        return "teacher"
+
+    def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
+        """Raises ValueError, FileNotFoundError where there is no such checkpoint, or one with other classes."""
+        if not self.checkpoint:
+            raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
+        loaded = load_detector(self.checkpoint)
+        theirs = loaded.card.classes
+        wanted = theirs[:classes] if isinstance(classes, int) else tuple(classes)
+        if theirs != wanted or len(theirs) != student.num_classes:
+            raise ValueError(
+                f"the teacher {self.checkpoint} knows the classes {list(theirs)[:20]}, the data has {list(wanted)[:20]}:"
+                " both must be the same, in the same order"
+            )
+        return Frozen(loaded.detector, fingerprint(loaded.detector))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, by which a resumed run knows its teacher again."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def check_finite(run: Run, losses: dict[str, float], batch: Batch) -> None:
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         path = run.output / f"not-finite-step{run.state.step}-process{run.accelerator.process_index}.pt"
-        torch.save({"batch": batch, "method": run.method.state_dict()}, path)
+        torch.save({"batch": batch, "method": run.method.training_state()}, path)
         raise FloatingPointError(
             f"step {run.state.step}: the loss {', '.join(bad)} is not finite. The batch (images {list(batch.image_ids)}) and the weights"
             f" that it met are in {path}; `steadydetr.train.replay` runs them again. Lower training.lr or clip harder, and check the data"
@@ -132,8 +132,8 @@ def replay(run_folder: Path, saved: Path) -> dict[str, float]:
     """The losses of a batch that `check_finite` saved, once more: {name: weighted value}."""
     recipe, classes = read_run(run_folder)
     content = torch.load(saved, weights_only=False)
-    method = recipe.build(len(classes))
-    method.load_state_dict(content["method"])
+    method = recipe.build(classes)
+    method.load_training_state(content["method"])
     return {name: float(value) for name, value in method.train()(content["batch"]).weighted().items()}
 
 

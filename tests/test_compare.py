@@ -69,6 +69,11 @@ def test_another_recipe_under_a_label_is_refused(tmp_path: Path, fake: list[str]
     compare({"base": tiny()}, 1, tmp_path / "out", launch=fake)
     with pytest.raises(ValueError, match=r"holds runs of another recipe.*training\.lr: 0\.001 -> 0\.1"):
         compare({"base": tiny(lr=0.1)}, 1, tmp_path / "out", launch=fake)
+    stored = tmp_path / "out/base/recipe.json"
+    plain = json.loads(stored.read_text())
+    del plain["teachers"], plain["training"]["accumulation"]
+    stored.write_text(json.dumps(plain))
+    compare({"base": tiny()}, 1, tmp_path / "out", launch=fake)  # an earlier version did not know these fields
     with pytest.raises(ValueError, match="cannot be the name of a folder"):
         compare({"a/b": tiny()}, 1, tmp_path / "out", launch=fake)
     with pytest.raises(ValueError, match="stands for two recipes"):

@@ -22,7 +22,7 @@ from steadydetr.structures import Assignment, Group, Losses, Solved, Stages
 class AssignmentDistillation(Objective):
     """Default: Teacher Assigned. `own` is the Teacher Group of the supplement's Table 4, which is matched anew."""
 
-    teacher: str = "ema"
+    teacher: str = "teacher"
     matching: Literal["teacher", "own"] = "teacher"
 
     @property

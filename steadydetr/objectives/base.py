@@ -5,6 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
+from torch import nn
+
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.matching import Problem
@@ -24,6 +26,13 @@ class Objective(ABC):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:  # noqa: B027
         """Raise ValueError, with the reason, where this objective cannot work with these models. Called when a method is built."""
+
+    def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
+        """What this objective trains besides the student, such as an adapter of its width to the teacher's: `scene.adapters[name]`.
+
+        Called once, when a method is built; here the student can also be given another start. Not part of the student's checkpoint.
+        """
+        return None
 
     def groups(self, scene: Scene) -> list[Group]:
         """Queries for the decoder's pass."""
