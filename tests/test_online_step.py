@@ -34,7 +34,7 @@ from tests.reference.boxes import iou_and_giou
 
 FAMILIES = ("refine", "dab", "dino")
 HALF = MatchingDistillation(box_weight=0.5)  # exact in float32, which weights of matches are
-ALL: tuple[Objective, ...] = (Detection(HALF), PredictionDistillation(), AuxiliaryGroups(distillation=HALF), AssignmentDistillation())
+ALL: tuple[Objective, ...] = (Detection(HALF), PredictionDistillation(), AuxiliaryGroups(distillation=HALF), AssignmentDistillation("ema"))
 
 
 def perturb(model: torch.nn.Module, scale: float, seed: int) -> None:
@@ -116,7 +116,7 @@ VARIANTS: dict[str, tuple[Objective, ...]] = {
     "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=MatchingDistillation(class_weight=0.5, box_weight=0.5)),),
     "naive": (PredictionDistillation(naive=True),),
     "without listening": (PredictionDistillation(listen=False),),
-    "assignment own": (AssignmentDistillation(matching="own"),),
+    "assignment own": (AssignmentDistillation("ema", matching="own"),),
 }
 
 
