@@ -35,7 +35,7 @@ class Criterion:
     loss_weights: Weights = Weights(1.0, 5.0, 2.0)
     alpha: float | None = 0.25  # None: positives and negatives weigh the same
     gamma: float = 2.0
-    giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex
+    giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
 
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
@@ -85,7 +85,7 @@ class Criterion:
         wanted = torch.zeros_like(logits)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         weight: Tensor | None = None
-        for match in reversed(assignment.classes):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3, one class)
+        for match in reversed(assignment.classes):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3, one class)  # D-30
             at = (match.image, match.query, folded.labels[match.target])
             wanted[at] = self.class_target(self._pairs(stages, match, targets, folded)).to(wanted.dtype)
             positive[at] = True

@@ -53,8 +53,8 @@ class Average(Frozen[Model]):
 class EMATeacher:
     """The average of the student's weights as its teacher (OD-DETR)."""
 
-    decay: float | None = None  # 0.9996 in the paper; None: a horizon of 2.8% of the run's steps, which is the same for its 12 epochs
-    stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop
+    decay: float | None = None  # 0.9996 in the paper; None: a horizon of 2.8% of the run's steps  # D-31
+    stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop  # D-32
 
     @property
     def name(self) -> str:
@@ -116,7 +116,7 @@ class Lesson:
     def twins(self, student: Queries, by: Twins) -> Tensor:
         """[B, N] the student's query that is the twin of each of the teacher's, -1: none.
 
-        Queries of two-stage detectors are twins by the encoder token that they come from, or by rank; learned ones by number.
+        Queries of two-stage detectors are twins by the encoder token that they come from, or by rank; learned ones by number (D-28).
         """
         images, mine = self.queries.content.shape[:2]
         theirs = student.content.shape[1]

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import steadydetr.train
+from steadydetr.config import to_plain, write_json
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
@@ -24,9 +25,9 @@ from steadydetr.train import replay, train
 from tests.conftest import BACKBONE, TINY
 
 
-def tiny(**training: object) -> Recipe:
-    """A DINO of some thousand parameters on 24 images: an epoch is 6 steps."""
-    start = find("quickstart")
+def tiny(name: str = "quickstart", **training: object) -> Recipe:
+    """A recipe with some thousand parameters on 24 images: an epoch is 6 steps."""
+    start = find(name)
     return replace(
         start,
         name="tiny",
@@ -151,32 +152,41 @@ def assert_close_losses(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize("empty", [False, True])
 def test_two_processes_equal_one(tmp_path: Path, empty: bool) -> None:
-    """torchrun on the CPU; also where one process gets images without objects only."""
-    script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    """Also where one process gets images without objects only."""
+    recipe = without_batch_norm(tiny(epochs=1))
+    recipe = replace(recipe, data=replace(recipe.data, limit=8), training=replace(recipe.training, batch_size=2 if empty else 4))
     for name, count in (("one", 1), ("two", 2)):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-        done = subprocess.run(
-            [*command, str(script), str(tmp_path / name), str(int(empty))], env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        train_in_processes(count, recipe, tmp_path / name, empty)
     assert_close_weights(tmp_path / "one/last", tmp_path / "two/last")
     assert_close_losses(tmp_path / "one", tmp_path / "two")
 
 
-TWO_PROCESSES = """
+def train_in_processes(count: int, recipe: Recipe, output: Path, empty: bool = False) -> None:
+    """torchrun on the CPU. `empty`: images of odd numbers lose their objects, so that a process with one image may have none."""
+    script, saved = output.with_suffix(".py"), output.with_suffix(".json")
+    script.write_text(SCRIPT)
+    write_json(saved, to_plain(recipe))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    done = subprocess.run(
+        [*command, str(script), str(saved), str(output), str(int(empty))], env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+SCRIPT = """
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-import numpy as np
 import torch
 torch.set_num_threads(1)
 import steadydetr.data.loading as loading
-from tests.test_train import tiny, without_batch_norm
+from steadydetr.config import from_plain
 from steadydetr.train import train
 
-if int(sys.argv[2]):  # every second pair of images loses its objects: with two processes, one has none
+recipe, output, empty = from_plain(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), int(sys.argv[3])
+if empty:
     prepare = loading.Samples.__getitem__
     def emptied(self, key):
         loaded = prepare(self, key)
@@ -185,9 +195,7 @@ if int(sys.argv[2]):  # every second pair of images loses its objects: with two 
             loaded = replace(loaded, sample=sample)
         return loaded
     loading.Samples.__getitem__ = emptied
-recipe = without_batch_norm(tiny(epochs=1))
-recipe = replace(recipe, data=replace(recipe.data, limit=8), training=replace(recipe.training, batch_size=2 if int(sys.argv[2]) else 4))
-train(recipe, Path(sys.argv[1]), device="cpu")
+train(recipe, output, device="cpu")
 """
 
 

@@ -30,7 +30,7 @@ class AuxiliaryGroups(Objective):
     teacher: str = "ema"
     matching: Literal["both", "own", "teacher"] = "both"  # re-matching joined with the teacher's match, either alone
     distillation: MatchingDistillation = MatchingDistillation()  # how both are joined
-    reduction: Literal["mean", "sum"] = "mean"  # over the groups
+    reduction: Literal["mean", "sum"] = "mean"  # over the groups  # D-34
 
     @property
     def name(self) -> str:
@@ -81,7 +81,7 @@ class AuxiliaryGroups(Objective):
         criterion.add_losses(losses, self.name, predicted, assignment, scene.targets, scene.normaliser * groups)
 
     def _chosen(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        """The teacher's queries of every group and which slots hold one, [T, B, K] each; one empty slot where there is no object."""
+        """The teacher's queries of every group and which slots hold one, [T, B, K] each; one empty slot where there is no object (D-29)."""
         lesson = scene.lessons[self.teacher]
         count, images, queries, _ = lesson.stages.logits.shape
         folded = scene.targets.repeat_batch(count)

@@ -55,7 +55,7 @@ class Detection(Objective):
             return Assignment((solved.match,), solved.match)
         taught = taught_queries(scene.lessons[self.guide.teacher], scene, self.guide.twins)
         own, rows = query_of_targets(solved.match, len(taught)), max(len(taught), 1)
-        losses.measure("main/same_query_as_teacher", (taught == own).sum() / rows)
+        losses.measure("main/same_query_as_teacher", ((taught == own) & (own >= 0)).sum() / rows)
         losses.measure("main/without_twin", (taught < 0).sum() / rows)
         return self.guide.assign(solved, taught, stages, scene.targets)
 

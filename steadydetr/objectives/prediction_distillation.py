@@ -29,7 +29,7 @@ class PredictionDistillation(Objective):
     teacher: str = "ema"
     naive: bool = False  # every query learns the teacher's scores and box as they are; divided by the queries
     listen: bool = True  # learn a box only where the teacher's is better (Listen2stu)
-    position: Literal["teacher", "student"] = "teacher"  # whose position vectors the queries take, where they have their own
+    position: Literal["teacher", "student"] = "teacher"  # whose position vectors the queries take, where they have their own  # D-35
 
     @property
     def name(self) -> str:

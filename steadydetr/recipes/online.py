@@ -77,6 +77,7 @@ def stable_od_dino_4scale_r50_12ep() -> Recipe:
         name="stable-od-dino-4scale-r50-12ep",
         criterion=replace(start.criterion, class_cost=PositionModulatedCost()),
         detector=replace(start.detector, transformer=replace(start.detector.transformer, fusion="dense")),
+        reported="",
         notes=f"{start.notes}, position-modulated cost and dense memory fusion",
     )
 
