@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import Tensor
-
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
+from steadydetr.equations.distill import teacher_stages
 from steadydetr.matching import Problem, query_of_targets
 from steadydetr.objectives.base import Objective, require_teacher
 from steadydetr.objectives.matching_distillation import pick
@@ -49,8 +47,3 @@ class AssignmentDistillation(Objective):
             query = rows[teacher_stages(len(predicted.logits), len(rows)).to(rows.device)].flatten()
             match = pick(scene.targets.repeat_batch(len(predicted.logits)).image, query, query >= 0)
         criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), scene.targets, scene.normaliser)
-
-
-def teacher_stages(student: int, teacher: int) -> Tensor:
-    """The teacher's stage that each stage of the student learns from: ceil((s + 1) T / S) - 1."""
-    return -(-(torch.arange(1, student + 1) * teacher) // student) - 1
