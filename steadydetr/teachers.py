@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steadydetr.checkpoint import load_detector
 from steadydetr.detectors import Detector
+from steadydetr.matching import query_of_targets
 from steadydetr.structures import Memory, Queries, Solved, Stages
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -112,6 +113,11 @@ class Lesson:
     queries: Queries
     stages: Stages
     solved: Solved
+
+    def holders(self, stages: Sequence[int]) -> Tensor:
+        """[K, G] the teacher's query of every object at K of its stages, -1: none."""
+        query = query_of_targets(self.solved.match, len(self.solved.cost)).view(len(self.stages.logits), -1)
+        return torch.stack([query[stage] for stage in stages])
 
     def twins(self, student: Queries, by: Twins) -> Tensor:
         """[B, N] the student's query that is the twin of each of the teacher's, -1: none.

@@ -19,9 +19,11 @@ class Detector(nn.Module, ABC):
     """Images to memory, memory to queries, query groups to stages of predictions. It knows no loss and no training method."""
 
     num_classes: int
+    width: int  # of memory and queries
     mean: Tensor
     std: Tensor
     class_agnostic_proposals = False  # the encoder's proposals tell objects from background only, as label 0 (Deformable DETR)
+    positioned = False  # queries bring a position vector, every group of them (Deformable DETR); False: the decoder makes it from the box
 
     def __init__(self) -> None:
         super().__init__()

@@ -96,7 +96,7 @@ class DeformableDetector(Detector):
         decoder: Decoder,
     ) -> None:
         super().__init__()
-        self.transformer, self.num_classes = config, num_classes
+        self.transformer, self.num_classes, self.width = config, num_classes, config.width
         self.backbone = backbone.build()
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))

@@ -19,7 +19,7 @@ from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
-from steadydetr.matching import FORBIDDEN, Problem, query_of_targets
+from steadydetr.matching import FORBIDDEN, Problem
 from steadydetr.objectives.base import Objective, require_teacher
 from steadydetr.scene import Scene
 from steadydetr.structures import Losses, Solved, Stages
@@ -177,8 +177,7 @@ class LogitsDistillation(Objective):
 
 def matched_slots(lesson: Lesson, pairs: list[tuple[int, int]], counts: tuple[int, ...]) -> Slots:
     """The query that the teacher's match gives every object, object by object."""
-    by_stage = query_of_targets(lesson.solved.match, len(lesson.solved.cost)).view(len(lesson.stages.logits), -1)
-    taught = torch.stack([by_stage[t] for _, t in pairs], 1)  # [G, Q]
+    taught = lesson.holders([t for _, t in pairs]).T  # [G, Q]
     slots = pad_sequence(taught.split(counts), batch_first=True, padding_value=-1).permute(2, 0, 1).flatten(0, 1)  # [Q*B, K]
     return Slots(slots.clamp(min=0), slots >= 0)
 
