@@ -56,6 +56,10 @@ class Detector(nn.Module, ABC):
     def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
         """One pass of all groups; the predictions of every stage by group name."""
 
+    @abstractmethod
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """From here on the decoder scores these classes alone, in this order. Proposals are chosen as before."""
+
     def forward(self, images: Tensor, padding: Tensor) -> Stages:
         """Inference: the main queries' predictions at every stage."""
         memory = self.encode(images, padding)

@@ -137,6 +137,14 @@ class DeformableDetector(Detector):
     @abstractmethod
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries: ...
 
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        rows = list(classes)
+        for head in self.decoder.class_heads:
+            assert isinstance(head, nn.Linear)
+            head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
+            head.out_features = len(rows)
+        self.num_classes = len(rows)
+
     def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
         joined = join(groups)
         return joined.split(self._run(memory, joined))

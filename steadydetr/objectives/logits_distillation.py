@@ -50,14 +50,14 @@ class View:
 
 @dataclass(frozen=True)
 class LogitsDistillation(Objective):
-    """Defaults: the paper's. Its Table 6 varies the three parts, Table 7 `stages`; `positives all` is the released code's.  # D-50
+    """Defaults: the paper's. Its Table 6 varies the three parts, Table 7 `stages`.
 
     The class term is BCE to the teacher's scores, summed over classes; boxes learn by L1 and GIoU; costs and losses weigh the same.
     Student queries without a partner learn nothing here.
     """
 
     teacher: str = "teacher"
-    positives: Literal["matched", "score", "all"] = "matched"  # held by the teacher's own match; by score; all, then none is negative
+    positives: Literal["matched", "score"] = "matched"  # those that the teacher's own match with the targets holds, or by their score
     threshold: float = 0.5  # the score of a positive, where `positives` is score
     positive_class: bool = True
     positive_box: bool = True
@@ -67,6 +67,7 @@ class LogitsDistillation(Objective):
     rest: bool = False  # negatives are matched to those queries alone that the positives left
     weights: Weights = Weights(1.0, 5.0, 2.0)
     weight: float = 1.0  # lambda_1
+    as_released: bool = False  # every prediction of the teacher is positive, its boxes cut off at the image  # D-50
 
     @property
     def name(self) -> str:
@@ -117,7 +118,7 @@ class LogitsDistillation(Objective):
             return torch.cat([tensor[pair[whose]] for pair in pairs])
 
         targets = fold(teacher.boxes, 1)
-        if self.positives == "all":
+        if self.as_released:
             targets = to_cxcywh(to_xyxy(targets).clamp(0, 1))
         valid = None if student.valid is None else fold(student.valid.expand(student.logits.shape[:3]), 0)
         return View(pairs, fold(student.logits, 0), fold(student.boxes, 0), valid, fold(teacher.logits, 1).sigmoid(), targets)
@@ -131,7 +132,7 @@ class LogitsDistillation(Objective):
         """The positives, and the negatives where they are to learn."""
         best = view.scores.amax(-1)
         images, queries = best.shape
-        if self.positives == "all":
+        if self.as_released:
             every = torch.arange(queries, device=best.device).expand_as(best)
             return Slots(every, torch.ones_like(every, dtype=torch.bool)), None
         if self.positives == "score":
@@ -164,7 +165,7 @@ class LogitsDistillation(Objective):
 
     def _positives(self, scene: Scene, view: View) -> float:
         """How many positives of the whole step are matched: one an object, or as many as there are queries on both sides.  # D-51"""
-        if self.positives != "all":
+        if not self.as_released:
             return scene.normaliser
         return float(scene.batch.global_totals.images * min(view.logits.shape[1], view.scores.shape[1]))
 
