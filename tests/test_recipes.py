@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.cli.training_arguments import read
+from steadydetr.cli.distill import take_teacher
+from steadydetr.cli.training_arguments import find_or_read, override, read
 from steadydetr.config import from_plain, to_plain
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
+from steadydetr.recipes.distill import distilled
+from steadydetr.teachers import TrainedTeacher
 
 SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
 FAMILIES = {
@@ -121,15 +124,22 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
 def documented_commands() -> list[str]:
     """The ablation commands of the recipes page, its abbreviations written out."""
     page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-    found = re.findall(r"`((?:steadydetr train|R|D|T3|T7)\b[^`]*)`", page)
+    found = re.findall(r"`((?:steadydetr train|steadydetr distill|R|D|T3|T7|X|L)\b[^`]*)`", page)
     train = "steadydetr train {} --data path/to/coco"
     short = {"R": train.format("stable-dino-4scale-r50-12ep"), "D": train.format("od-deformable-detr-r50-24ep")}
     short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
     short["T3"] = next(c for c in found if "guide.no-boxes" in c).replace("D", short["D"], 1)
-    return sorted({re.sub(r"^(R|D|T3|T7)\b", lambda m: short[m[1]], command) for command in found})
+    short["X"] = "steadydetr distill detrdistill-deformable-detr-r101-r50-50ep --teacher runs/r101 --data path/to/coco"
+    short["L"] = f"{short['X']} --objectives.assignment none"
+    return sorted({re.sub(r"^(R|D|T3|T7|X|L)\b", lambda m: short[m[1]], command) for command in found})
 
 
 @pytest.mark.parametrize("command", documented_commands())
 def test_documented_commands_are_understood(command: str) -> None:
-    _, _, name, *words = command.split()
-    read(name, words)
+    _, kind, name, *words = command.split()
+    if kind == "train":
+        read(name, words)
+        return
+    teacher, rest = take_teacher(words)
+    recipe, _ = override(distilled(find_or_read(name), teacher), rest, kind)
+    assert recipe.teachers[-1] == TrainedTeacher(teacher)
