@@ -163,17 +163,21 @@ class LogitsDistillation(Objective):
         after = f"{self.name}/positive" if part == "negative" and self.rest else None
         return Problem(torch.where(allowed, cost, FORBIDDEN).flatten(0, 1), (room,) * images, f"{self.name}/{part}", after)
 
+    # Normalisers come from the totals of the step alone, so that they are the same for every rank and micro-batch.  # D-51
+
     def _positives(self, scene: Scene, view: View) -> float:
-        """How many positives of the whole step are matched: one an object, or as many as there are queries on both sides.  # D-51"""
+        """How many positives of the whole step are matched: one an object, or as many as there are queries on both sides."""
         if not self.as_released:
             return scene.normaliser
         return float(scene.batch.global_totals.images * min(view.logits.shape[1], view.scores.shape[1]))
 
     def _negatives(self, scene: Scene, view: View) -> float:
-        """How many negatives of the whole step are matched."""
-        totals, queries, others = scene.batch.global_totals, view.logits.shape[1], view.scores.shape[1]
-        least = min(queries, others) if self.rest else others  # of an image, less its objects
-        return float(max(min(totals.images * min(self._room(view), queries), totals.images * least - totals.objects), 1))
+        """How many negatives of the whole step are matched: as many as there is room for, or as the positives leave."""
+        totals, ours, theirs = scene.batch.global_totals, view.logits.shape[1], view.scores.shape[1]
+        room = totals.images * min(self._room(view), ours)
+        if self.positives == "score":
+            return float(room)
+        return float(max(min(room, totals.images * (min(ours, theirs) if self.rest else theirs) - totals.objects), 1))
 
 
 def matched_slots(lesson: Lesson, pairs: list[tuple[int, int]], counts: tuple[int, ...]) -> Slots:
