@@ -12,19 +12,29 @@ import torch
 from torch import Tensor, nn
 
 import steadydetr.matching
+from steadydetr.classification import PositionModulatedCost, QualityTarget
 from steadydetr.criterion import Criterion
 from steadydetr.detectors import DetectorConfig, DINOConfig
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.matching import FORBIDDEN, Problem, solve
 from steadydetr.method import Method
-from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, LogitsDistillation, Objective
+from steadydetr.objectives import (
+    AssignmentDistillation,
+    AuxiliaryGroups,
+    Denoising,
+    Detection,
+    LogitsDistillation,
+    MatchingDistillation,
+    Objective,
+    PredictionDistillation,
+)
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
 from steadydetr.recipes.distill import distilled
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses, Totals
-from steadydetr.teachers import EMATeacher, Frozen, TrainedTeacher
+from steadydetr.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages, part_of
 from tests.reference import distill as slow
 from tests.reference.matching import best_assignment
@@ -323,6 +333,26 @@ def test_bfloat16_step_is_close() -> None:
         rounded = method(batch).total
     assert rounded.dtype == torch.float32
     assert rounded.item() == pytest.approx(exact.item(), rel=0.1)
+
+
+def test_two_teachers_in_one_step() -> None:
+    """OD-DETR, stable matching and DETRDistill together: what the student's average teaches is the same with and without the other."""
+    online: tuple[Objective, ...] = (Detection(MatchingDistillation()), PredictionDistillation(), AuxiliaryGroups())
+    criterion = Criterion(class_target=QualityTarget(), class_cost=PositionModulatedCost(), alpha=None)
+    batch, found = wide(make_batch((2, 0, 3))), []
+    for objectives in (online, (*online, *ALL[1:])):
+        start = make_distilled(DETECTORS["dino"], other("dino"))
+        average = Average(start.student, 0.9)
+        perturb(average, 5)
+        teachers = {"ema": average, "teacher": start.teachers["teacher"]}
+        method = Method(start.student, criterion, (*objectives, start.objectives[-1]), teachers).double().eval()
+        losses = method(batch)
+        losses.total.backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned(method).values())
+        found.append(terms(losses))
+    alone, together = found
+    assert {name.partition("/")[0] for name in together.keys() - alone.keys()} == {"logits", "assignment"}
+    assert_close({name: together[name] for name in alone}, alone)
 
 
 # pairs of detectors

@@ -95,6 +95,40 @@ def test_detectors_have_the_sizes_of_the_papers(name: str, total: float, trainab
         assert learned / 1e6 == pytest.approx(trainable, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "trainable"),
+    [  # DETRDistill, supplement Table 3: 58.78 M and 39.84 M; the exact numbers are those of the released models
+        ("deformable-detr-r101-50ep", 80, 58_783_318),
+        ("detrdistill-deformable-detr-r101-r50-50ep", 80, 39_843_414),
+        ("detrdistill-deformable-detr-r50-r50-50ep", 80, 39_843_414),
+        ("detrdistill-deformable-detr-r101-r18-50ep", 80, 23_393_878),
+        ("detrdistill-deformable-detr-r101-mobilenetv2-50ep", 80, 13_605_270),
+        ("deformable-detr-r101-voc", 20, 58_767_898),
+    ],
+)
+def test_distilled_detectors_have_the_sizes_of_the_paper(name: str, classes: int, trainable: int) -> None:
+    assert parameters(find(name), classes)[1] == trainable
+
+
+def test_distilled_recipes_differ_from_their_baselines_in_what_they_learn_alone() -> None:
+    for name in (name for name in names() if name.startswith("detrdistill-deformable-detr") and name.endswith("50ep")):
+        recipe, baseline = find(name), find("deformable-detr-r50-50ep")
+        assert recipe.training == baseline.training and recipe.criterion == baseline.criterion and recipe.data == baseline.data
+        assert recipe.teachers == (TrainedTeacher(),)
+    assert [find(f"detrdistill-dino-4scale-r101-{end}-12ep").detector.queries for end in ("r18", "r50")] == [900, 300]
+    voc = find("detrdistill-deformable-detr-r101-r18-voc").data
+    assert (voc.train_split, voc.val_split) == ("trainval", "test")
+
+
+def test_one_recipe_has_it_all() -> None:
+    """DETRDistill, OD-DETR and stable matching, with two teachers."""
+    steady, online = find("steady-dino-4scale-r50-12ep"), find("stable-od-dino-4scale-r50-12ep")
+    assert [teacher.name for teacher in steady.teachers] == ["ema", "teacher"]
+    assert steady.objectives[: len(online.objectives)] == online.objectives
+    assert {"logits", "assignment"} <= {objective.name for objective in steady.objectives[len(online.objectives) :]}
+    assert (steady.criterion, steady.detector, steady.training) == (online.criterion, online.detector, online.training)
+
+
 def test_quickstart_is_small() -> None:
     counted, learned = parameters(find("quickstart"), num_classes=6)
     assert counted == learned < 2.5e6
