@@ -9,15 +9,17 @@ if TYPE_CHECKING:
     from steadydetr.detections import Detections
     from steadydetr.predict import Predictor, load
     from steadydetr.recipe import Recipe
+    from steadydetr.recipes.distill import distilled
     from steadydetr.train import train
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Predictor", "Recipe", "__version__", "load", "open_data", "train"]
+__all__ = ["Detections", "Predictor", "Recipe", "__version__", "distilled", "load", "open_data", "train"]
 
 _HOMES = {
     "Detections": "detections",
     "Predictor": "predict",
     "Recipe": "recipe",
+    "distilled": "recipes.distill",
     "load": "predict",
     "open_data": "data",
     "train": "train",

@@ -6,6 +6,7 @@ Legend: R problem rows (one per stage and object, stage by stage), N queries, P 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -18,6 +19,7 @@ from steadydetr.boxes import area, iou_giou, to_xyxy
 from steadydetr.structures import Match, Solved, Stages, Targets
 
 FORBIDDEN = 1e9  # finite, because the solver rejects a block whose every entry is infinite
+LARGE = 2**16  # entries of a block, from which threads pay: the solver then takes longer than a thread to start
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Problem:
     cost: Tensor  # [R, N]
     counts: tuple[int, ...]  # rows of each folded image, in order
     name: str = "main"  # for the error message
+    after: str | None = None  # an earlier problem of the same images: the queries that it matches are forbidden here
 
     @staticmethod
     def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
@@ -74,27 +77,46 @@ def solve(problems: Sequence[Problem]) -> list[Solved]:
     fetched = torch.cat([problem.cost.detach().flatten() for problem in problems]).cpu().numpy()
     sizes = [problem.cost.numel() for problem in problems]
     blocks = [fetched[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]
-    pairs = [_solve(block.reshape(problem.cost.shape), problem) for block, problem in zip(blocks, problems, strict=True)]
+    pairs: list[np.ndarray] = []
+    for block, problem in zip(blocks, problems, strict=True):
+        before = [found for found, earlier in zip(pairs, problems, strict=False) if earlier.name == problem.after]
+        pairs.append(_solve(block.reshape(problem.cost.shape), problem, *before))
     sent = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
     split = sent.split([p.shape[1] for p in pairs], dim=1)
     return [Solved(Match(*found), problem.cost.detach()) for found, problem in zip(split, problems, strict=True)]
 
 
-def _solve(cost: np.ndarray, problem: Problem) -> np.ndarray:
-    """[3, P] int64: folded image, query, folded target of every pair."""
+def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None) -> np.ndarray:
+    """[3, P] int64: folded image, query, folded target of every pair. `before`: the pairs of the problem that this one is after."""
     if not np.isfinite(cost).all():
         raise FloatingPointError(
             f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite"
         )
-    columns = np.full(len(cost), -1, dtype=np.int64)
-    for start, stop in pairwise(accumulate(problem.counts, initial=0)):
-        if stop > start:
-            rows, chosen = linear_sum_assignment(cost[start:stop])
-            columns[start + rows] = chosen
     image = np.repeat(np.arange(len(problem.counts)), problem.counts)
-    target = np.arange(len(cost))
+    if before is not None:
+        taken = np.zeros((len(problem.counts), cost.shape[1]), dtype=bool)
+        taken[before[0], before[1]] = True
+        cost = np.where(taken[image], FORBIDDEN, cost)
+    blocks = [cost[start:stop] for start, stop in pairwise(accumulate(problem.counts, initial=0))]
+    if max((block.size for block in blocks), default=0) < LARGE:
+        chosen = [_assign(block) for block in blocks]
+    else:
+        with ThreadPoolExecutor() as pool:  # the solver lets go of the interpreter's lock
+            chosen = list(pool.map(_assign, blocks))
+    columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
     matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0
     return np.stack((image, columns, target))[:, matched]
+
+
+def _assign(cost: np.ndarray) -> np.ndarray:
+    """The column of every row, -1: none. Rows that are forbidden as a whole take no part: where rows outnumber columns, nothing else
+    keeps them from taking one."""
+    columns = np.full(len(cost), -1, dtype=np.int64)
+    possible = np.flatnonzero(cost.min(1) < FORBIDDEN / 2)
+    if len(possible):
+        rows, chosen = linear_sum_assignment(cost if len(possible) == len(cost) else cost[possible])
+        columns[possible[rows]] = chosen
+    return columns
 
 
 def query_of_targets(match: Match, rows: int) -> Tensor:

@@ -40,4 +40,7 @@ class Recipe:
         """
         student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
         teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
-        return Method(student, self.criterion, self.objectives, teachers)
+        method = Method(student, self.criterion, self.objectives, teachers)
+        if method.ema is not None:  # an objective may have given the student another start
+            method.ema.model.load_state_dict(student.state_dict())
+        return method

@@ -112,10 +112,10 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     loader = TrainLoader(
         train_data, recipe.data, config.batch_size, config.accumulation, accelerator.process_index, accelerator.num_processes, config.seed
     )
-    checkpoint = claim_folder(recipe, output, val_data.index, resume, accelerator)
     set_seed(config.seed)
     total_steps = loader.steps_per_epoch * config.epochs
     method = recipe.build(val_data.index.classes, total_steps)
+    checkpoint = claim_folder(recipe, output, val_data.index, resume, accelerator)  # nothing is left behind where a teacher is refused
     if config.sync_batch_norm:
         if accelerator.device.type != "cuda":
             raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")

@@ -183,6 +183,12 @@ class Stages:
         """[S*B, N] bool."""
         return None if self.valid is None else self.valid.expand(self.logits.shape[:3]).flatten(0, 1)
 
+    def in_float32(self) -> Stages:
+        """Logits and boxes in float32, or in float64 where they are."""
+        if self.logits.dtype == torch.float64:
+            return self
+        return replace(self, logits=self.logits.float(), boxes=self.boxes.float())
+
     def __getitem__(self, stages: slice) -> Stages:
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[stages]

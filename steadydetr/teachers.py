@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steadydetr.checkpoint import load_detector
 from steadydetr.detectors import Detector
+from steadydetr.matching import query_of_targets
 from steadydetr.structures import Memory, Queries, Solved, Stages
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -72,7 +73,7 @@ class EMATeacher:
 
 @dataclass(frozen=True)
 class TrainedTeacher:
-    """A detector that was trained before, and is frozen (DETRDistill): of any architecture, with the same classes."""
+    """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""
 
     checkpoint: str = ""  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
 
@@ -81,18 +82,30 @@ class TrainedTeacher:
         return "teacher"
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
-        """Raises ValueError, FileNotFoundError where there is no such checkpoint, or one with other classes."""
+        """Its class scores in the order of the data, where it knows more classes (COCO's raw ids) or has them in another order.
+
+        Raises:
+            ValueError, FileNotFoundError: none is named, there is no such checkpoint, or it does not know a class of the data.
+        """
         if not self.checkpoint:
             raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
-        loaded = load_detector(self.checkpoint)
-        theirs = loaded.card.classes
+        try:
+            loaded = load_detector(self.checkpoint)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"the teacher: {error}") from error
+        detector, theirs = loaded.detector, loaded.card.classes
         wanted = theirs[:classes] if isinstance(classes, int) else tuple(classes)
-        if theirs != wanted or len(theirs) != student.num_classes:
+        if unknown := [name for name in wanted if name not in theirs]:
             raise ValueError(
-                f"the teacher {self.checkpoint} knows the classes {list(theirs)[:20]}, the data has {list(wanted)[:20]}:"
-                " both must be the same, in the same order"
+                f"the teacher {self.checkpoint} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
+                " it must have been trained on all of them"
             )
-        return Frozen(loaded.detector, fingerprint(loaded.detector))
+        mark = fingerprint(detector)
+        if theirs != wanted:
+            detector.keep_classes([theirs.index(name) for name in wanted])
+        if detector.num_classes != student.num_classes:
+            raise ValueError(f"the teacher {self.checkpoint} has {detector.num_classes} classes, the student {student.num_classes}")
+        return Frozen(detector, mark)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -112,6 +125,11 @@ class Lesson:
     queries: Queries
     stages: Stages
     solved: Solved
+
+    def holders(self, stages: Sequence[int]) -> Tensor:
+        """[K, G] the teacher's query of every object at K of its stages, -1: none."""
+        query = query_of_targets(self.solved.match, len(self.solved.cost)).view(len(self.stages.logits), -1)
+        return torch.stack([query[stage] for stage in stages])
 
     def twins(self, student: Queries, by: Twins) -> Tensor:
         """[B, N] the student's query that is the twin of each of the teacher's, -1: none.

@@ -12,13 +12,15 @@ import torch
 
 from steadydetr.checkpoint import without_pretrained
 from steadydetr.classification import QualityTarget
-from steadydetr.cli.training_arguments import read
+from steadydetr.cli.distill import take_teacher
+from steadydetr.cli.training_arguments import find_or_read, override, read
 from steadydetr.config import from_plain, to_plain
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
-from steadydetr.teachers import EMATeacher
+from steadydetr.recipes.distill import distilled
+from steadydetr.teachers import EMATeacher, TrainedTeacher
 
 SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
 FAMILIES = {
@@ -137,6 +139,40 @@ def test_detectors_have_the_sizes_of_the_papers(name: str, total: float, trainab
         assert learned / 1e6 == pytest.approx(trainable, abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("name", "classes", "trainable"),
+    [  # DETRDistill, supplement Table 3: 58.78 M and 39.84 M; the exact numbers are those of the released models
+        ("deformable-detr-r101-50ep", 80, 58_783_318),
+        ("detrdistill-deformable-detr-r101-r50-50ep", 80, 39_843_414),
+        ("detrdistill-deformable-detr-r50-r50-50ep", 80, 39_843_414),
+        ("detrdistill-deformable-detr-r101-r18-50ep", 80, 23_393_878),
+        ("detrdistill-deformable-detr-r101-mobilenetv2-50ep", 80, 13_605_270),
+        ("deformable-detr-r101-voc", 20, 58_767_898),
+    ],
+)
+def test_distilled_detectors_have_the_sizes_of_the_paper(name: str, classes: int, trainable: int) -> None:
+    assert parameters(find(name), classes)[1] == trainable
+
+
+def test_distilled_recipes_differ_from_their_baselines_in_what_they_learn_alone() -> None:
+    for name in (name for name in names() if name.startswith("detrdistill-deformable-detr") and name.endswith("50ep")):
+        recipe, baseline = find(name), find("deformable-detr-r50-50ep")
+        assert recipe.training == baseline.training and recipe.criterion == baseline.criterion and recipe.data == baseline.data
+        assert recipe.teachers == (TrainedTeacher(),)
+    assert [find(f"detrdistill-dino-4scale-r101-{end}-12ep").detector.queries for end in ("r18", "r50")] == [900, 300]
+    voc = find("detrdistill-deformable-detr-r101-r18-voc").data
+    assert (voc.train_split, voc.val_split) == ("trainval", "test")
+
+
+def test_one_recipe_has_it_all() -> None:
+    """DETRDistill, OD-DETR and stable matching, with two teachers."""
+    steady, online = find("steady-dino-4scale-r50-12ep"), find("stable-od-dino-4scale-r50-12ep")
+    assert [teacher.name for teacher in steady.teachers] == ["ema", "teacher"]
+    assert steady.objectives[: len(online.objectives)] == online.objectives
+    assert {"logits", "assignment"} <= {objective.name for objective in steady.objectives[len(online.objectives) :]}
+    assert (steady.criterion, steady.detector, steady.training) == (online.criterion, online.detector, online.training)
+
+
 def test_quickstart_is_small() -> None:
     counted, learned = parameters(find("quickstart"), num_classes=6)
     assert counted == learned < 2.5e6
@@ -166,18 +202,25 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
 def documented_commands() -> list[str]:
     """The ablation commands of the recipes page, its abbreviations written out."""
     page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-    found = re.findall(r"`((?:steadydetr train|R|D|T3|T7)\b[^`]*)`", page)
+    found = re.findall(r"`((?:steadydetr train|steadydetr distill|R|D|T3|T7|X|L)\b[^`]*)`", page)
     train = "steadydetr train {} --data path/to/coco"
     short = {"R": train.format("stable-dino-4scale-r50-12ep"), "D": train.format("od-deformable-detr-r50-24ep")}
     short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
     short["T3"] = next(c for c in found if "guide.no-boxes" in c).replace("D", short["D"], 1)
-    return sorted({re.sub(r"^(R|D|T3|T7)\b", lambda m: short[m[1]], command) for command in found})
+    short["X"] = "steadydetr distill detrdistill-deformable-detr-r101-r50-50ep --teacher runs/r101 --data path/to/coco"
+    short["L"] = f"{short['X']} --objectives.assignment none"
+    return sorted({re.sub(r"^(R|D|T3|T7|X|L)\b", lambda m: short[m[1]], command) for command in found})
 
 
 @pytest.mark.parametrize("command", documented_commands())
 def test_documented_commands_are_understood(command: str) -> None:
     """And what they ask for can be built: every objective has its teacher."""
-    _, _, name, *words = command.split()
-    recipe, _ = read(name, words)
-    with torch.device("meta"):
-        replace(recipe, detector=without_pretrained(recipe.detector)).build(91)
+    _, kind, name, *words = command.split()
+    if kind == "train":
+        recipe, _ = read(name, words)
+        with torch.device("meta"):
+            replace(recipe, detector=without_pretrained(recipe.detector)).build(91)
+        return
+    teacher, rest = take_teacher(words)
+    recipe, _ = override(distilled(find_or_read(name), teacher), rest, kind)
+    assert recipe.teachers[-1] == TrainedTeacher(teacher)

@@ -13,6 +13,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr check DATA                      look for what is wrong with a data set before training
   steadydetr recipes [NAME]                  list the recipes, or show one in full
   steadydetr train RECIPE --data DATA        train one; every field of a recipe is a flag
+  steadydetr distill RECIPE --teacher RUN    train one with a trained detector as its teacher
   steadydetr eval CHECKPOINT --data DATA     COCO and VOC metrics of a run, its best or last, or a converted checkpoint
   steadydetr stability CHECKPOINT DATA       how steadily its queries keep their targets, between stages and models
   steadydetr compare RECIPE RECIPE ...       train several with several seeds, and tell which differences are real
@@ -32,6 +33,7 @@ COMMANDS = {
     "check": "check",
     "recipes": "recipes",
     "train": "train",
+    "distill": "distill",
     "eval": "evaluate",
     "stability": "stability",
     "compare": "compare",

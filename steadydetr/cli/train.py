@@ -6,6 +6,11 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from steadydetr.cli.training_arguments import TrainArguments
+    from steadydetr.recipe import Recipe
 
 USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [flags]
 
@@ -31,9 +36,14 @@ def run(words: Sequence[str]) -> None:
             return
         raise ValueError("name a recipe first, as in `steadydetr train quickstart`; `steadydetr recipes` lists them")
     from steadydetr.cli.training_arguments import read
+
+    start(*read(words[0], words[1:]))
+
+
+def start(recipe: Recipe, arguments: TrainArguments) -> None:
+    """Train, and print the summary."""
     from steadydetr.train import train
 
-    recipe, arguments = read(words[0], words[1:])
     output = arguments.output or Path("runs") / recipe.name
     summary = train(recipe, output, arguments.resume, None if arguments.device == "auto" else arguments.device)
     if summary["finished"] and int(os.environ.get("RANK", "0")) == 0:

@@ -34,8 +34,12 @@ class TrainArguments:
 
 def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
-    recipe, words = choose(find_or_read(name), words)
-    arguments = parse(TrainArguments, words, f"train {name}", _description(recipe), TrainArguments(recipe))
+    return override(find_or_read(name), words, f"train {name}")
+
+
+def override(recipe: Recipe, words: Sequence[str], command: str) -> tuple[Recipe, TrainArguments]:
+    recipe, words = choose(recipe, words)
+    arguments = parse(TrainArguments, words, command, _description(recipe), TrainArguments(recipe))
     recipe = arguments.recipe
     if arguments.data is not None:
         recipe = replace(recipe, data=replace(recipe.data, source=arguments.data))

@@ -19,9 +19,11 @@ class Detector(nn.Module, ABC):
     """Images to memory, memory to queries, query groups to stages of predictions. It knows no loss and no training method."""
 
     num_classes: int
+    width: int  # of memory and queries
     mean: Tensor
     std: Tensor
     class_agnostic_proposals = False  # the encoder's proposals tell objects from background only, as label 0 (Deformable DETR)
+    positioned = False  # queries bring a position vector, every group of them (Deformable DETR); False: the decoder makes it from the box
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,6 +55,10 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
         """One pass of all groups; the predictions of every stage by group name."""
+
+    @abstractmethod
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        """From here on the decoder scores these classes alone, in this order. Proposals are chosen as before."""
 
     def forward(self, images: Tensor, padding: Tensor) -> Stages:
         """Inference: the main queries' predictions at every stage."""

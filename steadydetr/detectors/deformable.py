@@ -96,7 +96,7 @@ class DeformableDetector(Detector):
         decoder: Decoder,
     ) -> None:
         super().__init__()
-        self.transformer, self.num_classes = config, num_classes
+        self.transformer, self.num_classes, self.width = config, num_classes, config.width
         self.backbone = backbone.build()
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
@@ -136,6 +136,14 @@ class DeformableDetector(Detector):
 
     @abstractmethod
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries: ...
+
+    def keep_classes(self, classes: Sequence[int]) -> None:
+        rows = list(classes)
+        for head in self.decoder.class_heads:
+            assert isinstance(head, nn.Linear)
+            head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
+            head.out_features = len(rows)
+        self.num_classes = len(rows)
 
     def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
         joined = join(groups)

@@ -34,6 +34,7 @@ class DeformableDETRConfig:
 class DeformableDETR(DeformableDetector):
     look_forward_twice = False
     class_agnostic_proposals = True
+    positioned = True
     eps = 1e-5
 
     def __init__(self, config: DeformableDETRConfig, num_classes: int) -> None:
@@ -64,10 +65,15 @@ class DeformableDETR(DeformableDetector):
     def _learned(self, memory: Memory) -> Queries:
         images = memory.tokens.shape[0]
         position = self.query_position.weight
-        centre = self.query_reference(position).sigmoid()
-        reference = torch.cat((centre, torch.zeros_like(centre)), -1)
-        content, position, reference = (t.expand(images, -1, -1) for t in (self.query_content.weight, position, reference))
+        content, position, reference = (
+            t.expand(images, -1, -1) for t in (self.query_content.weight, position, self.refer(position))
+        )
         return Queries(content, reference, sized=False, position=position)
+
+    def refer(self, position: Tensor) -> Tensor:
+        """The references that learned position vectors mean, without a size: [..., D] -> [..., 4]. One-stage only."""
+        centre = self.query_reference(position).sigmoid()
+        return torch.cat((centre, torch.zeros_like(centre)), -1)
 
     def _from_proposals(self, memory: Memory) -> Queries:
         """Position and content both from the box; ranked by the logit of class 0, which means "object" here."""

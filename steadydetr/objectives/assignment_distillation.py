@@ -1,4 +1,4 @@
-"""Query-prior assignment distillation (DETRDistill 3.4, Eq. 9): the teacher's queries as an extra group with the teacher's assignment."""
+"""Query-prior assignment distillation (DETRDistill 4.3, Eq. 9): the teacher's queries as an extra group with the teacher's assignment."""
 
 from __future__ import annotations
 
@@ -7,23 +7,31 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from steadydetr.criterion import Criterion
+from steadydetr.criterion import Criterion, Weights
+from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
-from steadydetr.matching import Problem, query_of_targets
+from steadydetr.equations.distill import teacher_stages
+from steadydetr.matching import Problem
 from steadydetr.objectives.base import Objective, require_teacher
 from steadydetr.objectives.matching_distillation import pick
 from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Group, Losses, Solved, Stages
+from steadydetr.structures import Assignment, Group, Losses, Match, Queries, Solved, Stages
 
 
 @dataclass(frozen=True)
 class AssignmentDistillation(Objective):
-    """Default: Teacher Assigned. `own` is the Teacher Group of the supplement's Table 4, which is matched anew."""
+    """Default: Teacher Assigned. The supplement's Table 4 also has `matching own` (Teacher Group) and `init` (Teacher Init).
+
+    The teacher's queries are constants; where its width differs, learned linear layers adapt content and position vectors.
+    """
 
     teacher: str = "teacher"
     matching: Literal["teacher", "own"] = "teacher"
+    init: bool = False  # no group: the student's learned queries only start as the teacher's
+    reference: Literal["teacher", "student"] = "teacher"  # student: made by its own layer from the teacher's position vectors  # D-39
+    weight: float = 1.0  # lambda_3
 
     @property
     def name(self) -> str:
@@ -31,26 +39,85 @@ class AssignmentDistillation(Objective):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
+        teacher = teachers[self.teacher]
+        ours, theirs = type(student).__name__, type(teacher).__name__
+        if self.init:
+            mine, given = learned_queries(student), learned_queries(teacher)
+            if not mine or shapes(mine) != shapes(given):
+                raise ValueError(
+                    "objective assignment: init needs learned queries of equal number and width in student and teacher, but"
+                    f" the student ({ours}) has {shapes(mine) or 'none'}, the teacher ({theirs}) {shapes(given) or 'none'}"
+                )
+        elif student.positioned and not teacher.positioned:
+            raise ValueError(
+                f"objective assignment: every query of the student ({ours}) brings a position vector, which the queries of the teacher"
+                f" ({theirs}) have not; take a Deformable DETR for a teacher, or --objectives.assignment none"
+            )
+        elif self.reference == "student" and not makes_references(student):
+            raise ValueError(
+                "objective assignment: reference student needs a layer that makes references of position vectors, as a one-stage"
+                f" Deformable DETR has; the student ({ours}) has none"
+            )
+
+    def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
+        teacher = teachers[self.teacher]
+        if self.init:
+            with torch.no_grad():
+                for mine, given in zip(learned_queries(student).values(), learned_queries(teacher).values(), strict=True):
+                    mine.copy_(given)
+            return None
+        if teacher.width == student.width:
+            return None
+        adapted = ("content", "position") if student.positioned else ("content",)
+        return nn.ModuleDict({part: nn.Linear(teacher.width, student.width) for part in adapted})
 
     def groups(self, scene: Scene) -> list[Group]:
-        return [Group(self.name, scene.lessons[self.teacher].queries)]
+        return [] if self.init else [Group(self.name, self._queries(scene))]
 
     def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
-        return [criterion.problem(stages[self.name], scene.targets, self.name)] if self.matching == "own" else []
+        if self.init or self.matching == "teacher":
+            return []
+        return [criterion.problem(stages[self.name], scene.targets, self.name)]
 
     def add_losses(
         self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
     ) -> None:
-        predicted, lesson = stages[self.name], scene.lessons[self.teacher]
-        if self.matching == "own":
-            match = solved[self.name].match
-        else:
-            rows = query_of_targets(lesson.solved.match, len(lesson.solved.cost)).view(len(lesson.stages.logits), -1)
-            query = rows[teacher_stages(len(predicted.logits), len(rows)).to(rows.device)].flatten()
-            match = pick(scene.targets.repeat_batch(len(predicted.logits)).image, query, query >= 0)
-        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), scene.targets, scene.normaliser)
+        if self.init:
+            return
+        predicted = stages[self.name]
+        match = solved[self.name].match if self.matching == "own" else self._taught(scene, len(predicted.logits))
+        w = criterion.loss_weights
+        weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
+        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), scene.targets, scene.normaliser, weights)
+
+    def _queries(self, scene: Scene) -> Queries:
+        """Those of the teacher. They have a size only where the student's own have, so that its first stage need not learn two kinds."""
+        given, student = scene.lessons[self.teacher].queries, scene.student
+        content, position = given.content, given.position if student.positioned else None
+        adapter = scene.adapters.get(self.name)
+        if isinstance(adapter, nn.ModuleDict):
+            content = adapter["content"](content)
+            position = None if position is None else adapter["position"](position)
+        if self.reference == "student":
+            assert isinstance(student, DeformableDETR) and position is not None
+            return Queries(content, student.refer(position), sized=False, position=position)
+        return Queries(content, given.reference, given.sized and scene.queries["main"].sized, given.valid, position)
+
+    def _taught(self, scene: Scene, stages: int) -> Match:
+        """The teacher's match, at every stage of the student that of the teacher's stage that it learns from (Fig. 5)."""
+        lesson = scene.lessons[self.teacher]
+        query = lesson.holders(teacher_stages(stages, len(lesson.stages.logits)).tolist()).flatten()
+        return pick(scene.targets.repeat_batch(stages).image, query, query >= 0)
 
 
-def teacher_stages(student: int, teacher: int) -> Tensor:
-    """The teacher's stage that each stage of the student learns from: ceil((s + 1) T / S) - 1."""
-    return -(-(torch.arange(1, student + 1) * teacher) // student) - 1
+def makes_references(student: Detector) -> bool:
+    return isinstance(student, DeformableDETR) and not student.config.two_stage
+
+
+def learned_queries(detector: Detector) -> dict[str, Tensor]:
+    """What of a detector's queries is learned: content, position vectors and the layer that makes references of them, or anchors."""
+    return {name: parameter for name, parameter in detector.named_parameters() if name.startswith("query_")}
+
+
+def shapes(parameters: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name.removesuffix('.weight')} {list(p.shape)}" for name, p in parameters.items())

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from steadydetr.config import nearest
 from steadydetr.recipe import Recipe
-from steadydetr.recipes import dab, deformable, dino, online, small, stable
+from steadydetr.recipes import dab, deformable, dino, distill, online, small, stable
 
 
 def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:
@@ -25,6 +25,8 @@ RECIPES = _named(
     small.small_refine_deformable_detr,
     small.small_od_deformable_detr,
     small.small_od_dino,
+    small.small_teacher_deformable_detr,
+    small.small_distill_deformable_detr,
     deformable.deformable_detr_r50_12ep,
     deformable.deformable_detr_r50_24ep,
     deformable.deformable_detr_r50_50ep,
@@ -62,6 +64,18 @@ RECIPES = _named(
     online.od_dino_4scale_swin_l_24ep,
     online.stable_od_dino_4scale_r50_12ep,
     online.stable_od_dino_4scale_r50_24ep,
+    distill.deformable_detr_r101_50ep,
+    distill.dino_4scale_r101_12ep,
+    distill.detrdistill_deformable_detr_r101_r50_50ep,
+    distill.detrdistill_deformable_detr_r50_r50_50ep,
+    distill.detrdistill_deformable_detr_r101_r18_50ep,
+    distill.detrdistill_deformable_detr_r101_mobilenetv2_50ep,
+    distill.detrdistill_dino_4scale_r101_r18_12ep,
+    distill.detrdistill_dino_4scale_r101_r50_12ep,
+    distill.deformable_detr_r101_voc,
+    distill.detrdistill_deformable_detr_r101_r18_voc,
+    distill.detrdistill_deformable_detr_r101_r50_voc,
+    distill.steady_dino_4scale_r50_12ep,
 )
 
 

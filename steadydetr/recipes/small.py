@@ -10,6 +10,7 @@ from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerCo
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.recipe import Recipe
+from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.teachers import EMATeacher
@@ -96,3 +97,23 @@ def small_od_deformable_detr() -> Recipe:
 
 def small_od_dino() -> Recipe:
     return online(small_dino(), "small-od-dino", teacher=EMATeacher())
+
+
+def small_teacher_deformable_detr() -> Recipe:
+    """A teacher of three times the student's size, trained three times as long."""
+    start = small_refine_deformable_detr()
+    backbone = SmallBackboneConfig(stem=48, channels=(80, 160, 256, 320))
+    transformer = replace(start.detector.transformer, ffn=512, encoder_layers=2)
+    return replace(
+        start,
+        name="small-teacher-deformable-detr",
+        detector=replace(start.detector, backbone=backbone, transformer=transformer),
+        training=replace(start.training, epochs=3 * start.training.epochs),
+        notes=f"{start.notes}, larger and longer: the teacher of small-distill-deformable-detr",
+    )
+
+
+def small_distill_deformable_detr() -> Recipe:
+    """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
+    start = small_refine_deformable_detr()
+    return replace(distilled(start), name="small-distill-deformable-detr", notes=f"{start.notes}, with a trained teacher")

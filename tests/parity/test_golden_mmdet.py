@@ -19,7 +19,7 @@ from steadydetr.structures import Batch, Targets
 from tests.parity.golden import GOLDEN, load
 from tests.parity.models import close, config_of, load_case, numbered
 
-# not claimed: the distillation in these files has no test yet
+# claimed by test_golden_distillation.py
 PATHS = sorted(GOLDEN.glob("mmdet/detrdistill_full_*"))
 CASES = [pytest.param(path, id=path.stem) for path in PATHS] or [
     pytest.param(None, marks=pytest.mark.skip(reason=f"no mmdet/detrdistill_full_* in {GOLDEN}"))

@@ -13,6 +13,7 @@ from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, 
 from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_detectors,
     test_golden_detrex,
+    test_golden_distillation,
     test_golden_losses,
     test_golden_modules,
     test_golden_stable,

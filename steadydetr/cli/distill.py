@@ -1,0 +1,43 @@
+"""`steadydetr distill`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume] [flags]
+
+  steadydetr distill deformable-detr-r50-50ep --teacher runs/r101 --data path/to/coco
+  steadydetr distill detrdistill-dino-4scale-r101-r18 --teacher runs/converted --data path/to/coco
+  steadydetr distill dino-4scale-r50-12ep --teacher runs/r101 --data path/to/coco --objectives.assignment none
+
+Trains the recipe's detector with a trained one as its teacher, which may have another backbone, width, number of queries, stages or
+feature levels, or be another detector, as long as it knows the classes of the data. The checkpoint is a run (its best is taken), a
+checkpoint folder or a converted checkpoint. A recipe that learns nothing from a trained teacher gets DETRDistill's three objectives:
+logits, features and assignment.
+
+All flags of `steadydetr train` go here too; `steadydetr distill RECIPE --help` shows them."""
+
+
+def run(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        if not words or {"-h", "--help"} & set(words):
+            print(USAGE)
+            return
+        raise ValueError("name a recipe first, as in `steadydetr distill small-distill-deformable-detr --teacher runs/teacher`")
+    from steadydetr.cli.train import start
+    from steadydetr.cli.training_arguments import find_or_read, override
+    from steadydetr.recipes.distill import distilled
+
+    teacher, rest = take_teacher(words[1:])
+    start(*override(distilled(find_or_read(words[0]), teacher), rest, f"distill {words[0]}"))
+
+
+def take_teacher(words: Sequence[str]) -> tuple[str, list[str]]:
+    """What --teacher names, and the other words; empty where it is not given."""
+    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--teacher=") else [word])]
+    if "--teacher" not in words:
+        return "", words
+    at = words.index("--teacher")
+    if at + 1 == len(words):
+        raise ValueError("--teacher names no checkpoint")
+    return words[at + 1], words[:at] + words[at + 2 :]

@@ -1,0 +1,489 @@
+"""Offline distillation by predictions and by assignment (DETRDistill Eq. 2-4, 9): by hand, against slow twins, and as whole steps."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import steadydetr.matching
+from steadydetr.classification import PositionModulatedCost, QualityTarget
+from steadydetr.criterion import Criterion
+from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.equations.detection import box_terms
+from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
+from steadydetr.matching import FORBIDDEN, Problem, solve
+from steadydetr.method import Method
+from steadydetr.objectives import (
+    AssignmentDistillation,
+    AuxiliaryGroups,
+    Denoising,
+    Detection,
+    LogitsDistillation,
+    MatchingDistillation,
+    Objective,
+    PredictionDistillation,
+)
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find
+from steadydetr.recipes.distill import distilled
+from steadydetr.scene import Scene
+from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.teachers import Average, EMATeacher, Frozen, TrainedTeacher
+from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages, part_of
+from tests.reference import distill as slow
+from tests.reference.matching import best_assignment
+
+ALL: tuple[Objective, ...] = (Detection(), LogitsDistillation(), AssignmentDistillation())
+OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
+
+
+def perturb(model: nn.Module, seed: int) -> None:
+    """Random weights; scores around one half, where they start near 0."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+            if name.startswith("decoder.class_heads") and name.endswith("bias"):
+                parameter.add_(4 + torch.randn_like(parameter))
+
+
+def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives: Sequence[Objective] = ALL) -> Method:
+    """In float64 and evaluation mode, with random weights; DINO denoises besides, so that all of its parameters learn."""
+    torch.manual_seed(0)
+    models = [config.build(CLASSES) for config in (student, teacher)]
+    for seed, model in enumerate(models):
+        perturb(model, seed)
+    objectives = tuple(objectives)
+    if isinstance(student, DINOConfig):
+        objectives += (Denoising(number=4, box_noise=0.4),)
+    return Method(models[0], Criterion(), objectives, {"teacher": Frozen(models[1])}).double().eval()
+
+
+def other(name: str, **changes: Any) -> DetectorConfig:
+    return replace(DETECTORS[name], **(OTHER | changes))
+
+
+def wide(batch: Batch) -> Batch:
+    """In float64."""
+    return replace(batch, images=batch.images.double(), targets=replace(batch.targets, boxes=batch.targets.boxes.double()))
+
+
+def learned(method: Method) -> dict[str, nn.Parameter]:
+    parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
+    return {name: parameter for name, parameter in parts if parameter.requires_grad}
+
+
+def gradients(method: Method, total: Tensor) -> dict[str, Tensor]:
+    """Of all that is trained, zeros where none came."""
+    parameters = learned(method)
+    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
+
+
+def terms(losses: Losses) -> dict[str, Tensor]:
+    return {name: values for name, values, _ in losses}
+
+
+def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-9, atol: float = 1e-11) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+# by hand
+
+
+def test_a_positive_pair_by_hand() -> None:
+    """Eq. 2: scores (.5, .2) learn (.8, .1): ln 2, and .1 ln 5 + .9 ln 1.25; a box of three quarters of the teacher's height."""
+    shown, scores, ours, theirs = (
+        torch.tensor([[row]], dtype=torch.float64) for row in ((0.5, 0.2), (0.8, 0.1), (0.5, 0.5, 0.4, 0.3), (0.5, 0.5, 0.4, 0.4))
+    )
+    logits = shown.logit()
+    assert soft_label_loss(logits[0], scores[0]).item() == pytest.approx(0.693147 + 0.361773, abs=1e-6)
+    assert soft_label_cost(logits, scores).item() == pytest.approx(1.054920, abs=1e-6)
+    l1, giou = pairwise_boxes(ours, theirs)
+    assert (l1.item(), giou.item()) == pytest.approx((0.1, 0.75), abs=1e-9)
+    pair, apart, _ = box_terms(ours[0], theirs[0])
+    assert float(1.054920 + 5 * pair + 2 * apart) == pytest.approx(2.054920, abs=1e-6)
+
+
+def test_stages_by_hand() -> None:
+    """Fig. 5: three student stages under six of the teacher learn from the second, fourth and sixth, or from pairs."""
+    assert teacher_stages(3, 6).tolist() == [1, 3, 5] and teacher_stages(6, 3).tolist() == [0, 0, 1, 1, 2, 2]
+    assert teacher_stages(2, 3).tolist() == [1, 2] and teacher_stages(6, 6).tolist() == list(range(6))
+    assert grouped_stages(3, 6) == [(0, 0), (0, 1), (1, 2), (1, 3), (2, 4), (2, 5)]
+    assert grouped_stages(2, 3) == [(0, 0), (0, 1), (1, 1), (1, 2)]
+    assert grouped_stages(4, 2) == [(0, 0), (1, 0), (2, 1), (3, 1)]
+
+
+@pytest.mark.parametrize(("student", "teacher"), list(itertools.product(range(1, 8), repeat=2)))
+def test_stages_equal_their_twin(student: int, teacher: int) -> None:
+    expected = {which: [slow.stages_of(s, student, teacher, which) for s in range(student)] for which in ("progressive", "group")}
+    assert [[t] for t in teacher_stages(student, teacher).tolist()] == expected["progressive"]
+    assert grouped_stages(student, teacher) == [(s, t) for s, chosen in enumerate(expected["group"]) for t in chosen]
+
+
+def test_costs_equal_their_twin() -> None:
+    student, teacher = make_stages(2, 1, 5, seed=1), make_stages(2, 1, 4, seed=2)
+    (logits, boxes), (given, targets) = student.flat, teacher.flat
+    label, (l1, giou) = soft_label_cost(logits, given.sigmoid()), pairwise_boxes(boxes, targets)
+    for f, k, n in itertools.product(range(2), range(4), range(5)):
+        assert float(label[f, k, n]) == pytest.approx(slow.soft_label(logits[f, n].tolist(), given[f, k].sigmoid().tolist()), rel=1e-9)
+        assert float(5 * l1[f, k, n] - 2 * giou[f, k, n]) == pytest.approx(slow.box_cost(boxes[f, n].tolist(), targets[f, k].tolist()))
+
+
+# the solver
+
+
+def random_cost(rows: int, columns: int, seed: int) -> Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("rows", [3, 8])
+def test_forbidden_rows_take_no_column(rows: int) -> None:
+    """Also where rows outnumber columns: then as many of the others as there are columns are matched."""
+    cost, allowed = random_cost(rows, 4, 0), [row for row in range(rows) if row not in (0, 2)]
+    forbidden = cost.clone()
+    forbidden[[0, 2]] = FORBIDDEN
+    match = solve([Problem(forbidden, (rows,))])[0].match
+    alone = solve([Problem(cost[allowed], (len(allowed),))])[0].match
+    assert len(match.target) == min(rows - 2, 4)
+    assert match.target.tolist() == [allowed[row] for row in alone.target.tolist()] and torch.equal(match.query, alone.query)
+    if rows == 3:
+        assert tuple(match.query.tolist()) == best_assignment(cost[allowed].tolist())
+
+
+def test_a_problem_after_another_takes_what_it_left() -> None:
+    """Image by image, as if those queries were not there."""
+    counts = ((2, 0, 3), (3, 1, 4))
+    first, second = (Problem(random_cost(sum(c), 6, seed), c, f"p{seed}") for seed, c in enumerate(counts))
+    one, two, free = solve([first, replace(second, after="p0"), second])
+    taken = [one.match.query[one.match.image == image].tolist() for image in range(3)]
+    blocks = second.cost.split(counts[1])
+    for image, block in enumerate(blocks):
+        left = [n for n in range(6) if n not in taken[image]]
+        expected = [left[column] for _, column in slow.pairs_of(block[:, left].tolist())]
+        assert two.match.query[two.match.image == image].tolist() == expected
+    assert not torch.equal(two.match.query, free.match.query)
+
+
+def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = Problem(random_cost(30, 12, 0), (10, 0, 15, 5))
+    alone = solve([problem])[0].match
+    monkeypatch.setattr(steadydetr.matching, "LARGE", 0)
+    together = solve([problem])[0].match
+    assert torch.equal(alone.query, together.query) and torch.equal(alone.target, together.target)
+
+
+# whole steps
+
+VARIANTS: dict[str, Objective] = {
+    "default": LogitsDistillation(),
+    "score": LogitsDistillation(positives="score", threshold=0.55),
+    "rest": LogitsDistillation(rest=True),
+    "group": LogitsDistillation(stages="group"),
+    "last": LogitsDistillation(stages="last"),
+    "candidates": LogitsDistillation(candidates=4),
+    "as released": LogitsDistillation(as_released=True),
+    "positive class": LogitsDistillation(positive_box=False, negative_box=False),
+    "positive box": LogitsDistillation(positive_class=False, negative_box=False),
+    "negative box": LogitsDistillation(positive_class=False, positive_box=False),
+    "teacher group": AssignmentDistillation(matching="own"),
+}
+
+
+def assert_equals_twin(method: Method, batch: Batch) -> Losses:
+    losses = method(batch)
+    values = slow.step(method.student, method.teaching["teacher"], batch, method.objectives, dict(method.adapters))
+    assert_close(terms(losses), {name: torch.stack(stages) for name, stages in values.items()})
+    assert_close(gradients(method, losses.total), gradients(method, slow.total(values)))
+    return losses
+
+
+@pytest.mark.parametrize(("student", "teacher"), [("deformable", "two-stage"), ("refine", "deformable"), ("dab", "dino")])
+def test_step_and_its_gradients_equal_the_slow_twin(student: str, teacher: str) -> None:
+    """A teacher of another width, with other queries and stages; an image without objects, a padded one. Adapters learn too."""
+    method = make_distilled(DETECTORS[student], other(teacher))
+    losses = assert_equals_twin(method, wide(make_batch((2, 0, 3), seed=2)))
+    assert all(losses[f"logits/{part}"].detach().abs().min() > 0 for part in ("positive_class", "positive_l1", "negative_giou"))
+    assert dict(method.adapters).keys() == {"assignment"}
+
+
+@pytest.mark.parametrize("queries", [9, 12, 16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_equal_the_slow_twin(variant: str, queries: int) -> None:
+    """Tables 6 and 7, the supplement's Teacher Group, all options; teachers with fewer, as many and more queries."""
+    objectives = (Detection(), VARIANTS[variant])
+    method = make_distilled(DETECTORS["refine"], other("refine", queries=queries), objectives)
+    losses = assert_equals_twin(method, wide(make_batch((2, 2))))
+    named = {"positive class": {"positive_class"}, "positive box": {"positive_l1", "positive_giou"}}
+    if variant == "score":
+        assert losses["logits/positive_class"].min() > 0
+    if variant in named:
+        assert {name.partition("/")[2] for name in terms(losses) if name.startswith("logits")} == named[variant]
+
+
+@pytest.mark.parametrize("rest", [False, True])
+@pytest.mark.parametrize("counts", [(5, 2), (0, 4)])
+def test_more_objects_than_queries_equal_the_slow_twin(counts: tuple[int, ...], rest: bool) -> None:
+    """Objects that the teacher has no query for are no positives; positives that the student has none for are not learned."""
+    objectives = (Detection(), LogitsDistillation(rest=rest), AssignmentDistillation())
+    method = make_distilled(replace(DETECTORS["refine"], queries=3), other("refine", queries=4), objectives)
+    assert_equals_twin(method, wide(make_batch(counts)))
+
+
+def test_normalisers_are_of_the_whole_step() -> None:
+    """Positives: its objects. Negatives: what is matched of them; as many as there is room, or as the teacher has besides its positives."""
+    student = DETECTORS["refine"]
+    for queries, candidates, rest, expected in ((9, None, False, 9 * 3 - 5), (16, None, False, 36), (16, None, True, 31), (9, 4, True, 12)):
+        objective = LogitsDistillation(candidates=candidates, rest=rest)
+        method = make_distilled(student, other("refine", queries=queries), (Detection(), objective))
+        scene = Scene.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
+        stages = {"main": method.student.decode(scene.memory, Detection().groups(scene))["main"]}
+        view = objective._view(scene, stages["main"])
+        _, negative = (solution.match for solution in solve(objective.problems(scene, stages, method.criterion)))
+        assert (objective._positives(scene, view), objective._negatives(scene, view)) == (5.0, expected)
+        assert len(negative.query) == 2 * expected  # at two stages
+
+
+@pytest.mark.parametrize("name", ["deformable", "two-stage", "dab", "dino"])
+def test_teacher_gets_no_gradient_and_stays_in_evaluation_mode(name: str) -> None:
+    method = make_distilled(DETECTORS[name], other(name)).train()
+    before = {n: t.clone() for n, t in method.teachers.state_dict().items()}
+    method(wide(make_batch((2, 3)))).total.backward()
+    assert not [n for n, p in method.teachers.named_parameters() if p.grad is not None or p.requires_grad]
+    assert method.student.training and not any(module.training for module in method.teachers["teacher"].modules())
+    assert all(torch.equal(before[n], t) for n, t in method.teachers.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", ["default", "score", "rest", "candidates"])
+def test_a_student_equal_to_its_teacher_learns_nothing_from_its_predictions(variant: str, detector_config: DetectorConfig) -> None:
+    method = make_distilled(detector_config, detector_config, (Detection(), VARIANTS[variant]))
+    method.student.load_state_dict(method.teaching["teacher"].state_dict())
+    losses = method(wide(make_batch((2, 0, 3))))
+    distilled_terms = {n: v for n, v in terms(losses).items() if n.startswith("logits/")}
+    for name, value in distilled_terms.items():
+        assert value.abs().max() < 1e-12 or name.endswith("class"), name
+    total = torch.stack([value.sum() for value in distilled_terms.values()]).sum()
+    for name, gradient in gradients(method, total).items():
+        assert gradient.abs().max() < 1e-12, name
+
+
+@pytest.mark.parametrize("name", ["refine", "two-stage", "dab", "dino"])
+def test_an_objective_takes_its_own_terms_away_and_no_others(name: str) -> None:
+    batch = wide(make_batch((2, 0, 3)))
+    whole = terms(make_distilled(DETECTORS[name], other(name))(batch))
+    for left_out in ALL[1:]:
+        rest = terms(make_distilled(DETECTORS[name], other(name), [o for o in ALL if o is not left_out])(batch))
+        assert_close(rest, {n: v for n, v in whole.items() if n.partition("/")[0] != left_out.name})
+        assert len(rest) < len(whole)
+
+
+@pytest.mark.parametrize("variant", ["default", "score", "as released"])
+@pytest.mark.parametrize("name", ["refine", "dino"])
+def test_parts_sum_to_the_whole(name: str, variant: str) -> None:
+    """Two processes or micro-batches with the step's totals, one of which has an image without objects."""
+    method = make_distilled(DETECTORS[name], other(name), (Detection(), VARIANTS[variant], AssignmentDistillation()))
+    batch = wide(make_batch((2, 0, 3, 1)))
+    batch = replace(batch, padding=torch.zeros_like(batch.padding), step=3, seed=7)
+    expected = method(batch)
+    expected_gradients = gradients(method, expected.total)
+    for rows in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):
+        parts = [method(replace(part_of(batch, images), totals=Totals(6, 3, 4))) for images in rows]
+        assert_close({n: sum(terms(part)[n] for part in parts) for n in terms(expected)}, terms(expected))
+        assert_close(gradients(method, parts[0].total + parts[1].total), expected_gradients, rtol=1e-8, atol=1e-10)
+
+
+def test_weights_of_objectives() -> None:
+    """lambda_1 and lambda_3 multiply what is learned and nothing else; they move no assignment."""
+    batch, plain = wide(make_batch((2, 3))), make_distilled(DETECTORS["refine"], other("refine"))
+    weighted = make_distilled(
+        DETECTORS["refine"], other("refine"), (Detection(), LogitsDistillation(weight=3.0), AssignmentDistillation(weight=0.5))
+    )
+    factor = {"main": 1.0, "logits": 3.0, "assignment": 0.5}
+    for (name, a, before), (_, b, after) in zip(plain(batch), weighted(batch), strict=True):
+        assert torch.equal(a, b) and after == before * factor[name.partition("/")[0]]
+
+
+def test_one_fetch_serves_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for the teacher's assignment, one for all of the student's."""
+    objectives = (Detection(), LogitsDistillation(), AssignmentDistillation(matching="own"))
+    method = make_distilled(DETECTORS["refine"], other("refine"), objectives)
+    batch, calls, original = wide(make_batch((2, 3))), [], torch.Tensor.cpu
+
+    def counting(tensor: Tensor) -> Tensor:
+        calls.append(tensor.shape)
+        return original(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counting)
+    method(batch)
+    assert len(calls) == 2
+
+
+def test_bfloat16_step_is_close() -> None:
+    method, batch = make_distilled(DETECTORS["dino"], other("dino")).float(), make_batch((2, 3))
+    exact = method(batch).total
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = method(batch).total
+    assert rounded.dtype == torch.float32
+    assert rounded.item() == pytest.approx(exact.item(), rel=0.1)
+
+
+def test_two_teachers_in_one_step() -> None:
+    """OD-DETR, stable matching and DETRDistill together: what the student's average teaches is the same with and without the other."""
+    online: tuple[Objective, ...] = (Detection(MatchingDistillation()), PredictionDistillation(), AuxiliaryGroups())
+    criterion = Criterion(class_target=QualityTarget(), class_cost=PositionModulatedCost(), alpha=None)
+    batch, found = wide(make_batch((2, 0, 3))), []
+    for objectives in (online, (*online, *ALL[1:])):
+        start = make_distilled(DETECTORS["dino"], other("dino"))
+        average = Average(start.student, 0.9)
+        perturb(average, 5)
+        teachers = {"ema": average, "teacher": start.teachers["teacher"]}
+        method = Method(start.student, criterion, (*objectives, start.objectives[-1]), teachers).double().eval()
+        losses = method(batch)
+        losses.total.backward()
+        assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned(method).values())
+        found.append(terms(losses))
+    alone, together = found
+    assert {name.partition("/")[0] for name in together.keys() - alone.keys()} == {"logits", "assignment"}
+    assert_close({name: together[name] for name in alone}, alone)
+
+
+# pairs of detectors
+
+POSITIONED = {"deformable", "refine", "two-stage"}
+
+
+@pytest.mark.parametrize("teacher", DETECTORS)
+@pytest.mark.parametrize("student", DETECTORS)
+def test_every_pair_of_detectors(student: str, teacher: str) -> None:
+    """Another width, other queries and stages; everything that is trained learns, without objects too. Refused: position vectors that the
+    student needs and the teacher has not; logits distillation goes without."""
+    pair, objectives = (DETECTORS[student], other(teacher)), ALL
+    if student in POSITIONED and teacher not in POSITIONED:
+        with pytest.raises(ValueError, match=r"brings a position vector, which the queries of the teacher \(\w+\) have not"):
+            make_distilled(*pair)
+        objectives = ALL[:2]
+    method = make_distilled(*pair, objectives)
+    method(wide(make_batch((2, 0, 3)))).total.backward()
+    for name, parameter in learned(method).items():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+    assert dict(method.adapters).keys() == ({"assignment"} if len(objectives) == 3 else set())
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (15,), (0, 14)])
+@pytest.mark.parametrize("name", ["deformable", "two-stage", "dino"])
+def test_every_parameter_gets_a_finite_gradient(name: str, counts: tuple[int, ...]) -> None:
+    """Without objects, and with more than either side has queries."""
+    method = make_distilled(DETECTORS[name], other(name))
+    losses = method(wide(make_batch(counts)))
+    losses.total.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned(method).values())
+    assert all(value.isfinite().all() for value in terms(losses).values())
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "sized"), [("refine", "two-stage", False), ("two-stage", "refine", False), ("dab", "dino", True)]
+)
+def test_queries_of_the_group(student: str, teacher: str, sized: bool) -> None:
+    """The teacher's, adapted; a size only where both sides know one; position vectors only where the student wants them."""
+    method = make_distilled(DETECTORS[student], other(teacher))
+    scene = Scene.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching, dict(method.adapters))
+    (group,) = AssignmentDistillation().groups(scene)
+    given, adapter = scene.lessons["teacher"].queries, method.adapters["assignment"]
+    assert isinstance(adapter, nn.ModuleDict)
+    assert torch.equal(group.queries.reference, given.reference) and group.queries.sized == sized and not group.sees
+    assert torch.equal(group.queries.content, adapter["content"](given.content)) and not given.content.requires_grad
+    assert (group.queries.position is not None) == ("position" in adapter) == (student in POSITIONED)
+
+
+def test_references_made_by_the_student() -> None:
+    """As released: its own layer on the teacher's position vectors, which then learns from the group too."""
+    objective = AssignmentDistillation(reference="student")
+    method = make_distilled(DETECTORS["deformable"], replace(DETECTORS["refine"], queries=9), (Detection(), objective))
+    scene = Scene.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching)
+    (group,) = objective.groups(scene)
+    layer, position = method.student.query_reference, method.teaching["teacher"].query_position.weight
+    assert torch.equal(group.queries.reference[0, :, :2], (position @ layer.weight.T + layer.bias).sigmoid())
+    assert not group.queries.sized and not method.adapters
+    for student in ("two-stage", "dab"):
+        with pytest.raises(ValueError, match="reference student needs a layer that makes references"):
+            make_distilled(DETECTORS[student], DETECTORS["deformable"], (Detection(), objective))
+
+
+@pytest.mark.parametrize("name", ["deformable", "refine", "dab", "dino"])
+def test_teacher_init(name: str) -> None:
+    """The student's queries are the teacher's at the start; nothing else of it, no group, no term."""
+    config = DETECTORS[name]
+    plain, method = (make_distilled(config, config, (Detection(), *more)) for more in ((), (AssignmentDistillation(init=True),)))
+    teacher = method.teaching["teacher"].state_dict()
+    for key, value in method.student.state_dict().items():
+        if value.is_floating_point() and value.numel() > 1 and key.startswith("query_"):
+            assert torch.equal(value, teacher[key]) and not torch.equal(value, plain.student.state_dict()[key])
+        else:
+            assert torch.equal(value, plain.student.state_dict()[key])
+    assert terms(method(wide(make_batch((2, 3))))).keys() == terms(plain(wide(make_batch((2, 3))))).keys()
+    assert not method.adapters
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"),
+    [
+        (DETECTORS["refine"], replace(DETECTORS["refine"], queries=9)),
+        (DETECTORS["refine"], replace(DETECTORS["refine"], transformer=OTHER["transformer"])),
+        (DETECTORS["dab"], DETECTORS["refine"]),
+        (DETECTORS["dino"], DETECTORS["two-stage"]),
+        (DETECTORS["two-stage"], DETECTORS["two-stage"]),
+    ],
+)
+def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorConfig) -> None:
+    with pytest.raises(ValueError, match=r"learned queries of equal number and width .* the student \(\w+\) has .*, the teacher"):
+        make_distilled(student, teacher, (Detection(), AssignmentDistillation(init=True)))
+
+
+@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), AssignmentDistillation("big", init=True)])
+def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
+    with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
+        make_distilled(DETECTORS["refine"], DETECTORS["refine"], (Detection(), objective))
+
+
+def test_a_teacher_that_knows_more_scores_the_classes_of_the_data() -> None:
+    """In their order; the rest of what it sees, and which proposals it chooses, is as before."""
+    for name in ("refine", "two-stage", "dino"):
+        detector = DETECTORS[name].build(CLASSES)
+        perturb(detector, 0)
+        batch = make_batch((1, 2))
+        before = detector.eval()(batch.images, batch.padding)
+        detector.keep_classes([3, 0, 4])
+        after = detector(batch.images, batch.padding)
+        assert torch.equal(after.boxes, before.boxes) and detector.num_classes == 3
+        torch.testing.assert_close(after.logits, before.logits[..., [3, 0, 4]])
+
+
+# recipes
+
+
+def recipe_of(objectives: tuple[Objective, ...], **changes: Any) -> Recipe:
+    return replace(find("small-dino"), objectives=objectives, **changes)
+
+
+def test_any_recipe_can_be_distilled() -> None:
+    """One that learns nothing from a trained teacher gets all objectives; one that does keeps its own, and takes another teacher."""
+    start = find("small-dino")
+    made = distilled(start, "runs/big")
+    assert {o.name for o in made.objectives} >= {"main", "denoising", "logits", "assignment"}
+    assert (made.name, made.teachers, made.detector) == ("distilled-small-dino", (TrainedTeacher("runs/big"),), start.detector)
+    assert distilled(made, "runs/bigger") == replace(made, teachers=(TrainedTeacher("runs/bigger"),))
+    assert distilled(made) == made
+    online = distilled(find("small-od-dino"), "runs/big")
+    assert online.teachers == (EMATeacher(), TrainedTeacher("runs/big"))
+    average = recipe_of((Detection(), AssignmentDistillation("ema")), teachers=(EMATeacher(),))
+    assert distilled(average).objectives[:2] == average.objectives and len(distilled(average).objectives) > 2
+    alone = recipe_of((Detection(), LogitsDistillation()))
+    assert distilled(alone, "runs/big").objectives == alone.objectives
