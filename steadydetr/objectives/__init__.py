@@ -5,10 +5,11 @@ from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
 from steadydetr.objectives.detection import Detection
+from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.matching_distillation import MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
-OBJECTIVES = (Detection, Denoising, PredictionDistillation, AuxiliaryGroups, AssignmentDistillation)
+OBJECTIVES = (Detection, Denoising, PredictionDistillation, AuxiliaryGroups, AssignmentDistillation, FeatureDistillation)
 
 __all__ = [
     "OBJECTIVES",
@@ -16,6 +17,7 @@ __all__ = [
     "AuxiliaryGroups",
     "Denoising",
     "Detection",
+    "FeatureDistillation",
     "MatchingDistillation",
     "Objective",
     "PredictionDistillation",

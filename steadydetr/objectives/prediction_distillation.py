@@ -49,7 +49,7 @@ class PredictionDistillation(Objective):
     ) -> None:
         lesson, weights = scene.lessons[self.teacher], criterion.loss_weights
         with torch.autocast(scene.memory.tokens.device.type, enabled=False):
-            student, teacher = _in_float32(stages[self.name]), _in_float32(lesson.stages)
+            student, teacher = stages[self.name].in_float32(), lesson.stages.in_float32()
             if self.naive:
                 values = naive_terms(student, teacher, scene.batch.global_totals.images * student.logits.shape[2], criterion)
             else:
@@ -90,9 +90,3 @@ def naive_terms(student: Stages, teacher: Stages, queries: int, criterion: Crite
     label = classification_loss(student.logits, wanted, wanted > 0, None, criterion.gamma).sum((1, 2, 3))
     l1, giou, _ = box_terms(student.boxes, teacher.boxes, criterion.giou_eps)
     return label / queries, l1.sum((1, 2)) / queries, giou.sum((1, 2)) / queries
-
-
-def _in_float32(stages: Stages) -> Stages:
-    if stages.logits.dtype == torch.float64:
-        return stages
-    return replace(stages, logits=stages.logits.float(), boxes=stages.boxes.float())
