@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,12 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steadydetr.cli.training_arguments import read
 from steadydetr.criterion import Criterion
 from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations import distill
 from steadydetr.method import Method
-from steadydetr.objectives import Detection, FeatureDistillation, Objective
+from steadydetr.objectives import FGD, FGFI, FKD, MGD, Detection, FeatureDistillation, Objective
 from steadydetr.objectives.feature_distillation import RELEASED_TOP
+from steadydetr.objectives.feature_levels import Level
+from steadydetr.objectives.feature_peers import NonLocalBlock, draw
 from steadydetr.scene import Scene
-from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.structures import Batch, Losses, Memory, Totals
 from steadydetr.teachers import Average, Frozen
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
 from tests.reference import features as slow
@@ -79,6 +83,10 @@ def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
+
+SAME_WIDTH = replace(TEACHER, transformer=TINY)
+EVERY: dict[str, Any] = {**VARIANTS, "released": FeatureDistillation(as_released=True)}
+EVERY |= {"fgd": FGD(), "fgd without attention": FGD(focal=False), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
 
 # by hand (2 positions, d = 2)
 
@@ -212,15 +220,20 @@ def test_gradients_equal_those_of_the_equation_as_written(student: str) -> None:
 # properties
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "released"])
+@pytest.mark.parametrize("variant", EVERY)
 def test_no_gradient_to_the_teacher(variant: str) -> None:
-    same_width = replace(TEACHER, transformer=TINY)
-    objective = VARIANTS.get(variant, FeatureDistillation(as_released=True))
-    method = make(objective, teacher=same_width).train()
+    """The student and what the objective trains get one."""
+    objective = EVERY[variant]
+    method = make(objective, teacher=SAME_WIDTH).train()
     before = {n: t.clone() for n, t in method.teachers.state_dict().items()}
     losses = method(wide(make_batch((2, 3))))
-    losses.total.backward()
-    assert own_value(losses) > 0
+    own_total(losses, objective.name).backward()
+    assert own_value(losses, objective.name) > 0
+    encoder = [p for n, p in method.student.named_parameters() if "neck" in n]
+    assert all(p.grad is not None and p.grad.any() for p in encoder)
+    trained = [n for n, p in method.adapters.named_parameters() if p.grad is None or not p.grad.any()]
+    # the softmax takes a bias out, and at 64 px FKD's maps are pooled to one cell, which takes from itself alone
+    assert not [n for n in trained if not any(part in n for part in (".query.", ".key.", ".where.bias"))]
     assert not [n for n, p in method.teachers.named_parameters() if p.grad is not None or p.requires_grad]
     assert all(torch.equal(before[n], t) for n, t in method.teachers.state_dict().items())
 
@@ -238,23 +251,25 @@ def test_nothing_to_learn_from_oneself(variant: str) -> None:
     assert not any(g.any() for g in gradients(method, own_total(losses)).values())
 
 
-@pytest.mark.parametrize("variant", ["paper", "mean", "every", "best", "released"])
+@pytest.mark.parametrize("variant", EVERY)
 def test_micro_batches_sum_to_the_whole(variant: str) -> None:
-    same_width = replace(TEACHER, transformer=TINY)
-    method = make(VARIANTS.get(variant, FeatureDistillation(as_released=True)), teacher=same_width)
+    name = EVERY[variant].name
+    method = make(EVERY[variant], teacher=SAME_WIDTH)
     batch = wide(make_batch((2, 0, 3)))
     totals = Totals(5, 3, 3)
     parts = [replace(part_of(batch, images), totals=totals) for images in ([0, 1], [2])]
-    whole = gradients(method, own_total(method(batch)))
-    halves = [gradients(method, own_total(method(part))) for part in parts]
+    whole = gradients(method, own_total(method(batch), name))
+    halves = [gradients(method, own_total(method(part), name)) for part in parts]
     assert_close({n: halves[0][n] + halves[1][n] for n in whole}, whole)
 
 
-def test_garbage_in_the_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", [name for name in EVERY if name not in ("released", "inputs")])
+def test_garbage_in_the_padding_changes_nothing(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even NaN, neither the loss nor a gradient. The released code counts its padding."""
-    method, batch = make(FeatureDistillation()), wide(make_batch((2, 3)))
+    name = EVERY[variant].name
+    method, batch = make(EVERY[variant]), wide(make_batch((2, 3)))
     clean = method(batch)
-    expected_gradients = gradients(method, own_total(clean))
+    expected_gradients = gradients(method, own_total(clean, name))
     for detector in (method.student, method.teaching["teacher"]):
         encode = detector.encode
 
@@ -268,21 +283,25 @@ def test_garbage_in_the_padding_changes_nothing(monkeypatch: pytest.MonkeyPatch)
     teacher = method.teaching["teacher"]
     monkeypatch.setattr(teacher, "decode", lambda memory, groups, d=teacher.decode: d(scene_memory(memory), groups))
     soiled_losses = method(batch)
-    assert own_value(soiled_losses) == pytest.approx(own_value(clean), rel=1e-12)
-    assert_close(gradients(method, own_total(soiled_losses)), expected_gradients)
+    assert own_value(soiled_losses, name) == pytest.approx(own_value(clean, name), rel=1e-12)
+    assert_close(gradients(method, own_total(soiled_losses, name)), expected_gradients)
 
 
 def scene_memory(memory: Any) -> Any:
     return replace(memory, tokens=torch.nan_to_num(memory.tokens))
 
 
-def test_images_without_objects_teach_nothing_but_keep_every_parameter() -> None:
-    method = make(FeatureDistillation())
+@pytest.mark.parametrize("variant", EVERY)
+def test_images_without_objects_keep_every_parameter(variant: str) -> None:
+    """What looks near objects then teaches nothing."""
+    objective = EVERY[variant]
+    method = make(objective, teacher=SAME_WIDTH)
     losses = method(wide(make_batch((0, 0))))
-    assert own_value(losses) == 0
+    assert (own_value(losses, objective.name) == 0) == (variant in ("paper", "cosine", "inputs", "initial", "every", "best", "fgfi"))
     losses.total.backward()
     missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert not [n for n in missing if "adapters" in n or "encoder" in n or "backbone" in n]
+    assert all(p.grad.isfinite().all() for p in method.parameters() if p.grad is not None)
 
 
 def test_share_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,6 +318,134 @@ def test_share_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     own = torch.autograd.grad(own_total(again), kept[0], retain_graph=True)[0]
     rest = torch.autograd.grad(own_total(again, "main"), kept[0])[0]
     assert float(share) == pytest.approx(float(own.norm() / (own.norm() + rest.norm())), rel=1e-5)
+
+
+# the methods that the paper compares with
+
+PEERS: dict[str, Objective] = {"fgd": FGD(), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
+SIZE = (5, 7)
+
+
+def level_of(student: Tensor, teacher: Tensor, size: tuple[int, int] = SIZE) -> Level:
+    """Tokens [B, L, d] without padding."""
+    padding = torch.zeros(student.shape[:2], dtype=torch.bool)
+    return Level(student, teacher, padding, size, torch.tensor(size[::-1]).expand(len(student), 2), 0)
+
+
+def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
+    """Objective, its module away from where it starts, tokens of two images and what a scene says of them."""
+    torch.manual_seed(1)
+    objective: Any = PEERS[name]
+    module = objective.module(6, 8, 8)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    batch = wide(make_batch((3, 2)))
+    student, teacher = torch.randn(2, SIZE[0] * SIZE[1], 6).double(), torch.randn(2, SIZE[0] * SIZE[1], 8).double()
+    empty = torch.zeros(2, SIZE[0] * SIZE[1], dtype=torch.bool)
+    memory = Memory(student, empty, (SIZE,), torch.ones(2, 1, 2), student)
+    return objective, module.double(), student, teacher, SimpleNamespace(targets=batch.targets, batch=batch, memory=memory)
+
+
+def test_fgd_equals_the_loops() -> None:
+    objective, module, student, teacher, scene = peer_case("fgd")
+    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), scene).items()}
+    expected = [0.0, 0.0, 0.0]
+    for b, objects in enumerate(scene.targets.split()):
+        mask = slow.foreground([slow.in_cells(box, SIZE[1], SIZE[0]) for box in objects.boxes.tolist()], SIZE)
+        terms = slow.fgd(module["align"](student[b]).tolist(), teacher[b].tolist(), mask, objective.temperature)
+        expected = [a + t for a, t in zip(expected, terms, strict=True)]
+    assert [found["foreground"], found["background"], found["attention"]] == pytest.approx(expected, rel=1e-9)
+
+
+def test_fkd_equals_the_loops() -> None:
+    objective, module, student, teacher, scene = peer_case("fkd")
+    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), scene).items()}
+    terms = [slow.fkd(module["align"](s).tolist(), t.tolist(), objective.temperature) for s, t in zip(student, teacher, strict=True)]
+    assert [found["feature"], found["attention"]] == pytest.approx([sum(t[k] for t in terms) for k in (0, 1)], rel=1e-9)
+
+
+def test_fkd_relates_every_cell_to_every_other() -> None:
+    """Without pooling: z = x + W sum_j softmax_j(theta(x) phi(x_j)) g(x_j), one cell after the other."""
+    torch.manual_seed(0)
+    block, level = NonLocalBlock(4, 1).double(), level_of(*(torch.randn(1, 6, 4).double(),) * 2, (2, 3))
+    nn.init.normal_(block.output.weight)
+    cells, empty = block(level.student, level)
+    x = level.student[0]
+    for i in range(6):
+        weight = torch.stack([block.query(x[i]) @ block.key(x[j]) for j in range(6)]).softmax(0)
+        expected = x[i] + block.output(torch.stack([weight[j] * block.value(x[j]) for j in range(6)]).sum(0))
+        torch.testing.assert_close(cells[0, i], expected)
+    assert not empty.any()
+
+
+def test_fgfi_equals_the_loops() -> None:
+    objective, module, student, teacher, scene = peer_case("fgfi")
+    found, weight = objective.terms(module, level_of(student, teacher), scene)["imitated"]
+    anchors, usable = token_anchors(scene.memory)
+    total = 0.0
+    for b, objects in enumerate(scene.targets.split()):
+        near = slow.imitated(objects.boxes.tolist(), anchors[b].tolist())
+        assert 0 < sum(near) < len(near) and usable.all()
+        adapted = module(student[b].T.unflatten(1, SIZE)[None])[0].flatten(1).T.tolist()
+        distances = [slow.squared_distance(a, t) for a, t, n in zip(adapted, teacher[b].tolist(), near, strict=True) if n]
+        total += sum(distances) / (2 * len(distances))
+    assert float(found.detach()) == pytest.approx(total, rel=1e-6) and weight == 0.01  # anchors are in float32
+
+
+def test_mgd_leaves_out_its_share_of_the_places() -> None:
+    """Places that are left out cannot be seen: what stands there changes nothing."""
+    objective, module, student, teacher, scene = peer_case("mgd")
+    large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
+    kept = draw(scene.batch, large) <= 1 - objective.masked
+    assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
+    left_out = draw(scene.batch, level_of(student, teacher)) > 1 - objective.masked
+    other = torch.where(left_out[..., None], student + 5, student)
+    values = [float(objective.terms(module, level_of(s, teacher), scene)["generated"][0].detach()) for s in (student, other, student + 5)]
+    assert values[0] == values[1] != values[2]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
+    """Two columns and a line of padding around the same tokens change no term."""
+    objective, module, student, teacher, scene = peer_case(name)
+    tall = (SIZE[0] + 1, SIZE[1] + 2)
+
+    def padded(tokens: Tensor, value: float) -> Tensor:
+        maps = tokens.transpose(1, 2).unflatten(2, SIZE)
+        return nn.functional.pad(maps, (0, 2, 0, 1), value=value).flatten(2).transpose(1, 2)
+
+    padding = padded(torch.zeros(2, SIZE[0] * SIZE[1], 1), 1.0)[..., 0].bool()
+    ratios = torch.tensor((SIZE[1] / tall[1], SIZE[0] / tall[0])).expand(2, 1, 2)
+    plain = level_of(student, teacher)
+    level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
+    around = SimpleNamespace(**vars(scene) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
+    if name == "mgd":
+        drawn = draw(scene.batch, plain)
+        before = module(plain, (drawn < 0.35).double())
+        after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
+        torch.testing.assert_close(after[~padding], before.flatten(0, 1))
+        return
+    expected = objective.terms(module, plain, scene)
+    for part, (value, _) in objective.terms(module, level, around).items():
+        torch.testing.assert_close(value, expected[part][0], rtol=1e-9, atol=0, msg=part)
+
+
+def test_fgd_learns_nothing_from_oneself() -> None:
+    torch.manual_seed(0)
+    student = DETECTORS["refine"].build(CLASSES)
+    method = Method(student, Criterion(), (Detection(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
+    assert own_value(method(wide(make_batch((2, 3)))), "fgd") == 0
+
+
+def test_defaults_of_the_peers() -> None:
+    """Of their papers; FGD's as in DETRDistill's code."""
+    weights = {}
+    for name, objective in PEERS.items():
+        weights[name] = {part: w for part, _, w in make(objective)(wide(make_batch((1,)))) if part.startswith(name)}
+    assert weights["fgd"] == {"fgd/foreground": 1e-3, "fgd/background": 5e-4, "fgd/attention": 5e-4, "fgd/context": 5e-6}
+    assert weights["mgd"] == {"mgd/generated": 2e-5} and weights["fgfi"] == {"fgfi/imitated": 0.01}
+    assert weights["fkd"] == {"fkd/feature": 7e-5, "fkd/attention": 4e-3, "fkd/relation": 7e-5}
 
 
 # teachers that differ
@@ -357,6 +504,8 @@ def test_every_row_of_the_tables_is_one_override() -> None:
     ):
         recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives
+    for name, peer in PEERS.items():
+        assert peer in read("small-dino", [f"--objectives.{name}", name])[0].objectives
 
 
 def test_defaults_are_the_papers() -> None:

@@ -6,12 +6,28 @@ from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
 from steadydetr.objectives.detection import Detection
 from steadydetr.objectives.feature_distillation import FeatureDistillation
+from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
 from steadydetr.objectives.matching_distillation import MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
-OBJECTIVES = (Detection, Denoising, PredictionDistillation, AuxiliaryGroups, AssignmentDistillation, FeatureDistillation)
+OBJECTIVES = (
+    Detection,
+    Denoising,
+    PredictionDistillation,
+    AuxiliaryGroups,
+    AssignmentDistillation,
+    FeatureDistillation,
+    FGD,
+    MGD,
+    FKD,
+    FGFI,
+)
 
 __all__ = [
+    "FGD",
+    "FGFI",
+    "FKD",
+    "MGD",
     "OBJECTIVES",
     "AssignmentDistillation",
     "AuxiliaryGroups",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
 from steadydetr.criterion import Criterion
-from steadydetr.equations.distill import query_masks, released_mask
+from steadydetr.equations.distill import background, foreground, query_masks, released_mask
 from steadydetr.method import Method
-from steadydetr.objectives import Detection, FeatureDistillation, feature_distillation
+from steadydetr.objectives import FGD, MGD, Detection, FeatureDistillation, feature_distillation, feature_peers
 from steadydetr.objectives.feature_distillation import released_queries, released_terms
 from steadydetr.objectives.feature_levels import Level
+from steadydetr.objectives.feature_peers import boxes_in_cells
 from steadydetr.structures import Stages, Targets
 from steadydetr.teachers import Frozen
 from tests.parity.golden import cases, load
@@ -84,3 +86,74 @@ def test_released_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for stage, value in enumerate(losses["features/error"]):
         close(value, tensors[f"out.stage{stage}.feature_part"].reshape(()), atol=0, rtol=2e-5)
     assert dict((name, weight) for name, _, weight in losses)["features/error"] == 1
+
+
+@pytest.mark.parametrize("path", cases("mmdet/fgd_*"))
+def test_fgd(path: Path) -> None:
+    """Terms before their weights, attention and masks, the total and its gradients, to both context blocks too."""
+    config, tensors = load(path)
+    objective = FGD(focal=not config["no_attention"])
+    weights = [config[f"{name}_fgd"] for name in ("alpha", "beta", "gamma", "lambda")] + [config["temp"]]
+    assert [objective.foreground, objective.background, objective.attention, objective.context, objective.temperature] == weights
+    module = objective.module(config["student_channels"], config["teacher_channels"], 8)
+    module.load_state_dict(fgd_state(tensors, "state."))
+    student = tensors["in.preds_S"].requires_grad_()
+    given = level(student, tensors["in.preds_T"])
+    images = len(student)
+    targets = targets_of(tensors, images)
+
+    covered = foreground(boxes_in_cells(targets, given), targets.image, images, given.size)
+    close(covered, tensors["out.Mask_fg"].flatten(1), atol=0, rtol=1e-6)
+    close(background(covered, given.padding), tensors["out.Mask_bg"].flatten(1), atol=0, rtol=1e-6)
+    aligned = module["align"](given.student)  # type: ignore[index, operator]
+    for features, who in ((aligned, "s"), (given.teacher, "t")):
+        places, kinds = objective._attention(features, given.padding)
+        close(places, tensors[f"out.S_attention_{who}"].flatten(1), atol=0, rtol=2e-5)
+        close(kinds, tensors[f"out.C_attention_{who}"], atol=0, rtol=2e-5)
+
+    terms = objective.terms(module, given, SimpleNamespace(targets=targets))  # type: ignore[arg-type]
+    names = {"foreground": "fg", "background": "bg", "attention": "mask", "context": "rela"}
+    for name, (value, _) in terms.items():
+        close(value / images, tensors[f"out.{names[name]}_loss"], atol=0, rtol=1e-5, name=name)
+    total = sum(value * weight for value, weight in terms.values()) / images
+    close(total, tensors["out.total"], atol=0, rtol=1e-5)  # type: ignore[arg-type]
+    total.sum().backward()  # type: ignore[union-attr]
+    close(student.grad, tensors["out.grad_preds_S"], atol=2e-7, rtol=1e-4)  # type: ignore[arg-type]
+    norms = fgd_state(tensors, "out.gradnorm.")
+    for name, parameter in module.named_parameters():
+        close(parameter.grad.norm().reshape(1), norms[name].reshape(1), atol=1e-7, rtol=1e-4, name=name)  # type: ignore[union-attr]
+
+
+def fgd_state(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Official names -> ours; 1 x 1 convolutions are linear layers here."""
+    ours = {"conv_mask_s": "student.where", "conv_mask_t": "teacher.where", "align": "align"}
+    ours |= {"channel_add_conv_s": "student.what", "channel_add_conv_t": "teacher.what"}
+    found = {}
+    for key, value in tensors.items():
+        if key.startswith(prefix):
+            head, _, rest = key.removeprefix(prefix).partition(".")
+            found[f"{ours[head]}.{rest}"] = value.flatten(1) if value.ndim == 4 else value.flatten()
+    return found
+
+
+@pytest.mark.parametrize("path", cases("mmdet/mgd_*"))
+def test_mgd(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, tensors = load(path)
+    objective = MGD()
+    assert (objective.weight, objective.masked) == (config["alpha_mgd"], config["lambda_mgd"])
+    module = objective.module(config["student_channels"], config["teacher_channels"], 8)
+    ours = {"state.generation.0": "first", "state.generation.2": "second", "state.align": "align"}
+    state = {f"{ours[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": v for key, v in tensors.items() if key.startswith("state.")}
+    module.load_state_dict({key: value.flatten(1) if key == "align.weight" else value for key, value in state.items()})
+    student = tensors["in.preds_S"].requires_grad_()
+    given = level(student, tensors["in.preds_T"])
+    drawn = tensors["in.rand"].flatten(1)
+    kept = (drawn <= 1 - objective.masked).float()
+    assert torch.equal(kept, tensors["out.kept_mask"].flatten(1))
+    close(given.as_map(module(given, kept)), tensors["out.generated"], atol=2e-6)
+    monkeypatch.setattr(feature_peers, "draw", lambda *_: drawn)
+    value, weight = objective.terms(module, given, SimpleNamespace(batch=None))["generated"]  # type: ignore[arg-type]
+    close(value / len(student), tensors["out.sum_sq_over_N"], atol=0, rtol=1e-5)
+    loss = value / len(student) * weight
+    close(loss, tensors["out.loss"], atol=0, rtol=1e-5)
+    close(torch.autograd.grad(loss.sum(), student)[0], tensors["out.grad_preds_S"], atol=1e-9, rtol=1e-4)
