@@ -25,7 +25,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     6: ("method", "recipe", "figures"),
     7: ("run", "train"),
     8: ("recipes",),
-    9: ("predict", "compare", "report", "paper_figures", "cli", "__main__", "__init__"),  # __init__: the public names of the package
+    9: ("predict", "compare", "report", "cost", "paper_figures", "cli", "__main__", "__init__"),  # the last: the public names
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
