@@ -21,7 +21,7 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("classification", "criterion", "nn"),
     3: ("detectors", "groups"),
     4: ("scene", "teachers", "checkpoint", "data", "evaluation"),
-    5: ("objectives", "stability", "sampling", "training_config", "convert", "optimiser", "pictures", "records"),
+    5: ("objectives", "stability", "sampling", "feature_masks", "training_config", "convert", "optimiser", "pictures", "records"),
     6: ("method", "recipe", "figures"),
     7: ("run", "train"),
     8: ("recipes",),
