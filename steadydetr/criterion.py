@@ -10,7 +10,7 @@ from torch import Tensor
 from steadydetr.classification import ClassCost, ClassTarget, FocalCost, HardTarget, Pairs
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
-from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
+from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32
 
 CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
 
@@ -46,7 +46,7 @@ class Criterion:
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
         """The assignment problem of every stage with the targets of the batch, priced in float32 or better."""
         with torch.autocast(stages.logits.device.type, enabled=False):
-            logits, boxes = (_at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
+            logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             stages = Stages(logits, boxes, valid=stages.valid)
             terms = pairwise_terms(stages, targets, self.giou_eps)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
@@ -78,7 +78,7 @@ class Criterion:
         losses.add(f"{name}/giou", giou / normaliser, weights.giou)
 
     def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
-        logits = _at_least_float32(stages.logits)
+        logits = at_least_float32(stages.logits)
         if stages.valid is not None:  # replaced before the loss, which then is 0: masked after it, 0 * NaN would reach the gradient
             logits = torch.where(stages.valid[..., None], logits, CERTAIN_BACKGROUND)
         logits = logits.flatten(0, 1)
@@ -98,21 +98,17 @@ class Criterion:
         return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
 
     def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:
-        logits, boxes = (_at_least_float32(tensor).detach() for tensor in stages.flat)
+        logits, boxes = (at_least_float32(tensor).detach() for tensor in stages.flat)
         score = logits[match.image, match.query, folded.labels[match.target]].sigmoid()
         iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target], self.giou_eps)
-        detached = Stages(stages.logits.detach(), _at_least_float32(stages.boxes.detach()), valid=stages.valid)
+        detached = Stages(stages.logits.detach(), at_least_float32(stages.boxes.detach()), valid=stages.valid)
         return Pairs(score, iou, match.image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
-        boxes = _at_least_float32(stages.flat[1])[match.image, match.query]
+        boxes = at_least_float32(stages.flat[1])[match.image, match.query]
         l1, giou, _ = box_terms(boxes, folded.boxes[match.target].to(boxes.dtype), self.giou_eps)
         if match.weight is not None:
             l1, giou = l1 * match.weight, giou * match.weight
         stage_count, images = stages.logits.shape[:2]
         zeros, stage = boxes.new_zeros(stage_count), match.image // images
         return zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou)
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -64,12 +64,18 @@ class Method(nn.Module):
         return tuple(f"teachers.{name}." for name, teacher in self.teachers.items() if not isinstance(teacher, Average))
 
     def forward(self, batch: Batch) -> Losses:
-        scene = Scene.of(batch, self.student, self.criterion, self.teaching, dict(self.adapters))
-        groups = [group for objective in self.objectives for group in objective.groups(scene)]
+        return self.losses(self.look(batch), self.objectives)
+
+    def look(self, batch: Batch) -> Scene:
+        return Scene.of(batch, self.student, self.criterion, self.teaching, dict(self.adapters))
+
+    def losses(self, scene: Scene, objectives: Sequence[Objective]) -> Losses:
+        """Of some of the method's objectives."""
+        groups = [group for objective in objectives for group in objective.groups(scene)]
         stages = self.student.decode(scene.memory, groups)
-        problems = [problem for o in self.objectives for problem in o.problems(scene, stages, self.criterion)]
+        problems = [problem for o in objectives for problem in o.problems(scene, stages, self.criterion)]
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
         losses = Losses()
-        for objective in self.objectives:
+        for objective in objectives:
             objective.add_losses(losses, scene, stages, solved, self.criterion)
         return losses

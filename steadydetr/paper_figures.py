@@ -6,23 +6,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadydetr import figures
-from steadydetr.checkpoint import find_checkpoint, read_card
+from steadydetr.checkpoint import find_checkpoint, load_detector, read_card
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
+from steadydetr.feature_masks import draw_masks
 from steadydetr.predict import load_models, run_criterion
 from steadydetr.records import WEIGHTS, Records, read_all
 from steadydetr.sampling import draw_looks
 
+MASKS = ("query-masks", "level-masks", "activation")
+
 
 def write_figures(
-    runs: Sequence[Path], output: Path, suffix: str = "png", data: str | None = None, split: str = "val", objects: int = 3
+    runs: Sequence[Path],
+    output: Path,
+    suffix: str = "png",
+    data: str | None = None,
+    split: str = "val",
+    objects: int = 3,
+    teacher: str = "",
 ) -> tuple[list[Path], dict[str, str]]:
     """Write every figure that the runs have data for into the folder `output`.
 
     Args:
         runs: folders of runs, or with runs below them.
         suffix: png, svg or pdf.
-        data: data set of the sampling points; None: they are left out.
+        data: data set of the sampling points and masks; None: they are left out.
+        teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
 
     Returns:
         The files, and for every figure that could not be drawn the reason.
@@ -45,10 +55,14 @@ def write_figures(
         else:
             missing[name] = panel.needs
     if data is None:
-        missing["sampling-points"] = "needs --data"
-    else:
-        written.append(output / f"sampling-points.{suffix}")
-        _draw_sampling(found, data, split, objects, written[-1])
+        missing |= dict.fromkeys(["sampling-points", *MASKS], "needs --data")
+        return written, missing
+    written.append(output / f"sampling-points.{suffix}")
+    _draw_sampling(found, data, split, objects, written[-1])
+    try:
+        written += _draw_masks(found, data, split, objects, teacher, output, suffix)
+    except FileNotFoundError as error:
+        missing |= dict.fromkeys(MASKS, str(error))
     return written, missing
 
 
@@ -60,3 +74,15 @@ def _draw_sampling(runs: Sequence[Records], data: str, split: str, objects: int,
         models |= {f"{run.label}, {WEIGHTS[name]}": model for name, model in load_models(folder, "cpu").items()}
     config = DataConfig(resize=read_card(folders[0]).resize, workers=0)
     draw_looks(models, run_criterion(folders[0]), open_data(data, split), config, output, objects)
+
+
+def _draw_masks(runs: Sequence[Records], data: str, split: str, objects: int, teacher: str, output: Path, suffix: str) -> list[Path]:
+    """Raises FileNotFoundError where there is no teacher, or its checkpoint is gone."""
+    named = [part.get("checkpoint", "") for run in runs for part in run.recipe.get("teachers", [])]
+    teacher = teacher or next(filter(None, named), "")
+    if not teacher:
+        raise FileNotFoundError("needs a run with a trained teacher, or --teacher CHECKPOINT")
+    folder = find_checkpoint(Path(teacher).expanduser())
+    loaded = load_detector(folder)
+    config = DataConfig(resize=loaded.card.resize, workers=0)
+    return draw_masks(loaded.detector, run_criterion(folder), open_data(data, split), config, output, suffix, objects)

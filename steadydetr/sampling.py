@@ -97,7 +97,7 @@ def draw_looks(
         models: by what their column is called.
         objects: rows, the first images that have an object; nothing is drawn where there is none.
     """
-    rows = list(_first_objects(dataset, config, objects))
+    rows = list(first_objects(dataset, config, objects))
     if not rows:
         return
     figure = Figure(figsize=(3.2 * len(models) + 0.6, 3.3 * len(rows)), layout="constrained")
@@ -111,7 +111,7 @@ def draw_looks(
     figure.savefig(output, dpi=110)
 
 
-def _first_objects(dataset: Dataset, config: DataConfig, count: int) -> Iterator[tuple[int, Batch, int]]:
+def first_objects(dataset: Dataset, config: DataConfig, count: int) -> Iterator[tuple[int, Batch, int]]:
     """Position, batch and largest object of the first images with objects; every batch is one image."""
     few = first_images(for_training(dataset)[0], 10 * count)
     for position, batch in enumerate(EvalLoader(few, config, batch_size=1)):

@@ -26,6 +26,7 @@ class Scene:
     proposals: Stages | None
     lessons: dict[str, Lesson]  # by the teachers' names
     adapters: Mapping[str, nn.Module]  # what objectives train besides the student, by their names
+    teachers: Mapping[str, Detector]
 
     @staticmethod
     def of(
@@ -42,7 +43,7 @@ class Scene:
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])
         lessons = {name: Lesson(*view, solved) for name, view, solved in zip(teachers, views, solve(problems), strict=True)}
-        return Scene(batch, student, memory, queries, proposals, lessons, adapters or {})
+        return Scene(batch, student, memory, queries, proposals, lessons, adapters or {}, teachers)
 
     @property
     def targets(self) -> Targets:

@@ -184,16 +184,19 @@ class Stages:
         return None if self.valid is None else self.valid.expand(self.logits.shape[:3]).flatten(0, 1)
 
     def in_float32(self) -> Stages:
-        """Logits and boxes in float32, or in float64 where they are."""
-        if self.logits.dtype == torch.float64:
-            return self
-        return replace(self, logits=self.logits.float(), boxes=self.boxes.float())
+        """Logits, boxes and content in float32 or better."""
+        content = None if self.content is None else at_least_float32(self.content)
+        return replace(self, logits=at_least_float32(self.logits), boxes=at_least_float32(self.boxes), content=content)
 
     def __getitem__(self, stages: slice) -> Stages:
         def pick(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[stages]
 
         return Stages(self.logits[stages], self.boxes[stages], pick(self.content), pick(self.reference), self.valid, pick(self.masks))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 class Losses:

@@ -85,9 +85,9 @@ def train_step(run: Run, batches: list[Batch]) -> Step:
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
             with accelerator.autocast():
                 losses = run.wrapped(batch.to(accelerator.device))
-            values, measures = to_host(losses)
-            check_finite(run, values, batch)
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
+            values, measures = to_host(losses)  # after backward, which some measures are of
+            check_finite(run, values, batch)
         logged = {name: logged.get(name, 0.0) + value for name, value in values.items()}
         measured = {name: measured.get(name, 0.0) + value / len(batches) for name, value in measures.items()}
     norm = nn.utils.clip_grad_norm_(run.method.parameters(), config.clip or math.inf)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
@@ -12,14 +14,17 @@ import pytest
 import torch
 from PIL import Image
 
+from steadydetr import paper_figures
 from steadydetr.cli import main
 from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
-from steadydetr.paper_figures import write_figures
+from steadydetr.feature_masks import answer
+from steadydetr.paper_figures import MASKS, write_figures
 from steadydetr.sampling import draw_looks, look
 from steadydetr.train import train
 from tests.conftest import CLASSES, DETECTORS, make_batch
+from tests.reference.features import dot
 from tests.test_train import tiny
 
 
@@ -31,8 +36,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_figure_is_drawn(run: Path, tmp_path: Path) -> None:
-    written, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", objects=2)
+    written, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", objects=2, teacher=str(run))
     names = ["unstable-score", "instability", "consistency", "ap-around-drop", "instability-by-stage", "sampling-points"]
+    names += ["query-masks", "level-masks", "activation"]
     assert [path.stem for path in written] == names and not missing
     for path in written:
         with Image.open(path) as image:
@@ -89,3 +95,47 @@ def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
     config = DataConfig(resize=FixedSize(64, 64), workers=0)
     draw_looks({"a": DETECTORS["dino"].build(6)}, Criterion(), data, config, tmp_path / "none.png", objects=0)
     assert not (tmp_path / "none.png").exists()
+
+
+def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs' own is taken; without one, or where it is gone, the other figures are drawn all the same."""
+    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "draw_masks", lambda teacher, *_: [tmp_path / f"{type(teacher).__name__}.png"])
+    data = "shapes:size=64,images=5"
+    missing = write_figures([run], tmp_path, data=data)[1]
+    assert missing == dict.fromkeys(MASKS, "needs a run with a trained teacher, or --teacher CHECKPOINT")
+    taught = tmp_path / "taught"
+    shutil.copytree(run, taught)
+    plain = json.loads((taught / "config.json").read_text())
+    for checkpoint, drawn in ((run, True), (tmp_path / "nowhere", False)):
+        plain["recipe"]["teachers"] = [{"type": "steadydetr.teachers.TrainedTeacher", "checkpoint": str(checkpoint)}]
+        (taught / "config.json").write_text(json.dumps(plain))
+        written, missing = write_figures([taught], tmp_path / "out", data=data)
+        assert ("DINO" in [path.stem for path in written]) == drawn
+        assert drawn or "nowhere does not exist" in missing["activation"]
+
+
+def test_masks_are_products_of_queries_and_tokens(detector_config: DetectorConfig) -> None:
+    """Of the last stage; all queries by their quality, which only matched ones have; maps without padding."""
+    torch.manual_seed(0)
+    teacher, plain = detector_config.build(CLASSES), make_batch((3,))
+    padding = torch.zeros(1, 64, 96, dtype=torch.bool)
+    padding[..., 64:] = True
+    batch = replace(plain, images=torch.cat((plain.images, torch.zeros(1, 3, 64, 32)), 3), padding=padding)
+    found = answer(teacher, Criterion(), batch)
+    assert teacher.training and 0 < len(found.quality.nonzero()) <= 3
+    tokens, queries = found.memory.tokens[0].tolist(), found.queries.tolist()
+    for q in (0, 5):
+        assert found.masks[q].tolist() == pytest.approx([dot(token, queries[q]) for token in tokens], abs=1e-4)
+    weighted = sum(w * mask for w, mask in zip(found.quality.tolist(), found.masks, strict=True))
+    assert torch.allclose(found.weighted, weighted, atol=1e-4)
+    assert [m.shape for m in found.levels(found.weighted)] == [(8, 8), (4, 4), (2, 2)]
+    assert torch.equal(found.levels(found.weighted)[0][:, -1], found.weighted[7:96:12])
+
+
+def test_levels_are_averaged_at_the_size_of_the_finest() -> None:
+    torch.manual_seed(0)
+    found = answer(DETECTORS["refine"].build(CLASSES), Criterion(), make_batch((1,)))
+    lengths = [h * w for h, w in found.memory.levels]
+    values = torch.cat([torch.full((n,), value) for n, value in zip(lengths, (1.0, 2.0, 6.0), strict=True)])
+    assert torch.allclose(found.over_levels(values), torch.full((8, 8), 3.0))

@@ -202,14 +202,15 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
 def documented_commands() -> list[str]:
     """The ablation commands of the recipes page, its abbreviations written out."""
     page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-    found = re.findall(r"`((?:steadydetr train|steadydetr distill|R|D|T3|T7|X|L)\b[^`]*)`", page)
+    found = re.findall(r"`((?:steadydetr train|steadydetr distill|R|D|T3|T7|X|L|F)\b[^`]*)`", page)
     train = "steadydetr train {} --data path/to/coco"
     short = {"R": train.format("stable-dino-4scale-r50-12ep"), "D": train.format("od-deformable-detr-r50-24ep")}
     short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
     short["T3"] = next(c for c in found if "guide.no-boxes" in c).replace("D", short["D"], 1)
     short["X"] = "steadydetr distill detrdistill-deformable-detr-r101-r50-50ep --teacher runs/r101 --data path/to/coco"
-    short["L"] = f"{short['X']} --objectives.assignment none"
-    return sorted({re.sub(r"^(R|D|T3|T7|X|L)\b", lambda m: short[m[1]], command) for command in found})
+    short["L"] = f"{short['X']} --objectives.features none --objectives.assignment none"
+    short["F"] = f"{short['X']} --objectives.logits none --objectives.assignment none"
+    return sorted({re.sub(r"^(R|D|T3|T7|X|L|F)\b", lambda m: short[m[1]], command) for command in found})
 
 
 @pytest.mark.parametrize("command", documented_commands())

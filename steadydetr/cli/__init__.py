@@ -20,6 +20,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr report RUN [RUN ...]            one HTML page: curves, AP, stability, losses, predictions, what differs
   steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
+  steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
   steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
 
 DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
@@ -40,6 +41,7 @@ COMMANDS = {
     "report": "report",
     "figures": "figures",
     "predict": "predict",
+    "cost": "cost",
     "convert": "convert",
 }
 MENDABLE = (

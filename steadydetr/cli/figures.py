@@ -21,7 +21,10 @@ instability              OD-DETR Fig. 1: between epochs, trained and averaged we
 consistency              OD-DETR Fig. 5: share of queries with the same object in both
 ap-around-drop           OD-DETR Fig. 6: with and without Stop Update or prediction distillation, whatever the runs are
 instability-by-stage     DETRDistill Fig. 7: IS^k
-sampling-points          OD-DETR Fig. 7: of the same objects, a column a model"""
+sampling-points          OD-DETR Fig. 7: of the same objects, a column a model
+query-masks              DETRDistill Fig. 4: where a teacher's features answer to one query, of the best and the poorest
+level-masks              DETRDistill Fig. 6: to all its queries by their quality, level by level
+activation               DETRDistill Fig. 2: mean of |F|, before and after the teacher's encoder"""
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,12 @@ class FiguresArguments:
     """Folder of the files; figures of the same names in it are replaced."""
     format: Literal["png", "svg", "pdf"] = "png"
     data: str | None = None
-    """Data set for the sampling points: a folder, or shapes."""
+    """Data set for sampling points, masks and activation: a folder, or shapes."""
     split: str = "val"
     objects: int = 3
-    """Images of the sampling points: the first that have an object."""
+    """Images of them: the first that have an object."""
+    teacher: str = ""
+    """Checkpoint whose masks and activation are drawn; the runs' trained teacher if not given."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -44,7 +49,9 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
     from steadydetr.paper_figures import write_figures
 
-    written, missing = write_figures(arguments.runs, arguments.output, arguments.format, arguments.data, arguments.split, arguments.objects)
+    written, missing = write_figures(
+        arguments.runs, arguments.output, arguments.format, arguments.data, arguments.split, arguments.objects, arguments.teacher
+    )
     for path in written:
         print(f"Wrote {path}")
     for name, why in missing.items():

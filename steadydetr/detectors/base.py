@@ -19,7 +19,8 @@ class Detector(nn.Module, ABC):
     """Images to memory, memory to queries, query groups to stages of predictions. It knows no loss and no training method."""
 
     num_classes: int
-    width: int  # of memory and queries
+    width: int  # of its tokens and queries
+    strides: tuple[int, ...]  # of the levels of its memory, in pixels, fine to coarse
     mean: Tensor
     std: Tensor
     class_agnostic_proposals = False  # the encoder's proposals tell objects from background only, as label 0 (Deformable DETR)

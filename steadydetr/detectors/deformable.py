@@ -98,6 +98,8 @@ class DeformableDetector(Detector):
         super().__init__()
         self.transformer, self.num_classes, self.width = config, num_classes, config.width
         self.backbone = backbone.build()
+        maps = self.backbone.strides[: config.levels]
+        self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
         c = config

@@ -5,18 +5,37 @@ from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
 from steadydetr.objectives.detection import Detection
+from steadydetr.objectives.feature_distillation import FeatureDistillation
+from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
 from steadydetr.objectives.logits_distillation import LogitsDistillation
 from steadydetr.objectives.matching_distillation import MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
-OBJECTIVES = (Detection, Denoising, PredictionDistillation, AuxiliaryGroups, LogitsDistillation, AssignmentDistillation)
+OBJECTIVES = (
+    Detection,
+    Denoising,
+    PredictionDistillation,
+    AuxiliaryGroups,
+    LogitsDistillation,
+    FeatureDistillation,
+    AssignmentDistillation,
+    FGD,
+    MGD,
+    FKD,
+    FGFI,
+)
 
 __all__ = [
+    "FGD",
+    "FGFI",
+    "FKD",
+    "MGD",
     "OBJECTIVES",
     "AssignmentDistillation",
     "AuxiliaryGroups",
     "Denoising",
     "Detection",
+    "FeatureDistillation",
     "LogitsDistillation",
     "MatchingDistillation",
     "Objective",

@@ -24,6 +24,7 @@ class GivenMaps(nn.Module):
     def __init__(self, maps: list[Tensor]) -> None:
         super().__init__()
         self.maps, self.channels = maps, [m.shape[1] for m in maps]
+        self.strides = [8 * 2**i for i in range(len(maps))]  # of no matter: only their order counts
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return self.maps

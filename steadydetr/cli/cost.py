@@ -1,0 +1,36 @@
+"""`steadydetr cost`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+USAGE = """steadydetr cost RECIPE [--size H W] [--teacher RECIPE_OR_CHECKPOINT] [flags]
+
+  steadydetr cost deformable-detr-r50-50ep                           at 800 x 1333; some minutes on a laptop
+  steadydetr cost small-od-dino --size 128 128
+  steadydetr cost deformable-detr-r50-50ep --teacher dino-4scale-r50-12ep --teachers.teacher trained-teacher
+      --objectives.features feature-distillation
+
+Parameters, and GFLOPs of inference and of a training step with one image; a multiplication with its addition counts once, as in the
+papers. What each distillation objective adds is counted in forward passes, as share of KD / (teacher + student + KD) (DETRDistill).
+Runs on the CPU with random weights. Every field of the recipe is a flag, as in `steadydetr train`."""
+
+
+def run(words: Sequence[str]) -> None:
+    if not words or words[0].startswith("-"):
+        if not words or {"-h", "--help"} & set(words):
+            print(USAGE)
+            return
+        raise ValueError("name a recipe first, as in `steadydetr cost deformable-detr-r50-50ep`")
+    from rich.console import Console
+
+    from steadydetr.cli.cost_arguments import read, tables
+    from steadydetr.config import write_json
+    from steadydetr.cost import measure_cost
+
+    arguments = read(words[0], words[1:], USAGE)
+    cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
+    for table in tables(cost):
+        Console().print(table)
+    if arguments.output is not None:
+        write_json(arguments.output, cost.as_dict())

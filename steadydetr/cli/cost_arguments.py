@@ -1,0 +1,58 @@
+"""The command line of `cost`: a recipe with everything that was overridden, and what is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.table import Table
+
+from steadydetr.cli.overrides import choose
+from steadydetr.cli.parsing import parse
+from steadydetr.cli.training_arguments import find_or_read
+from steadydetr.cost import Cost
+from steadydetr.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class CostArguments:
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    size: tuple[int, int] = (800, 1333)
+    """Height and width of the image."""
+    teacher: str = ""
+    """Recipe or checkpoint of the trained teacher, where the recipe learns from one."""
+    classes: int = 80
+    output: Path | None = None
+    """JSON file for the numbers."""
+
+
+def read(name: str, words: Sequence[str], description: str) -> CostArguments:
+    recipe, words = choose(find_or_read(name), words)
+    return parse(CostArguments, words, f"cost {name}", description, CostArguments(recipe))
+
+
+def tables(cost: Cost) -> list[Table]:
+    """Models; then the parts of a training step."""
+    models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs")
+    for name, size in ({"student": cost.student} | cost.teachers).items():
+        models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference))
+    if cost.adapters:
+        models.add_row("trained by objectives", f"{cost.adapters / 1e6:.2f}", f"{cost.adapters / 1e6:.2f}", "")
+    step = Table("a training step", "GFLOPs", "share")
+    step.add_row("teachers, forward", giga(cost.teaching), "")
+    step.add_row("student and its own losses, forward", giga(cost.forward), "")
+    for part, added in cost.parts.items():
+        step.add_row(f"{part}, forward", giga(added), f"{cost.share(part):.2%}")
+    if len(cost.parts) > 1:
+        step.add_row("all distillation, forward", giga(sum(cost.parts.values())), f"{cost.whole_share:.2%}")
+    step.add_row("forward and backward", giga(cost.step), "")
+    if cost.parts:
+        step.add_row("the same without teachers and distillation", giga(cost.plain_step), "")
+    return [models, step]
+
+
+def giga(count: int) -> str:
+    return f"{count / 1e9:.2f}"

@@ -1,0 +1,109 @@
+"""What all feature objectives share: the levels that student and teacher both have, and how much of the gradient an objective makes.
+
+Legend: L tokens of a level (h * w, row by row), d_S and d_T channels of student and teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steadydetr.detectors.base import Detector
+from steadydetr.objectives.base import require_teacher
+from steadydetr.scene import Scene
+from steadydetr.structures import Losses, Memory, at_least_float32
+
+Source = Literal["encoder", "inputs"]  # what comes out of the encoder, or what went into it
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level of one stride, as both models see it."""
+
+    student: Tensor  # [B, L, d_S]
+    teacher: Tensor  # [B, L, d_T], without gradient
+    padding: Tensor  # [B, L] bool
+    size: tuple[int, int]  # (h, w)
+    extent: Tensor  # [B, 2] (w, h) in cells, of the part that is image
+    start: int  # of its tokens among all tokens of the student
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """[B, L, d] -> [B, d, h, w]."""
+        return tokens.transpose(1, 2).unflatten(2, self.size)
+
+
+def common_strides(student: Detector, teacher: Detector) -> list[int]:
+    """Fine to coarse."""
+    return [stride for stride in student.strides if stride in teacher.strides]
+
+
+def check_levels(name: str, teacher: str, student: Detector, teachers: Mapping[str, Detector]) -> None:
+    """Raises ValueError where there is no such teacher, or one without any level of the student's."""
+    require_teacher(name, teacher, teachers)
+    if not common_strides(student, teachers[teacher]):
+        raise ValueError(
+            f"objective {name} compares feature levels of the same stride, but the student's strides are {list(student.strides)}"
+            f" and those of {teacher!r} {list(teachers[teacher].strides)}"
+        )
+
+
+def shared_levels(scene: Scene, objective: str, teacher: str, source: Source, losses: Losses, with_padding: bool = False) -> list[Level]:
+    """The levels of every stride that both models have, in float32 or better, 0 in the padding unless `with_padding`.
+
+    Logs `objective`/gradient_share.
+    """
+    lesson = scene.lessons[teacher]
+    mine = _by_stride(watched(_tokens(scene.memory, source), objective, losses), scene.memory, scene.student)
+    theirs = _by_stride(_tokens(lesson.memory, source), lesson.memory, scene.teachers[teacher])
+    padding = _by_stride(scene.memory.padding, scene.memory, scene.student)
+    levels = []
+    for stride in common_strides(scene.student, scene.teachers[teacher]):
+        size, start, student = mine[stride]
+        if size != theirs[stride][0]:
+            raise ValueError(f"at stride {stride} the student's map has {size}, the teacher's {theirs[stride][0]} cells")
+        empty = padding[stride][2]
+        student, taught = at_least_float32(student), at_least_float32(theirs[stride][2])
+        if not with_padding:
+            student, taught = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, taught))
+        index = scene.student.strides.index(stride)
+        extent = scene.memory.valid_ratios[:, index] * torch.tensor(size[::-1], device=empty.device)
+        levels.append(Level(student, taught, empty, size, extent, start))
+    return levels
+
+
+def _tokens(memory: Memory, source: Source) -> Tensor:
+    return memory.tokens if source == "encoder" else memory.inputs
+
+
+def _by_stride(tokens: Tensor, memory: Memory, detector: Detector) -> dict[int, tuple[tuple[int, int], int, Tensor]]:
+    """Size, first token and tokens [B, L, ...] of every level."""
+    lengths = [h * w for h, w in memory.levels]
+    parts = tokens.split(lengths, dim=1)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return {s: found for s, *found in zip(detector.strides, memory.levels, starts, parts, strict=True)}  # type: ignore[misc]
+
+
+def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
+    """The tokens, for one objective alone, and a measure of what it does to them: `name`/gradient_share.
+
+    That is ||g|| / (||g|| + ||rest||), g the gradient that the objective sends into the tokens, rest that of everything else. Backward
+    fills it in, from gradients that are there anyway.
+    """
+    if not tokens.requires_grad:
+        return tokens
+    share = torch.zeros((), device=tokens.device)
+    losses.measure(f"{name}/gradient_share", share)
+    mine, own = tokens.view_as(tokens), list[Tensor]()
+
+    def compare(total: Tensor) -> None:
+        gradient = own.pop() if own else torch.zeros_like(total)
+        a, b = gradient.float().norm(), (total - gradient).float().norm()
+        share.copy_(a / (a + b).clamp(min=torch.finfo(a.dtype).tiny))
+
+    mine.register_hook(own.append)
+    tokens.register_hook(compare)
+    return mine

@@ -1,0 +1,132 @@
+"""What a recipe costs: against formulas by hand, the papers' numbers of parameters, and the parts' sums."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from steadydetr.checkpoint import without_pretrained
+from steadydetr.cli import main
+from steadydetr.cost import Cost, count, made_up, measure_cost, measure_size, parameters
+from steadydetr.nn.deformable_attention import DeformableAttention
+from steadydetr.objectives import FGD, FeatureDistillation
+from steadydetr.recipe import Recipe
+from steadydetr.recipes import find
+from steadydetr.teachers import TrainedTeacher
+from tests.conftest import CLASSES, DETECTORS
+
+SIZE = (64, 64)
+
+
+def distilled(*objectives: object) -> Recipe:
+    start = find("small-refine-deformable-detr")
+    return replace(start, detector=DETECTORS["refine"], objectives=(*start.objectives, *objectives), teachers=(TrainedTeacher(),))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def cost() -> Cost:
+    return measure_cost(distilled(FeatureDistillation(), FGD()), SIZE, "small-refine-deformable-detr", CLASSES)
+
+
+def test_a_linear_layer_and_a_convolution_by_hand() -> None:
+    assert count(lambda: nn.Linear(3, 5)(torch.zeros(7, 3))) == 7 * 3 * 5
+    assert count(lambda: nn.Conv2d(3, 5, 3, padding=1)(torch.zeros(1, 3, 4, 6))) == 24 * 5 * 27
+
+
+def test_deformable_attention_by_hand() -> None:
+    """Four linear layers, and four corners of every point of every head, d / heads numbers each. Backward: products and sums once more."""
+    width, heads, points, levels = 8, 2, 3, ((4, 4), (2, 2))
+    module, tokens, queries = DeformableAttention(width, heads, len(levels), points), torch.randn(1, 20, width), torch.randn(1, 5, width)
+    reference, padding = torch.rand(1, 5, len(levels), 4), torch.zeros(1, 20, dtype=torch.bool)
+    total: list[torch.Tensor] = []
+    forward = count(lambda: total.append(module(queries, reference, True, module.project(tokens, padding), levels).sum()))
+    places = heads * len(levels) * points
+    sampling = 5 * places * 4 * (width // heads)
+    linear = 20 * width * width + 5 * width * (places * 2 + places) + 5 * width * width
+    assert forward == linear + sampling
+    weights = 20 * width * width + 5 * width * 3 * places + 5 * width * width  # of every layer; inputs get none but that of the output's
+    assert count(lambda: total[0].backward()) == weights + 5 * width * width + 2 * sampling
+
+
+@pytest.mark.parametrize(
+    ("name", "trainable"),
+    [("deformable-detr-r50-50ep", 39.84)],  # DETRDistill, supplement Table 3
+)
+def test_parameters_are_the_papers(name: str, trainable: float) -> None:
+    with torch.device("meta"):
+        detector = without_pretrained(find(name).detector).build(80)
+    assert round(parameters(detector)[1] / 1e6, 2) == trainable
+
+
+def test_inference_grows_with_the_image() -> None:
+    detector = DETECTORS["dino"].build(CLASSES)
+    small, large = (measure_size(detector, made_up(size, CLASSES)).inference for size in (SIZE, (128, 128)))
+    assert 3 < large / small < 4.2
+
+
+def test_parts_add_up(cost: Cost) -> None:
+    """The student's own forward pass is its inference; the whole is the sum of the parts; shares are of all forward passes."""
+    assert cost.forward == cost.student.inference
+    assert list(cost.parts) == ["features", "fgd"] and min(cost.parts.values()) > 0
+    forward = cost.teaching + cost.forward
+    assert cost.share("fgd") == pytest.approx(cost.parts["fgd"] / (forward + cost.parts["fgd"]))
+    assert cost.whole_share == pytest.approx(sum(cost.parts.values()) / (forward + sum(cost.parts.values())))
+    assert cost.step > cost.plain_step + cost.teaching + sum(cost.parts.values())  # their backward pass besides
+
+
+def test_feature_distillation_by_hand(cost: Cost) -> None:
+    """phi on every token; masks of 7 matched queries on every token, or, where that is less, one matrix of them; mean of nothing else."""
+    tokens, mine, theirs = [64, 16, 4], 16, 96
+    masks = sum(min(7 * n * theirs, 7 * theirs**2 + n * theirs**2) for n in tokens)
+    assert cost.parts["features"] == sum(tokens) * mine * theirs + masks
+    assert cost.adapters == mine * theirs + theirs + fgd_parameters(mine, theirs) * 3
+
+
+def fgd_parameters(mine: int, theirs: int) -> int:
+    half = theirs // 2
+    block = theirs + 1 + (theirs * half + half) + 2 * half + (half * theirs + theirs)
+    return mine * theirs + theirs + 2 * block
+
+
+def test_a_recipe_without_teacher_has_no_parts() -> None:
+    recipe = replace(find("small-dino"), detector=DETECTORS["dino"])
+    cost = measure_cost(recipe, SIZE, classes=CLASSES)
+    assert not cost.parts and not cost.teachers and cost.step == cost.plain_step > 2 * cost.forward
+    assert cost.forward > cost.student.inference  # denoising
+
+
+def test_the_average_of_the_weights_is_a_teacher_too() -> None:
+    recipe = replace(find("small-od-dino"), detector=DETECTORS["dino"])
+    cost = measure_cost(recipe, SIZE, classes=CLASSES)
+    assert list(cost.parts) == ["prediction", "auxiliary"] and cost.teachers["ema"].inference == cost.student.inference
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "cost.json"
+    words = ["cost", "small-refine-deformable-detr", "--size", "64", "64", "--teachers.teacher", "trained-teacher"]
+    words += ["--objectives.features", "feature-distillation", "--teacher", "small-dino", "--output", str(output)]
+    main(words)
+    said = capsys.readouterr().out
+    assert "features, forward" in said and "teacher" in said
+    written = json.loads(output.read_text())
+    assert written["shares"]["features"] == pytest.approx(written["whole_share"])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "name a recipe first"),
+        ("small-dino --teacher small-dino", "small-dino learns from no trained teacher"),
+        ("small-dino --teachers.teacher trained-teacher", "name its recipe or checkpoint by --teacher"),
+        ("small-dino --teachers.teacher trained-teacher --teacher nowhere", "nowhere does not exist"),
+    ],
+)
+def test_errors_say_what_to_do(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["cost", *(words.split() or ["--size", "64", "64"])])
+    assert said in capsys.readouterr().err
