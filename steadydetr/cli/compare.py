@@ -63,6 +63,7 @@ def run(words: Sequence[str]) -> None:
     outcomes = compare(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
     header, *rows = table(outcomes)
     shown = Table(*header)
+    shown.columns[0].overflow = "fold"  # labels are never cut
     for row in rows:
         shown.add_row(*row)
     console.print(shown)
