@@ -368,7 +368,7 @@ def browse(page: Path, width: int, folder: Path) -> Record:
     frame = folder / "frame.html"
     frame.write_text(FRAME.replace("WIDTH", str(width)))
     command = [BROWSER, *SWITCHES, f"--user-data-dir={folder / 'profile'}", "--window-size=1400,900", "--dump-dom", frame.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     found = re.search(r'<pre id="findings">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     findings: Record = json.loads(html.unescape(found[1]))

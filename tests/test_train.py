@@ -169,7 +169,7 @@ def train_in_processes(count: int, recipe: Recipe, output: Path, empty: bool = F
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     done = subprocess.run(
-        [*command, str(script), str(saved), str(output), str(int(empty))], env=environment, capture_output=True, text=True, timeout=600
+        [*command, str(script), str(saved), str(output), str(int(empty))], env=environment, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
