@@ -65,9 +65,7 @@ class DeformableDETR(DeformableDetector):
     def _learned(self, memory: Memory) -> Queries:
         images = memory.tokens.shape[0]
         position = self.query_position.weight
-        content, position, reference = (
-            t.expand(images, -1, -1) for t in (self.query_content.weight, position, self.refer(position))
-        )
+        content, position, reference = (t.expand(images, -1, -1) for t in (self.query_content.weight, position, self.refer(position)))
         return Queries(content, reference, sized=False, position=position)
 
     def refer(self, position: Tensor) -> Tensor:
