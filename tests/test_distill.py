@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,9 +36,13 @@ from steadydetr.recipes.distill import distilled
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses, Totals
 from steadydetr.teachers import Average, EMATeacher, Frozen, TrainedTeacher
+from tests import steps
 from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages, part_of
 from tests.reference import distill as slow
 from tests.reference.matching import best_assignment
+from tests.steps import gradients, terms, wide
+
+assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
 
 ALL: tuple[Objective, ...] = (Detection(), LogitsDistillation(), AssignmentDistillation())
 OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
@@ -69,31 +74,9 @@ def other(name: str, **changes: Any) -> DetectorConfig:
     return replace(DETECTORS[name], **(OTHER | changes))
 
 
-def wide(batch: Batch) -> Batch:
-    """In float64."""
-    return replace(batch, images=batch.images.double(), targets=replace(batch.targets, boxes=batch.targets.boxes.double()))
-
-
 def learned(method: Method) -> dict[str, nn.Parameter]:
     parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
     return {name: parameter for name, parameter in parts if parameter.requires_grad}
-
-
-def gradients(method: Method, total: Tensor) -> dict[str, Tensor]:
-    """Of all that is trained, zeros where none came."""
-    parameters = learned(method)
-    found = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(parameters.items(), found, strict=True)}
-
-
-def terms(losses: Losses) -> dict[str, Tensor]:
-    return {name: values for name, values, _ in losses}
-
-
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-9, atol: float = 1e-11) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
 # by hand

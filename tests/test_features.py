@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,9 +25,13 @@ from steadydetr.objectives.feature_peers import NonLocalBlock, draw
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses, Memory, Totals
 from steadydetr.teachers import Average, Frozen
+from tests import steps
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
 from tests.reference import features as slow
 from tests.reference.boxes import iou_and_giou
+from tests.steps import gradients, wide
+
+assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-12)
 
 WIDE = replace(TINY, width=24, heads=3)
 TEACHER = replace(DETECTORS["refine"], transformer=WIDE, queries=9)  # another width and number of queries
@@ -56,10 +60,6 @@ def make(
     return method.double().eval()
 
 
-def wide(batch: Batch) -> Batch:
-    return replace(batch, images=batch.images.double(), targets=replace(batch.targets, boxes=batch.targets.boxes.double()))
-
-
 def scene_of(method: Method, batch: Batch) -> Scene:
     return Scene.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
 
@@ -70,18 +70,6 @@ def own_total(losses: Losses, prefix: str = "features") -> Tensor:
 
 def own_value(losses: Losses, prefix: str = "features") -> float:
     return float(own_total(losses, prefix).detach())
-
-
-def gradients(method: Method, total: Tensor) -> dict[str, Tensor]:
-    names, parameters = zip(*[(n, p) for n, p in method.named_parameters() if p.requires_grad], strict=True)
-    found = torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
-
-
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=lambda m, name=name: f"{name}: {m}")
 
 
 SAME_WIDTH = replace(TEACHER, transformer=TINY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from steadydetr.teachers import Average
 from tests.conftest import CLASSES, DETECTORS, make_batch, part_of
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
+from tests.steps import assert_close, gradients, terms, wide
 
 FAMILIES = ("refine", "dab", "dino")
 HALF = MatchingDistillation(box_weight=0.5)  # exact in float32, which weights of matches are
@@ -57,29 +58,6 @@ def make_online(
     if isinstance(config, DINOConfig) and Detection in map(type, objectives):
         objectives += (Denoising(number=4, box_noise=0.4),)
     return Method(student, criterion or Criterion(class_target=QualityTarget(), alpha=None), objectives, {"ema": teacher}).double().eval()
-
-
-def wide(batch: Batch, classes: int = CLASSES) -> Batch:
-    """In float64."""
-    targets = replace(batch.targets, boxes=batch.targets.boxes.double(), labels=batch.targets.labels % classes)
-    return replace(batch, images=batch.images.double(), targets=targets)
-
-
-def gradients(method: Method, total: Tensor) -> dict[str, Tensor]:
-    """Of every parameter of the student, zeros where none came."""
-    names, parameters = zip(*[(n, p) for n, p in method.student.named_parameters() if p.requires_grad], strict=True)
-    found = torch.autograd.grad(total, parameters, allow_unused=True)
-    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
-
-
-def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rtol: float = 1e-10, atol: float = 1e-12) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in found.items():
-        torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
-
-
-def terms(losses: Losses) -> dict[str, Tensor]:
-    return {name: values for name, values, _ in losses}
 
 
 def by_stage(losses: Losses, stages: int) -> dict[str, Tensor]:
