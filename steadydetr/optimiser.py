@@ -35,7 +35,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
 
 
 def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
-    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr)
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
 def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:

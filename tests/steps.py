@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from steadydetr.method import Method
-from steadydetr.structures import Batch, Losses
-from tests.conftest import CLASSES
+from steadydetr.structures import Batch, Losses, Totals
+from tests.conftest import CLASSES, make_batch, part_of
 
 
 def wide(batch: Batch, classes: int = CLASSES) -> Batch:
@@ -34,3 +34,15 @@ def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rt
     assert found.keys() == expected.keys()
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def assert_parts_sum_to_the_whole(method: Method) -> None:
+    """Two processes or micro-batches with the step's totals, one of which has an image without objects."""
+    batch = wide(make_batch((2, 0, 3, 1)))
+    batch = replace(batch, padding=torch.zeros_like(batch.padding), step=3, seed=7)
+    expected = method(batch)
+    expected_gradients = gradients(method, expected.total)
+    for rows in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):
+        parts = [method(replace(part_of(batch, images), totals=Totals(6, 3, 4))) for images in rows]
+        assert_close({n: sum(terms(part)[n] for part in parts) for n in terms(expected)}, terms(expected))
+        assert_close(gradients(method, parts[0].total + parts[1].total), expected_gradients, rtol=1e-8, atol=1e-10)

@@ -34,13 +34,13 @@ from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
 from steadydetr.recipes.distill import distilled
 from steadydetr.scene import Scene
-from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.structures import Batch, Losses
 from steadydetr.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from tests import steps
-from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages, part_of
+from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages
 from tests.reference import distill as slow
 from tests.reference.matching import best_assignment
-from tests.steps import gradients, terms, wide
+from tests.steps import assert_parts_sum_to_the_whole, gradients, terms, wide
 
 assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
 
@@ -271,16 +271,8 @@ def test_an_objective_takes_its_own_terms_away_and_no_others(name: str) -> None:
 @pytest.mark.parametrize("variant", ["default", "score", "as released"])
 @pytest.mark.parametrize("name", ["refine", "dino"])
 def test_parts_sum_to_the_whole(name: str, variant: str) -> None:
-    """Two processes or micro-batches with the step's totals, one of which has an image without objects."""
-    method = make_distilled(DETECTORS[name], other(name), (Detection(), VARIANTS[variant], AssignmentDistillation()))
-    batch = wide(make_batch((2, 0, 3, 1)))
-    batch = replace(batch, padding=torch.zeros_like(batch.padding), step=3, seed=7)
-    expected = method(batch)
-    expected_gradients = gradients(method, expected.total)
-    for rows in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):
-        parts = [method(replace(part_of(batch, images), totals=Totals(6, 3, 4))) for images in rows]
-        assert_close({n: sum(terms(part)[n] for part in parts) for n in terms(expected)}, terms(expected))
-        assert_close(gradients(method, parts[0].total + parts[1].total), expected_gradients, rtol=1e-8, atol=1e-10)
+    objectives = (Detection(), VARIANTS[variant], AssignmentDistillation())
+    assert_parts_sum_to_the_whole(make_distilled(DETECTORS[name], other(name), objectives))
 
 
 def test_weights_of_objectives() -> None:

@@ -14,8 +14,8 @@ from steadydetr.detectors import DetectorConfig
 from steadydetr.method import Method
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.objectives.denoising import draw_noise, noise_boxes
-from steadydetr.structures import Batch, Targets, Totals
-from tests.conftest import CLASSES, DETECTORS, make_batch, make_method
+from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, part_of
+from tests.steps import assert_parts_sum_to_the_whole
 
 
 @pytest.mark.parametrize("counts", [(2, 3), (0, 0), (0, 4), (15,)])
@@ -29,47 +29,13 @@ def test_every_parameter_gets_a_gradient(detector_config: DetectorConfig, counts
 
 
 def test_parts_sum_to_the_whole(detector_config: DetectorConfig) -> None:
-    """Two processes or micro-batches with the step's totals: losses and gradients add up, denoising included."""
-    method = make_method(detector_config).double().eval()  # batch norm's statistics are not shared in this test
-    whole = make_batch((2, 0, 3, 1))
-    whole = replace(whole, images=whole.images.double(), padding=torch.zeros_like(whole.padding), step=3, seed=7)
-    whole = replace(whole, targets=replace(whole.targets, boxes=whole.targets.boxes.double()))
-    totals = Totals(6, 3, 4)
-    parts = [replace(part, totals=totals) for part in halves(whole)]
-    expected, gradients = value_and_gradient(method, [whole])
-    for cut in (parts, parts[::-1]):
-        actual, others = value_and_gradient(method, cut)
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-        for a, b in zip(others, gradients, strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-6, atol=2e-6)
-
-
-def halves(batch: Batch) -> list[Batch]:
-    targets = batch.targets.split()
-    return [
-        replace(
-            batch,
-            images=batch.images[rows],
-            padding=batch.padding[rows],
-            targets=Targets.cat(targets[rows]),
-            image_ids=batch.image_ids[rows],
-            sizes=batch.sizes[rows],
-            original_sizes=batch.original_sizes[rows],
-        )
-        for rows in (slice(0, 2), slice(2, 4))
-    ]
-
-
-def value_and_gradient(method: Method, batches: list[Batch]) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    method.zero_grad()
-    total = sum((method(batch).total for batch in batches), torch.zeros((), dtype=torch.float64))
-    total.backward()
-    return total.detach(), [p.grad for p in method.parameters() if p.grad is not None]
+    """Denoising included; batch norm's statistics are not shared in this test."""
+    assert_parts_sum_to_the_whole(make_method(detector_config).double().eval())
 
 
 def test_noise_does_not_depend_on_how_images_are_dealt() -> None:
     whole = replace(make_batch((2, 1, 3)), step=5, seed=1)
-    alone = replace(halves(replace(make_batch((2, 1, 3, 0)), step=5, seed=1))[1])
+    alone = part_of(replace(make_batch((2, 1, 3, 0)), step=5, seed=1), [2, 3])
     a, b = draw_noise(whole, 2, CLASSES), draw_noise(alone, 2, CLASSES)
     assert torch.equal(a.part[:, 3:], b.part)
     assert not torch.equal(draw_noise(replace(whole, step=6), 2, CLASSES).part, a.part)

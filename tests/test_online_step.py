@@ -26,12 +26,12 @@ from steadydetr.objectives import (
     PredictionDistillation,
 )
 from steadydetr.scene import Scene
-from steadydetr.structures import Batch, Group, Losses, Totals
+from steadydetr.structures import Batch, Group, Losses
 from steadydetr.teachers import Average
-from tests.conftest import CLASSES, DETECTORS, make_batch, part_of
+from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
-from tests.steps import assert_close, gradients, terms, wide
+from tests.steps import assert_close, assert_parts_sum_to_the_whole, gradients, terms, wide
 
 FAMILIES = ("refine", "dab", "dino")
 HALF = MatchingDistillation(box_weight=0.5)  # exact in float32, which weights of matches are
@@ -153,17 +153,7 @@ def test_a_guide_changes_the_main_terms_alone() -> None:
 @pytest.mark.parametrize("name", [*FAMILIES, "two-stage"])
 @pytest.mark.parametrize("naive", [False, True])
 def test_parts_sum_to_the_whole(name: str, naive: bool) -> None:
-    """Two processes or micro-batches with the step's totals, one of which has an image without objects."""
-    method = make_online(DETECTORS[name], (ALL[0], PredictionDistillation(naive=naive), *ALL[2:]))
-    batch = wide(make_batch((2, 0, 3, 1)))
-    batch = replace(batch, padding=torch.zeros_like(batch.padding), step=3, seed=7)
-    expected = method(batch)
-    expected_gradients = gradients(method, expected.total)
-    for rows in ([[0, 1], [2, 3]], [[1], [0, 2, 3]]):
-        parts = [method(replace(part_of(batch, images), totals=Totals(6, 3, 4))) for images in rows]
-        assert_close({n: sum(terms(part)[n] for part in parts) for n in terms(expected)}, terms(expected))
-        total = parts[0].total + parts[1].total
-        assert_close(gradients(method, total), expected_gradients, rtol=1e-8, atol=1e-10)
+    assert_parts_sum_to_the_whole(make_online(DETECTORS[name], (ALL[0], PredictionDistillation(naive=naive), *ALL[2:])))
 
 
 def test_a_query_outside_its_group_teaches_nobody() -> None:
