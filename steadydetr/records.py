@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -84,7 +84,7 @@ def read_all(places: Sequence[Path]) -> list[Records]:
         FileNotFoundError: a place holds no run.
         ValueError: a file of a run is damaged; names it, and the line.
     """
-    found: dict[Path, tuple[str, str]] = {}  # folder -> short and unmistakable label
+    shorts: dict[Path, str] = {}
     for place in places:
         below = sorted(run_folders(place), key=_natural)
         if not below:
@@ -92,10 +92,22 @@ def read_all(places: Sequence[Path]) -> list[Records]:
                 f"{place} holds no run: there is no config.json with a recipe in it or below; `steadydetr train` makes one"
             )
         for folder in below:
-            short = folder.resolve().name if folder == place else folder.relative_to(place).as_posix()
-            found.setdefault(folder.resolve(), (short, folder.as_posix()))
-    shorts = [short for short, _ in found.values()]
-    return [read(folder, short if shorts.count(short) == 1 else full) for folder, (short, full) in found.items()]
+            short = _name(folder.resolve()) if folder == place else folder.relative_to(place).as_posix()
+            shorts.setdefault(folder.resolve(), short)
+    return [read(folder, _label(folder, shorts)) for folder in shorts]
+
+
+def _name(folder: Path) -> str:
+    """The folder's own name; LABEL/seedK of a run that `compare` made."""
+    return "/".join(folder.parts[-2:]) if group_of(f"/{folder.name}") == "" else folder.name
+
+
+def _label(folder: Path, shorts: Mapping[Path, str]) -> str:
+    """The short name, or where several runs have that one, the path from where they part."""
+    same = [other for other, short in shorts.items() if short == shorts[folder]]
+    if len(same) == 1:
+        return shorts[folder]
+    return folder.relative_to(os.path.commonpath([other.parent for other in same])).as_posix()
 
 
 def run_folders(place: Path) -> Iterator[Path]:

@@ -123,7 +123,7 @@ def first_objects(dataset: Dataset, config: DataConfig, count: int) -> Iterator[
 def _draw(axes: Axes, picture: Any, seen: Look, target_xyxy: Tensor, name: str) -> None:
     height, width = picture.shape[:2]
     scale = torch.tensor((width, height))
-    axes.imshow(picture)
+    axes.imshow(picture, extent=(0, width, height, 0))  # boxes and points count pixels from the image's corner, not from a pixel's middle
     order = seen.weights.cpu().argsort()
     points, weights = seen.points.cpu()[order] * scale, seen.weights.cpu()[order]
     axes.scatter(points[:, 0], points[:, 1], c=weights, cmap="plasma", s=14, linewidths=0.3, edgecolors="black")
@@ -132,7 +132,7 @@ def _draw(axes: Axes, picture: Any, seen: Look, target_xyxy: Tensor, name: str) 
         axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linestyle=style, linewidth=1.6))
     x, y = (seen.reference.cpu() * scale).tolist()
     axes.plot(x, y, marker="*", markersize=11, color="#ff3b30", markeredgecolor="white", markeredgewidth=0.6)
-    axes.set_title(f"{name}: score {seen.score:.2f}, IoU {seen.iou:.2f}", fontsize=9)
-    axes.set_xlim(-0.5, width - 0.5)
-    axes.set_ylim(height - 0.5, -0.5)
+    axes.set_title(f"{name}\nscore {seen.score:.2f}, IoU {seen.iou:.2f}", fontsize=9)
+    axes.set_xlim(0, width)
+    axes.set_ylim(height, 0)
     axes.set_axis_off()

@@ -230,7 +230,9 @@ def seeded(config: Record, seed: int) -> None:
 
 def test_runs_of_one_name_are_told_apart(copy: Callable[..., Path], tmp_path: Path) -> None:
     a, b = copy("a/run"), copy("b/run")
-    assert [run.label for run in read_all([a, b])] == [a.as_posix(), b.as_posix()]
+    """By the path from where they part."""
+    assert [run.label for run in read_all([a, b])] == ["a/run", "b/run"]
+    assert [run.label for run in read_all([copy("out/base/seed2")])] == ["base/seed2"]
 
 
 # strings, errors, the command
