@@ -202,22 +202,41 @@ def save(panel: Panel, runs: Sequence[Records], output: Path) -> None:
     figure.savefig(output, dpi=150)
 
 
+def _by_recipe(lines: Sequence[Line]) -> list[list[Line]]:
+    """Lines that differ in their seed only."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        found.setdefault((group_of(line.label), line.weights), []).append(line)
+    return list(found.values())
+
+
+def _mean(lines: Sequence[Line]) -> Line:
+    """Over the x that all have."""
+    points = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    common = [x for x in lines[0].x if all(x in values for values in points)]
+    return Line(lines[0].label, lines[0].weights, common, [math.fsum(values[x] for values in points) / len(points) for x in common])
+
+
 def _stroke(weights: str) -> Any:
     return (0, (4, 2)) if weights == "ema" else "-"
 
 
 def _plot(axes: Axes, panel: Panel, colour: Mapping[str, str]) -> None:
-    crowded = len(panel.lines) > 6
-    for line in panel.lines:
+    """Seeds of one recipe are faint, their mean stands out."""
+    for members in _by_recipe(panel.lines):
+        if len(members) > 1:
+            for line in members:
+                axes.plot(line.x, line.y, color=colour[line.label], linestyle=_stroke(line.weights), linewidth=0.7, alpha=0.3)
+        line = _mean(members)
         axes.plot(
             line.x,
             line.y,
             color=colour[line.label],
             linestyle=_stroke(line.weights),
-            linewidth=1.2 if crowded else 1.5,
-            alpha=0.75 if crowded else 0.95,
+            linewidth=1.5,
+            alpha=0.95,
             marker="o" if len(line.x) <= 24 else "",
-            markersize=3 if crowded else 4.5,
+            markersize=4.5,
             markerfacecolor="white" if line.weights == "ema" else colour[line.label],
         )
     for x in panel.marks:

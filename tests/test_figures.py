@@ -12,14 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from steadydetr import paper_figures
+from steadydetr import figures, paper_figures
 from steadydetr.cli import main
 from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
 from steadydetr.feature_masks import answer
+from steadydetr.figures import Line, Panel
 from steadydetr.paper_figures import MASKS, write_figures
 from steadydetr.sampling import draw_looks, look
 from steadydetr.train import train
@@ -55,6 +57,15 @@ def test_what_cannot_be_drawn_is_said(run: Path, tmp_path: Path) -> None:
     assert "No instability: needs two measurements" in out.getvalue() and "needs --data" in out.getvalue()
     with pytest.raises(SystemExit):
         main(["figures"])
+
+
+def test_seeds_are_faint_and_their_mean_stands_out() -> None:
+    lines = (Line("a/seed0", "ema", [1, 2], [0.0, 4.0]), Line("a/seed1", "ema", [2, 3], [2.0, 5.0]), Line("b", "ema", [1], [7.0]))
+    axes = Figure().subplots()
+    figures._plot(axes, Panel("AP", "epoch", lines, ""), {"a/seed0": "red", "a/seed1": "red", "b": "blue"})
+    drawn = [(list(line.get_xdata()), list(line.get_ydata()), line.get_alpha()) for line in axes.lines]
+    assert [(x, y) for x, y, alpha in drawn if alpha > 0.5] == [([2], [3.0]), ([1], [7.0])]
+    assert [(x, y) for x, y, alpha in drawn if alpha < 0.5] == [([1, 2], [0.0, 4.0]), ([2, 3], [2.0, 5.0])]
 
 
 def test_a_run_leaves_its_sampling_points(run: Path) -> None:

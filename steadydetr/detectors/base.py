@@ -32,10 +32,11 @@ class Detector(nn.Module, ABC):
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def normalise(self, images: Tensor, padding: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding."""
+        """Images [B, 3, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding. Channels last, which is faster."""
         dtype = self.mean.dtype
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
-        return ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
+        pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
+        return pixels.contiguous(memory_format=torch.channels_last)
 
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Memory:
