@@ -5,15 +5,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart quickstart-od test lint benchmarks clean
+.PHONY: help quickstart test lint benchmarks clean
 
 help:
-	@echo "make quickstart     train a small DINO on generated images, about 10 minutes on 2 cores"
-	@echo "make quickstart-od  the same, taught by its own average (OD-DETR)"
-	@echo "make test           run the tests"
-	@echo "make lint           ruff and mypy"
-	@echo "make benchmarks     run everything in benchmarks/"
-	@echo "make clean          remove caches and build folders (never runs/)"
+	@echo "make quickstart   train a small OD-DINO on generated images, about 10 minutes on 2 cores"
+	@echo "make test         run the tests"
+	@echo "make lint         ruff and mypy"
+	@echo "make benchmarks   run everything in benchmarks/"
+	@echo "make clean        remove caches and build folders (never runs/)"
 	@echo "Each of them makes the environment $(VENV) first, if it is not there. PYTHON=... chooses the interpreter, 3.11 or newer."
 
 $(READY): pyproject.toml constraints.txt
@@ -34,23 +33,20 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-quickstart: RECIPE := quickstart
-quickstart-od: RECIPE := small-od-dino
-
 # An earlier quickstart is moved aside, never overwritten.
-quickstart quickstart-od: $(READY)
-	@if [ -e runs/$@ ]; then \
-		n=1; while [ -e runs/$@-$$n ]; do n=$$((n + 1)); done; \
-		mv runs/$@ runs/$@-$$n; echo "The earlier run is now runs/$@-$$n."; \
+quickstart: $(READY)
+	@if [ -e runs/quickstart ]; then \
+		n=1; while [ -e runs/quickstart-$$n ]; do n=$$((n + 1)); done; \
+		mv runs/quickstart runs/quickstart-$$n; echo "The earlier run is now runs/quickstart-$$n."; \
 	fi
-	@$(BIN)/steadydetr train $(RECIPE) --data shapes --output runs/$@
-	@$(BIN)/steadydetr report runs/$@
+	@$(BIN)/steadydetr train quickstart --output runs/quickstart
+	@$(BIN)/steadydetr report runs/quickstart
 	@echo
 	@echo "Done. Look at:"
-	@echo "  runs/$@/report.html       everything on one page, for a browser"
-	@echo "  runs/$@/predictions.png   what it found, beside what there is"
-	@echo "  runs/$@/curves.png        how it learned"
-	@echo "  runs/$@/summary.json      AP, AP50, seconds, images seen"
+	@echo "  runs/quickstart/report.html       everything on one page, for a browser"
+	@echo "  runs/quickstart/predictions.png   what it found, beside what there is"
+	@echo "  runs/quickstart/curves.png        how it learned"
+	@echo "  runs/quickstart/summary.json      AP, AP50, seconds, images seen"
 
 test: $(READY)
 	@$(BIN)/python -m pytest

@@ -19,6 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from steadydetr.records import WEIGHTS, Records, group_of, groups
+from steadydetr.training_config import drops_of
 
 COLOURS = ("#2166ac", "#d6604d", "#1b8a5a", "#8e4fb0", "#b8860b", "#0f9aa8", "#c2338a", "#5a6b7b", "#7a9a01", "#8c510a")
 MOST_POINTS = 300  # of a curve; more are averaged
@@ -54,7 +55,7 @@ def colours(runs: Sequence[Records]) -> dict[str, str]:
 def around_the_drop(runs: Sequence[Records]) -> Panel:
     """OD-DETR's Figure 6: AP by epoch, with the drops of the learning rate."""
     plans = [run.recipe["training"] for run in runs]
-    drops = {float(epoch) for plan in plans if plan.get("schedule") == "step" for epoch in plan.get("drop_epochs", ())}
+    drops = {drop for plan in plans for drop in drops_of(plan.get("schedule", ""), plan.get("drop_epochs", ()), plan["epochs"])}
     lines = _over(runs, "eval", "epoch", itemgetter("ap"))
     return Panel("AP around the drop of the learning rate, %", "epoch", lines, "not evaluated yet", marks=tuple(sorted(drops)))
 

@@ -43,14 +43,12 @@ def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> floa
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     if config.schedule == "cosine":
         return warmup * 0.5 * (1 + math.cos(math.pi * min(step / (config.epochs * steps_per_epoch), 1.0)))
-    return warmup * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in config.drop_epochs)
+    return warmup * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in config.drops)
 
 
 def first_drop(steps_per_epoch: int, config: TrainingConfig) -> int | None:
     """The first step with a lower rate; None where it never drops at once."""
-    if config.schedule != "step" or not config.drop_epochs:
-        return None
-    return round(min(config.drop_epochs) * steps_per_epoch)
+    return round(config.drops[0] * steps_per_epoch) if config.drops else None
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float, config: TrainingConfig) -> float:

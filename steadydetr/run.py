@@ -132,6 +132,11 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     progress.total = total_steps
     progress.bar.update(progress.task, total=progress.total, completed=state.step)
     progress.say(describe(recipe, method, loader, val_data, state))
+    if config.drops and config.drops[0] >= config.epochs:
+        progress.say(
+            f"training.drop_epochs = {config.drop_epochs} is not within {config.epochs} epochs, so the learning rate never drops;"
+            " values below 1 are shares of the run, whatever its length"
+        )
     wrapped = accelerator.prepare_model(method)
     return Run(recipe, output, accelerator, val_data, loader, method, wrapped, optimiser, average, state, progress)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,7 +22,7 @@ class TrainingConfig:
     decay_vectors: bool = True  # False: no weight decay on any bias or other one-dimensional parameter
     clip: float = 0.1  # largest norm of the whole gradient; 0: no clipping
     schedule: Literal["step", "cosine"] = "step"
-    drop_epochs: tuple[float, ...] = (11,)  # where the step schedule multiplies the rate by 0.1
+    drop_epochs: tuple[float, ...] = (11,)  # where the step schedule multiplies the rate by 0.1; below 1: shares of the run
     warmup_steps: int = 0  # linear, from 0
     precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16
     compile: bool = False  # torch.compile, encoder and decoder layer by layer
@@ -43,3 +44,16 @@ class TrainingConfig:
             raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
         if self.lr <= 0:
             raise ValueError(f"training.lr = {self.lr} must be positive")
+        if any(drop <= 0 for drop in self.drop_epochs):
+            raise ValueError(f"training.drop_epochs = {self.drop_epochs} must be positive: epochs, or below 1 shares of the run")
+
+    @property
+    def drops(self) -> tuple[float, ...]:
+        """In epochs from the start, where the rate falls; none without a step schedule."""
+        return drops_of(self.schedule, self.drop_epochs, self.epochs)
+
+
+def drops_of(schedule: str, drop_epochs: Sequence[float], epochs: int) -> tuple[float, ...]:
+    if schedule != "step":
+        return ()
+    return tuple(sorted(drop if drop >= 1 else drop * epochs for drop in drop_epochs))

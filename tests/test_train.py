@@ -19,13 +19,15 @@ from safetensors.torch import load_file
 import steadydetr.train
 from steadydetr.config import to_plain, write_json
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
+from steadydetr.optimiser import first_drop, rate_factor
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
 from steadydetr.train import replay, train
+from steadydetr.training_config import TrainingConfig
 from tests.conftest import BACKBONE, TINY
 
 
-def tiny(name: str = "quickstart", **training: object) -> Recipe:
+def tiny(name: str = "small-stable-dino", **training: object) -> Recipe:
     """A recipe with some thousand parameters on 24 images: an epoch is 6 steps."""
     start = find(name)
     return replace(
@@ -217,6 +219,32 @@ def test_data_and_batch_problems_are_named_before_training(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="no such folder"):
         train(replace(tiny(), data=DataConfig("nowhere")), tmp_path / "c", device="cpu")
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("training", "factors", "first"),
+    [
+        ({"drop_epochs": (11, 8)}, [1, 1, 0.1, 0.01], 80),
+        ({"drop_epochs": (0.75,)}, [1, 1, 0.1, 0.1], 90),
+        ({"drop_epochs": (12,)}, [1, 1, 1, 1], 120),
+        ({"drop_epochs": ()}, [1, 1, 1, 1], None),
+        ({"schedule": "cosine", "drop_epochs": (2,)}, [0.853553, 0.370590, 0.146447, 0.017037], None),
+        ({"warmup_steps": 80, "drop_epochs": (8,)}, [31 / 80, 71 / 80, 0.1, 0.1], 80),
+    ],
+    ids=["epochs", "share", "behind the end", "none", "cosine", "warm-up"],
+)
+def test_learning_rate_by_schedule(training: dict[str, object], factors: list[float], first: int | None) -> None:
+    """At steps 30, 70, 90 and 110 of 12 epochs of 10 steps, and the first step after a drop."""
+    config = TrainingConfig(**({"epochs": 12} | training))  # type: ignore[arg-type]
+    assert [rate_factor(step, 10, config) for step in (30, 70, 90, 110)] == pytest.approx(factors, abs=1e-6)
+    assert first_drop(10, config) == first
+
+
+def test_a_rate_that_never_drops_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tiny(epochs=1, drop_epochs=(3,)), tmp_path / "run", device="cpu")
+    assert "never drops" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match=r"training\.drop_epochs"):
+        TrainingConfig(drop_epochs=(0,))
 
 
 def test_a_small_run_learns(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from steadydetr.training_config import TrainingConfig
 
 def quickstart() -> Recipe:
     """steadydetr train quickstart --output runs/quickstart: within 10 minutes on 2 cores; docs/results.md has what it reaches."""
-    return replace(small_stable_dino(), name="quickstart")
+    start = small_od_dino()
+    return replace(start, name="quickstart", data=replace(start.data, source="shapes:images=3200"))
 
 
 def small_dino() -> Recipe:
@@ -48,7 +49,7 @@ def small_dino() -> Recipe:
             backbone_lr_factor=1.0,
             decay_vectors=False,
             clip=0.5,
-            schedule="cosine",
+            drop_epochs=(0.75,),
             warmup_steps=50,
             eval_batch_size=20,
         ),
