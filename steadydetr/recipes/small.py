@@ -20,7 +20,7 @@ from steadydetr.training_config import TrainingConfig
 def quickstart() -> Recipe:
     """steadydetr train quickstart --output runs/quickstart: within 10 minutes on 2 cores; docs/results.md has what it reaches."""
     start = small_od_dino()
-    return replace(start, name="quickstart", data=replace(start.data, source="shapes:images=3200"))
+    return replace(start, name="quickstart", training=replace(start.training, epochs=2))
 
 
 def small_dino() -> Recipe:
