@@ -14,6 +14,9 @@ from PIL import Image, ImageDraw
 from steadydetr.data import Dataset
 from steadydetr.detections import draw_boxes
 from steadydetr.evaluation import Prediction
+from steadydetr.figures import COLOURS
+
+STROKES = {"class": "-", "l1": "--", "giou": ":"}
 
 
 def draw_curves(metrics: Path, output: Path) -> None:
@@ -21,22 +24,31 @@ def draw_curves(metrics: Path, output: Path) -> None:
     records = [json.loads(line) for line in metrics.read_text().splitlines()]
     training = [r for r in records if r["kind"] == "train"]
     evaluations = [r for r in records if r["kind"] == "eval"]
-    figure = Figure(figsize=(12, 4), layout="constrained")
-    total, parts, ap = figure.subplots(1, 3)
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    total, ap, parts = figure.subplots(1, 3)
     steps = [r["step"] for r in training]
     total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8)
     total.set_title("loss")
-    for name in training[-1]["losses"] if training else ():
-        parts.plot(steps, [r["losses"].get(name, float("nan")) for r in training], linewidth=0.8, label=name)
-    parts.set_title("losses by term, summed over stages")
-    parts.set_yscale("log")
-    if training:
-        parts.legend(fontsize=7)
     _plot_ap(ap, evaluations)
-    for axes in (total, parts, ap):
+    _plot_parts(parts, training)
+    if training:
+        figure.legend(*parts.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    for axes in (total, ap, parts):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
     figure.savefig(output, dpi=110)
+
+
+def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
+    """A colour an objective, a stroke a term."""
+    names = [name.partition("/")[::2] for name in training[-1]["losses"]] if training else []
+    colours = {objective: COLOURS[i % len(COLOURS)] for i, objective in enumerate(dict.fromkeys(o for o, _ in names))}
+    for objective, term in names:
+        values = [r["losses"].get(f"{objective}/{term}" if term else objective, float("nan")) for r in training]
+        label = f"{objective} {term}".strip()
+        axes.plot([r["step"] for r in training], values, STROKES.get(term, "-"), color=colours[objective], linewidth=0.9, label=label)
+    axes.set_title("losses by term, summed over stages")
+    axes.set_yscale("log")
 
 
 def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
