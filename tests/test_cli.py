@@ -155,7 +155,7 @@ def test_errors_are_short_and_name_what_to_do(
 )
 def test_wrong_flags_name_the_right_ones(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["train", "quickstart", *words])
+        main(["train", "small-stable-dino", *words])
     shown = " ".join(capsys.readouterr().err.replace("│", " ").split())  # without the box and its line breaks
     assert exit_.value.code == 2 and said in shown
 
