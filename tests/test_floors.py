@@ -21,8 +21,8 @@ FLOORS: dict[int, tuple[str, ...]] = {
     2: ("classification", "criterion", "nn"),
     3: ("detectors", "groups"),
     4: ("scene", "teachers", "checkpoint", "data", "evaluation"),
-    5: ("objectives", "stability", "sampling", "feature_masks", "training_config", "convert", "optimiser", "pictures", "records"),
-    6: ("method", "recipe", "figures"),
+    5: ("objectives", "stability", "sampling", "feature_masks", "training_config", "convert", "optimiser", "records"),
+    6: ("method", "recipe", "figures", "pictures"),
     7: ("run", "train"),
     8: ("recipes",),
     9: ("predict", "compare", "report", "cost", "paper_figures", "cli", "__main__", "__init__"),  # the last: the public names
