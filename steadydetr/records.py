@@ -99,7 +99,7 @@ def read_all(places: Sequence[Path]) -> list[Records]:
 
 def _name(folder: Path) -> str:
     """The folder's own name; LABEL/seedK of a run that `compare` made."""
-    return "/".join(folder.parts[-2:]) if group_of(f"/{folder.name}") == "" else folder.name
+    return "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
 def _label(folder: Path, shorts: Mapping[Path, str]) -> str:
