@@ -37,6 +37,8 @@ def make_step(part: str, arguments: argparse.Namespace) -> Step:
 def main() -> None:
     arguments = parse(__doc__, "detrdistill-deformable-detr-r101-r50-50ep", "deformable-detr-r101-50ep")
     ratios = print_parts({part: partial(make_step, part) for part in PARTS}, arguments)
+    if arguments.parts:
+        return
     print(f"of the whole step: teacher {100 * (ratios['teacher'] - 1) / ratios['all']:.0f}%", end="")
     for name in ("logits", "features", "assignment"):
         print(f", {name} {100 * (ratios[f'teacher, {name}'] - ratios['teacher']) / ratios['all']:.0f}%", end="")

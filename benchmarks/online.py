@@ -2,7 +2,7 @@
 
 Float32, on random weights. Every part is timed in turn with the baseline, so a drifting machine treats them alike; memory is that of
 a process of its own. "teacher" is what no implementation can avoid: the teacher's forward pass and its update.
-    python benchmarks/online.py [--recipe od-dino-4scale-r50-12ep] [--rounds 3] [--size 512] [--images 1] [--objects 7] [--device cuda]
+    python benchmarks/online.py [--recipe od-dino-4scale-r50-12ep] [--rounds 3] [--size 512] [--images 1] [--objects 7] [--device cuda] [--parts all]
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ def make_step(part: str, arguments: argparse.Namespace) -> Step:
 def main() -> None:
     arguments = parse(__doc__, "od-dino-4scale-r50-12ep")
     ratios = print_parts({part: partial(make_step, part) for part in PARTS}, arguments)
+    if arguments.parts:
+        return
     unavoidable = (ratios["teacher"] - 1) / (ratios["all"] - 1)
     print(f"all / baseline: {ratios['all']:.2f}; {100 * unavoidable:.0f}% of what it adds is the teacher, which cannot be avoided")
 

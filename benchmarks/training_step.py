@@ -77,6 +77,7 @@ def parse(description: str | None, recipe: str, teacher: str = "") -> argparse.N
     parser.add_argument("--images", type=int, default=1)
     parser.add_argument("--objects", type=int, default=7)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--parts", nargs="*", help="only these, beside the baseline")
     return parser.parse_args()
 
 
@@ -96,7 +97,10 @@ def in_own_process(part: Part, arguments: argparse.Namespace) -> float:
 def print_parts(parts: Mapping[str, Part], arguments: argparse.Namespace) -> dict[str, float]:
     """Each part in turn with the first, the baseline; returns their ratios. Memory is that of a process of its own."""
     (baseline, make_baseline), *others = parts.items()
-    memories = {name: in_own_process(part, arguments) for name, part in parts.items()}
+    if unknown := set(arguments.parts or ()) - parts.keys():
+        raise SystemExit(f"--parts: there is no {sorted(unknown)}, only {list(parts)}")
+    others = [(name, part) for name, part in others if not arguments.parts or name in arguments.parts]
+    memories = {name: in_own_process(part, arguments) for name, part in [(baseline, make_baseline), *others]}
     torch.set_num_threads(2)
     where = f"{arguments.device}, {arguments.images} x {arguments.size} px"
     print(f"{arguments.recipe}, torch {torch.__version__}, {where}, {arguments.rounds} paired rounds, medians")

@@ -25,7 +25,7 @@ class ShapesConfig:
     """What `shapes:size=128,images=2000,seed=0` says."""
 
     size: int = 128  # pixels, square
-    images: int | None = None  # None: 3600 to train, 400 to validate
+    images: int | None = None  # None: 3200 to train, 400 to validate
     seed: int = 0
     most: int = 12  # objects of an image
 
@@ -54,7 +54,7 @@ class ShapesDataset:
             raise ValueError(f"shapes has the splits {', '.join(SPLITS)}, not {split!r}")
         self.config, self.split = config, split
         self.name = f"shapes-{split}"
-        self.images = config.images or (3600 if split == "train" else 400)
+        self.images = config.images or (3200 if split == "train" else 400)
 
     @property
     def classes(self) -> tuple[str, ...]:
