@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,9 +86,11 @@ class Criterion:
         wanted = torch.zeros_like(logits)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         weight: Tensor | None = None
-        for match in reversed(assignment.classes):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3, one class)  # D-30
+        values = self.class_target(self._pairs(stages, assignment.classes, targets, folded)).to(wanted.dtype)
+        targeted = zip(assignment.classes, values.split([len(match.query) for match in assignment.classes]), strict=True)
+        for match, value in reversed(list(targeted)):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3)  # D-30
             at = (match.image, match.query, folded.labels[match.target])
-            wanted[at] = self.class_target(self._pairs(stages, match, targets, folded)).to(wanted.dtype)
+            wanted[at] = value
             positive[at] = True
             if match.weight is not None or weight is not None:
                 weight = torch.ones_like(wanted) if weight is None else weight
@@ -97,12 +100,14 @@ class Criterion:
             loss = loss * weight
         return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
 
-    def _pairs(self, stages: Stages, match: Match, targets: Targets, folded: Targets) -> Pairs:
+    def _pairs(self, stages: Stages, matches: Sequence[Match], targets: Targets, folded: Targets) -> Pairs:
+        """Of all matches together: what an image's largest target is, is said of all its pairs."""
+        image, query, target = (torch.cat([getattr(match, part) for match in matches]) for part in ("image", "query", "target"))
         logits, boxes = (at_least_float32(tensor).detach() for tensor in stages.flat)
-        score = logits[match.image, match.query, folded.labels[match.target]].sigmoid()
-        iou = paired_iou(boxes[match.image, match.query], folded.boxes[match.target], self.giou_eps)
+        score = logits[image, query, folded.labels[target]].sigmoid()
+        iou = paired_iou(boxes[image, query], folded.boxes[target], self.giou_eps)
         detached = Stages(stages.logits.detach(), at_least_float32(stages.boxes.detach()), valid=stages.valid)
-        return Pairs(score, iou, match.image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
+        return Pairs(score, iou, image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = at_least_float32(stages.flat[1])[match.image, match.query]

@@ -57,6 +57,10 @@ class EMATeacher:
     decay: float | None = None  # 0.9996 in the paper; None: a horizon of 2.8% of the run's steps  # D-31
     stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop  # D-32
 
+    def __post_init__(self) -> None:
+        if self.decay is not None and not 0 <= self.decay < 1:
+            raise ValueError(f"teachers.ema.decay = {self.decay} must lie in 0 <= decay < 1; None: a horizon of 2.8% of the run")
+
     @property
     def name(self) -> str:
         return "ema"

@@ -12,7 +12,7 @@ from torch import Tensor
 from steadydetr.detectors import DetectorConfig
 from steadydetr.groups import join
 from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Stages
-from tests.conftest import make_batch, make_method
+from tests.conftest import DETECTORS, make_batch, make_method
 
 
 def extra_group(main: Queries, rows: int, name: str, seed: int, sees: tuple[str, ...] = ()) -> Group:
@@ -40,6 +40,20 @@ def encoded(config: DetectorConfig) -> tuple[torch.nn.Module, Memory, Queries]:
 def assert_same(a: Stages, b: Stages) -> None:
     torch.testing.assert_close(a.logits, b.logits, rtol=0, atol=5e-7)
     torch.testing.assert_close(a.boxes, b.boxes, rtol=0, atol=5e-7)
+
+
+@pytest.mark.parametrize("name", ["refine", "dab"])
+@pytest.mark.parametrize("share", [False, True])
+def test_boxes_start_equally_small_at_every_stage(name: str, share: bool) -> None:
+    """A box head of all stages must not shrink the box at each of them."""
+    config = DETECTORS[name]
+    transformer = replace(config.transformer, share_decoder=share, decoder_layers=4)
+    detector, batch = replace(config, transformer=transformer).build(5).eval(), make_batch((2, 3))  # type: ignore[arg-type]
+    sides = detector(batch.images, batch.padding).boxes[..., 2:]
+    torch.testing.assert_close(sides, sides[:1].expand_as(sides), rtol=1e-4, atol=0)
+    assert 0.1 < float(sides.detach().mean()) < 0.25
+    if name == "refine":
+        torch.testing.assert_close(sides, torch.full_like(sides, 0.119203), rtol=1e-5, atol=0)  # sigmoid(-2)
 
 
 def test_one_pass_equals_separate_passes(detector_config: DetectorConfig) -> None:

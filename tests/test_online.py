@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.classification import HardTarget, QualityTarget
+from steadydetr.classification import HardTarget, PositionTarget, QualityTarget
 from steadydetr.criterion import Criterion
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, join_matches, task_weight
@@ -458,3 +458,25 @@ def test_average_equals_its_twin() -> None:
     assert float(copy[1].running_mean[0]) == pytest.approx(slow.averaged(means, mean, 0.9), rel=1e-5)
     assert int(copy[1].num_batches_tracked) == 5
     assert not copy[1].training and not any(p.requires_grad or p.grad is not None for p in average.parameters())
+
+
+@pytest.mark.parametrize(("rescale", "expected"), [("none", (0.9025, 0.0204)), ("max", (0.95, 0.0215)), ("one", (1.0, 0.0226))])
+def test_targets_of_both_matches_are_rescaled_together_by_hand(rescale: Any, expected: tuple[float, float]) -> None:
+    """Stable-DINO's target with matching distillation: IoU .95 with the own pair, 1/7 with the taught one, squared."""
+    targets = Targets(whole(0), tensor(TARGET), (1,))
+    stages = one_image([[0.6], [0.3]], [(0.5, 0.5, 0.4, 0.38), (0.8, 0.5, 0.4, 0.4)])
+    criterion = Criterion(class_target=PositionTarget(rescale=rescale))
+    found = parts(criterion, stages, Assignment((match_of((0, 0)), match_of((1, 0))), match_of((0, 0))), targets)
+    wanted = classification_loss(stages.flat[0][0], tensor(*expected)[:, None], torch.ones(2, 1, dtype=torch.bool))
+    assert found["class"] == pytest.approx(float(wanted.sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5])
+def test_a_decay_that_averages_nothing_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"teachers\.ema\.decay"):
+        EMATeacher(decay)
+
+
+def test_negative_weights_are_refused() -> None:
+    with pytest.raises(ValueError, match="box_weight = -3"):
+        MatchingDistillation(box_weight=-3)

@@ -14,20 +14,21 @@ from torch import Tensor
 import steadydetr.matching
 from steadydetr.classification import QualityTarget
 from steadydetr.criterion import Criterion
-from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.detectors import DeformableDETRConfig, DetectorConfig, DINOConfig
 from steadydetr.method import Method
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
     Detection,
+    JoinedMatches,
     MatchingDistillation,
     Objective,
     PredictionDistillation,
 )
 from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Group, Losses
-from steadydetr.teachers import Average
+from steadydetr.teachers import Average, Frozen
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
@@ -91,7 +92,7 @@ VARIANTS: dict[str, tuple[Objective, ...]] = {
     "conditional": (Detection(MatchingDistillation(classes="conditional", boxes=False)),),
     "auxiliary own": (AuxiliaryGroups(matching="own"),),
     "auxiliary teacher": (AuxiliaryGroups(matching="teacher"),),
-    "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=MatchingDistillation(class_weight=0.5, box_weight=0.5)),),
+    "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=JoinedMatches(class_weight=0.5, box_weight=0.5)),),
     "naive": (PredictionDistillation(naive=True),),
     "without listening": (PredictionDistillation(listen=False),),
     "assignment own": (AssignmentDistillation("ema", matching="own"),),
@@ -280,13 +281,49 @@ def test_measures_of_a_student_equal_to_its_teacher() -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [Detection(MatchingDistillation("big")), *(k("big") for k in (PredictionDistillation, AuxiliaryGroups, AssignmentDistillation))],
+    [
+        Detection(MatchingDistillation(teacher="big")),
+        *(k("big") for k in (PredictionDistillation, AuxiliaryGroups, AssignmentDistillation)),
+    ],
 )
 def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
     with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has ema"):
         make_online(DETECTORS["refine"], (objective,))
     with pytest.raises(ValueError, match="has none"):
         Method(DETECTORS["refine"].build(CLASSES), Criterion(), (objective,))
+
+
+def taught_by(config: DetectorConfig, objective: Objective) -> Method:
+    """The small refined detector with another, trained one as its teacher."""
+    student, teacher = DETECTORS["refine"].build(CLASSES), config.build(CLASSES)
+    return Method(student, Criterion(), (Detection(), objective) if objective.name != "main" else (objective,), {"big": Frozen(teacher)})
+
+
+@pytest.mark.parametrize(
+    ("objective", "attribute"),
+    [
+        (Detection(MatchingDistillation(teacher="big")), "stages"),
+        (PredictionDistillation("big"), "stages"),
+        (AuxiliaryGroups("big"), "width"),
+    ],
+    ids=["matching", "prediction", "auxiliary"],
+)
+def test_teachers_that_do_not_fit_are_refused_at_start(objective: Objective, attribute: str) -> None:
+    refine = DETECTORS["refine"]
+    assert isinstance(refine, DeformableDETRConfig)
+    other = {"stages": replace(refine.transformer, decoder_layers=3), "width": replace(refine.transformer, width=32)}[attribute]
+    with pytest.raises(
+        ValueError, match=rf"objective {objective.name} compares .* {attribute} = \d+, the teacher 'big' \(DeformableDETR\) \d+"
+    ):
+        taught_by(replace(refine, transformer=other), objective)
+    taught_by(refine, objective)
+    with pytest.raises(ValueError, match="architecture = DeformableDETR" if objective.name == "main" else "positioned = True"):
+        taught_by(DETECTORS["dab"], objective)
+
+
+def test_the_students_position_vectors_are_learned_ones() -> None:
+    with pytest.raises(ValueError, match="position student needs learned queries"):
+        make_online(DETECTORS["two-stage"], (Detection(), PredictionDistillation(position="student")))
 
 
 def test_objectives_of_one_name_are_refused() -> None:

@@ -18,7 +18,7 @@ from steadydetr.checkpoint import average_state, load_detector
 from steadydetr.cli import main
 from steadydetr.predict import measure_checkpoint
 from steadydetr.recipe import Recipe
-from steadydetr.run import prepare
+from steadydetr.run import prepare, remarks
 from steadydetr.teachers import EMATeacher
 from steadydetr.train import train, train_epoch
 from tests.reference import online as slow
@@ -136,6 +136,17 @@ def test_horizon_of_a_run_is_a_share_of_its_steps(tmp_path: Path) -> None:
     assert run.method.ema.decay == pytest.approx(1 - 1 / (0.028 * 120)) == slow.decay(120)
 
 
+def test_an_average_that_is_far_behind_is_said(tmp_path: Path) -> None:
+    """0.9996 is of the paper's 89,000 steps; a horizon above a tenth of the run is remarked on, with the one that fits."""
+    recipe = tiny(DINO, epochs=20)
+    assert not remarks(recipe, 120)
+    (said,) = remarks(replace(recipe, teachers=(EMATeacher(0.9996),)), 120)
+    assert "teachers.ema.decay = 0.9996 averages over the last 2500 steps, but the run has 120" in said and "0.7024 (None" in said
+    assert not remarks(replace(recipe, teachers=(EMATeacher(0.9996),)), 89_000)
+    (said,) = remarks(replace(recipe, teachers=(), training=replace(recipe.training, ema_decay=0.999)), 9_000)
+    assert said.startswith("training.ema_decay = 0.999 averages")
+
+
 @pytest.mark.parametrize("name", [DINO, DEFORMABLE])
 def test_what_is_logged(whole: Whole, name: str) -> None:
     """Terms of all objectives and measures at every step; both weights at every evaluation, and how far they agree."""
@@ -165,6 +176,7 @@ def test_what_is_left_is_the_student_with_its_average_beside(whole: Whole) -> No
     assert average is state["average"] and average is not None and average.keys() == teacher.keys() == student.keys()
     assert not [name for name in dict(loaded.named_parameters()) if torch.equal(average[name], teacher[name])]
     assert weights(run / "best").keys() == student.keys()
+    torch.testing.assert_close(dict(load_detector(run / "ema").detector.state_dict()), average, rtol=0, atol=0)
 
 
 def test_stability_of_a_run_is_what_was_logged(whole: Whole, capsys: pytest.CaptureFixture[str]) -> None:

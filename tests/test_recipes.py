@@ -16,7 +16,7 @@ from steadydetr.cli.distill import take_teacher
 from steadydetr.cli.training_arguments import find_or_read, override, read
 from steadydetr.config import from_plain, to_plain
 from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
+from steadydetr.objectives import AuxiliaryGroups, Detection, JoinedMatches, MatchingDistillation, PredictionDistillation
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
 from steadydetr.recipes.distill import distilled
@@ -90,13 +90,18 @@ def test_hyperparameters_are_those_of_the_originals(name: str) -> None:
 def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
     """OD-DETR Sec. 3, 4.1 and Appendix B: decay .9996, w_d .51; on Deformable DETR weight decay 2e-5 and one decoder for all stages."""
     baseline, reported = find(ONLINE[name][0]), ONLINE[name][1]
-    guide = MatchingDistillation("ema", "token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51)
+    guide = MatchingDistillation(teacher="ema", twins="token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51)
     denoising = tuple(o for o in baseline.objectives if o.name == "denoising")
     prediction = PredictionDistillation("ema", naive=False, listen=True, position="teacher")
     changed = replace(
         baseline,
         criterion=replace(baseline.criterion, class_target=QualityTarget(), alpha=None),
-        objectives=(Detection(guide), *denoising, prediction, AuxiliaryGroups("ema", "both", guide, "mean")),
+        objectives=(
+            Detection(guide),
+            *denoising,
+            prediction,
+            AuxiliaryGroups("ema", "both", JoinedMatches("union", True, 1.0, 0.51), "mean"),
+        ),
         teachers=(EMATeacher(0.9996, stop_update=True),),
     )
     if name.startswith("od-deformable"):

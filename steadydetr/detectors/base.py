@@ -20,6 +20,7 @@ class Detector(nn.Module, ABC):
 
     num_classes: int
     width: int  # of its tokens and queries
+    stages: int  # of its decoder
     strides: tuple[int, ...]  # of the levels of its memory, in pixels, fine to coarse
     mean: Tensor
     std: Tensor
@@ -37,6 +38,10 @@ class Detector(nn.Module, ABC):
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    @property
+    def architecture(self) -> str:
+        return type(self).__name__
 
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Memory:

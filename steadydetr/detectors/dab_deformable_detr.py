@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import (
+    SMALL,
     Decoder,
     DeformableDetector,
     ProposalHead,
@@ -50,8 +51,11 @@ class DABDeformableDETR(DeformableDetector):
         else:
             self.query_content = nn.Embedding(config.queries, width)
             self.query_anchor = nn.Embedding(config.queries, 4)  # before the sigmoid
-            with torch.no_grad():  # without proposals a box starts small, not at half the image
-                decoder.box_heads[0].layers[-1].bias[2:] = -2  # type: ignore[union-attr, index]
+            with torch.no_grad():
+                if config.transformer.share_decoder:
+                    self.query_anchor.weight[:, 2:] += SMALL  # a head of all stages would make the box smaller at every stage  # D-56
+                else:
+                    decoder.box_heads[0].layers[-1].bias[2:] = SMALL  # type: ignore[union-attr, index]
 
     def with_proposals(self, memory: Memory) -> Memory:
         return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory

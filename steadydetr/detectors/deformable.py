@@ -58,6 +58,9 @@ class TransformerConfig:
             raise ValueError(f"transformer.fusion = {self.fusion} needs an encoder, but transformer.encoder_layers is 0")
 
 
+SMALL = -2.0  # logit of a side: without proposals a box starts small, not at half the image
+
+
 class Decoder(nn.Module):
     """Layers, heads and position of the decoder; shared parameters are lists of one."""
 
@@ -87,6 +90,7 @@ class DeformableDetector(Detector):
     refine: bool  # each stage refines the reference of the next
     look_forward_twice: bool  # a box also teaches the stage before, whose reference it starts from
     eps: float  # of the inverse sigmoid
+    start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
 
     def __init__(
         self,
@@ -96,7 +100,8 @@ class DeformableDetector(Detector):
         decoder: Decoder,
     ) -> None:
         super().__init__()
-        self.transformer, self.num_classes, self.width = config, num_classes, config.width
+        self.transformer, self.num_classes = config, num_classes
+        self.width, self.stages = config.width, config.decoder_layers
         self.backbone = backbone.build()
         maps = self.backbone.strides[: config.levels]
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
@@ -169,9 +174,9 @@ class DeformableDetector(Detector):
             contents.append(content)
             emitted.append(shown)
             references.append(base)
-            boxes.append(shift(delta, base, sized, self.eps))
+            boxes.append(shift(delta, base, sized, self.eps, self.start_size))
             if self.refine:
-                refined = shift(delta if shown is content else head(content), reference, sized, self.eps)
+                refined = shift(delta if shown is content else head(content), reference, sized, self.eps, self.start_size)
                 reference = refined.detach()
                 base = refined if self.look_forward_twice else reference
                 sized = True
@@ -197,13 +202,13 @@ class DeformableDetector(Detector):
         return torch.stack([head(shown) for head, shown in zip(heads, emitted, strict=True)])
 
 
-def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float) -> Tensor:
-    """The box that `delta` [B, N, 4] (logits) makes of `base`; where the base has no size, the delta alone gives it."""
+def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float, start_size: float = 0.0) -> Tensor:
+    """The box that `delta` [B, N, 4] (logits) makes of `base`; where the base has no size, of `start_size` (a logit)."""
     start = inverse_sigmoid(base, eps)
     if sized is False:
-        start = torch.cat((start[..., :2], torch.zeros_like(start[..., 2:])), -1)
+        start = torch.cat((start[..., :2], torch.full_like(start[..., 2:], start_size)), -1)
     elif sized is not True:
-        start = torch.cat((start[..., :2], torch.where(sized[:, None], start[..., 2:], 0)), -1)
+        start = torch.cat((start[..., :2], torch.where(sized[:, None], start[..., 2:], start_size)), -1)
     return (delta + start).sigmoid()
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from steadydetr.detectors.deformable import Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
+from steadydetr.detectors.deformable import SMALL, Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages
@@ -53,8 +53,11 @@ class DeformableDETR(DeformableDetector):
             self.query_reference = nn.Linear(width, 2)
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)
-            with torch.no_grad():  # without proposals a box starts small, not at half the image
-                decoder.box_heads[0].layers[-1].bias[2:] = -2  # type: ignore[union-attr, index]
+            if config.refine and config.transformer.share_decoder:
+                self.start_size = SMALL  # a head of all stages would make the box smaller at every stage  # D-56
+            else:
+                with torch.no_grad():
+                    decoder.box_heads[0].layers[-1].bias[2:] = SMALL  # type: ignore[union-attr, index]
 
     def with_proposals(self, memory: Memory) -> Memory:
         return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory

@@ -8,7 +8,7 @@ from steadydetr.objectives.detection import Detection
 from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
 from steadydetr.objectives.logits_distillation import LogitsDistillation
-from steadydetr.objectives.matching_distillation import MatchingDistillation
+from steadydetr.objectives.matching_distillation import JoinedMatches, MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
 
 OBJECTIVES = (
@@ -36,6 +36,7 @@ __all__ = [
     "Denoising",
     "Detection",
     "FeatureDistillation",
+    "JoinedMatches",
     "LogitsDistillation",
     "MatchingDistillation",
     "Objective",

@@ -15,8 +15,8 @@ from torch import Tensor
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.matching import Problem, cheapest_queries, query_of_targets
-from steadydetr.objectives.base import Objective, require_teacher
-from steadydetr.objectives.matching_distillation import MatchingDistillation, pick
+from steadydetr.objectives.base import Objective, require_alike
+from steadydetr.objectives.matching_distillation import JoinedMatches, pick
 from steadydetr.scene import Scene
 from steadydetr.structures import Assignment, Group, Losses, Queries, Solved, Stages
 
@@ -29,7 +29,7 @@ class AuxiliaryGroups(Objective):
 
     teacher: str = "ema"
     matching: Literal["both", "own", "teacher"] = "both"  # re-matching joined with the teacher's match, either alone
-    distillation: MatchingDistillation = MatchingDistillation()  # how both are joined
+    distillation: JoinedMatches = JoinedMatches()  # of both
     reduction: Literal["mean", "sum"] = "mean"  # over the groups  # D-34
 
     @property
@@ -37,10 +37,10 @@ class AuxiliaryGroups(Objective):
         return "auxiliary"
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        require_teacher(self.name, self.teacher, teachers)
+        require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
 
     def groups(self, scene: Scene) -> list[Group]:
-        """All groups side by side, as blocks that do not see each other."""
+        """All groups side by side, as blocks that do not see each other."""  # D-57
         lesson, (chosen, valid) = scene.lessons[self.teacher], self._chosen(scene)
         count, _, slots = chosen.shape
 

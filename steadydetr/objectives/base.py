@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -53,3 +53,16 @@ def require_teacher(objective: str, name: str, teachers: Mapping[str, Detector])
     if name not in teachers:
         known = f"has {', '.join(teachers)}" if teachers else "has none"
         raise ValueError(f"objective {objective} learns from a teacher called {name!r}, but the recipe {known}")
+
+
+def require_alike(objective: str, name: str, student: Detector, teachers: Mapping[str, Detector], attributes: Sequence[str]) -> None:
+    """For objectives that give the student the teacher's queries, or their stages one by one: both must have the same attributes."""
+    require_teacher(objective, name, teachers)
+    teacher = teachers[name]
+    for attribute in attributes:
+        ours, theirs = getattr(student, attribute), getattr(teacher, attribute)
+        if ours != theirs:
+            raise ValueError(
+                f"objective {objective} compares student and teacher query by query: the student ({student.architecture}) has"
+                f" {attribute} = {ours}, the teacher {name!r} ({teacher.architecture}) {theirs}. It is made for the student's average, ema"
+            )

@@ -10,7 +10,7 @@ import torch
 from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.matching import Problem, query_of_targets
-from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, taught_queries
 from steadydetr.scene import Scene
 from steadydetr.structures import Assignment, Group, Losses, Solved, Stages, Targets
@@ -28,7 +28,7 @@ class Detection(Objective):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         if self.guide is not None:
-            require_teacher(self.name, self.guide.teacher, teachers)
+            require_alike(self.name, self.guide.teacher, student, teachers, ("architecture", "stages"))
 
     def groups(self, scene: Scene) -> list[Group]:
         return [Group("main", scene.queries["main"])]

@@ -18,15 +18,18 @@ CONDITION = 0.5  # IoU from which StageInteractor accepts a further target
 
 
 @dataclass(frozen=True)
-class MatchingDistillation:
-    """Defaults: OD-DETR's. Its Table 3 varies `classes`, Table 4 `boxes` and the weights."""
+class JoinedMatches:
+    """What a query learns of its own match and of the teacher's. Table 3 varies `classes`, Table 4 `boxes` and the weights."""
 
-    teacher: str = "ema"
-    twins: Twins = "token"
     classes: Literal["union", "conditional", "none"] = "union"  # conditional: only where the query's box overlaps the target by half
     boxes: bool = True
     class_weight: float = 1.0  # of the dearer of two queries that learn one target: in the class loss
     box_weight: float = 0.51  # and in the box losses, w_d of Eq. 4
+
+    def __post_init__(self) -> None:
+        for name in ("class_weight", "box_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
 
     def assign(self, solved: Solved, taught: Tensor, stages: Stages, targets: Targets) -> Assignment:
         """The student's own match joined with the teacher's.
@@ -52,6 +55,14 @@ class MatchingDistillation:
         learned = joined.taught_box & self.boxes
         boxes_own = weigh(match, learned & dearer[1], self.box_weight)
         return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), dearer[0], self.box_weight)))
+
+
+@dataclass(frozen=True)
+class MatchingDistillation(JoinedMatches):
+    """Defaults: OD-DETR's."""
+
+    teacher: str = "ema"
+    twins: Twins = "token"
 
 
 def pick(image: Tensor, query: Tensor, chosen: Tensor) -> Match:

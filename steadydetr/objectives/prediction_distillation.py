@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from steadydetr.criterion import Criterion
+from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
 from steadydetr.matching import paired_iou
-from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.scene import Scene
 from steadydetr.structures import Group, Losses, Match, Solved, Stages, Targets
 
@@ -36,7 +37,12 @@ class PredictionDistillation(Objective):
         return "prediction"
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        require_teacher(self.name, self.teacher, teachers)
+        require_alike(self.name, self.teacher, student, teachers, ("stages", "width", "positioned"))
+        if self.position == "student" and student.positioned and isinstance(student, DeformableDETR) and student.config.two_stage:
+            raise ValueError(
+                "objective prediction: position student needs learned queries, which are those of the teacher by number; of a two-stage"
+                " detector the position vectors belong to other boxes. Leave --objectives.prediction.position teacher"
+            )
 
     def groups(self, scene: Scene) -> list[Group]:
         queries = scene.lessons[self.teacher].queries
