@@ -37,6 +37,14 @@ class AssignmentDistillation(Objective):
     def name(self) -> str:
         return "assignment"
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.init else self.learns_from
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
         teacher = teachers[self.teacher]

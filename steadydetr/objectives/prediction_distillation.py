@@ -35,6 +35,10 @@ class PredictionDistillation(Objective):
     def name(self) -> str:
         return "prediction"
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
 
