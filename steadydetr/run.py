@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
 from steadydetr.config import differences, from_plain, renewed, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.folders import FolderDataset, Subset
+from steadydetr.data.folders import FolderDataset, parts_of
 from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, predictor
 from steadydetr.method import Method
@@ -157,11 +157,10 @@ def open_both(recipe: Recipe, progress: Progress) -> tuple[Dataset, Dataset]:
         raise ValueError(
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
         )
-    for dataset in (train_data, val_data):
-        source = dataset.source if isinstance(dataset, Subset) else dataset
-        if isinstance(source, FolderDataset) and (missing := source.missing_files()):
+    for part in (*parts_of(train_data), *parts_of(val_data)):
+        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
             raise ValueError(
-                f"{source.name}: {len(missing)} images are not in {source.folder}, the first is {missing[0]}. `steadydetr check` lists all"
+                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
             )
     if dropped:
         progress.say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
