@@ -175,7 +175,7 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
         checkpoint = find_checkpoint(output, prefer=("last", "best"))
         before = json.loads(path.read_text())
         before["recipe"] = renewed(before["recipe"], f"{path}: recipe")
-        if changed := differences(before, json.loads(json.dumps(plain))):
+        if changed := differences(without_places(before), without_places(json.loads(json.dumps(plain)))):
             raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
         return checkpoint
     accelerator.wait_for_everyone()
@@ -186,6 +186,12 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
         write_json(path, plain)
     accelerator.wait_for_everyone()
     return None
+
+
+def without_places(plain: dict[str, Any]) -> dict[str, Any]:
+    """A run's config less where its teachers lie: they may have been moved, and `restore` knows them by their weights."""
+    teachers = [{name: value for name, value in teacher.items() if name != "checkpoint"} for teacher in plain["recipe"]["teachers"]]
+    return plain | {"recipe": plain["recipe"] | {"teachers": teachers}}
 
 
 def read_run(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
@@ -223,12 +229,19 @@ def save(run: Run, name: str, weights: str = "model") -> None:
 def restore(
     checkpoint: Path, method: Method, average: Average[Detector] | None, optimiser: torch.optim.Optimizer
 ) -> tuple[State, Average[Detector] | None]:
-    """The state, and the average, which has parted from the teacher where that was frozen."""
+    """The state, and the average, which has parted from the teacher where that was frozen.
+
+    Raises:
+        ValueError: a trained teacher is not the one that taught until then.
+    """
     extra = load_training_state(checkpoint)
-    method.load_training_state(extra["method"])
-    for name, teacher in method.teachers.items():
+    for name, teacher in method.teachers.items():  # first: adapters of a teacher of another width would not fit either
         if teacher.fingerprint != extra.get("teachers", {}).get(name, ""):
-            raise ValueError(f"{checkpoint} was taught by another {name}: its weights have changed since; put the old ones back")
+            raise ValueError(
+                f"{checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its teacher,"
+                " wherever that lies: name it by --teacher, or put its old weights back"
+            )
+    method.load_training_state(extra["method"])
     optimiser.load_state_dict(extra["optimiser"])
     if average is not None and extra["average"] is not None:
         average = copy.deepcopy(average)
