@@ -343,7 +343,7 @@ def finish(run: Run) -> dict[str, Any]:
     }
     for weights, evaluation in state.evaluations.items():
         prefix = "" if weights == "model" else f"{weights}_"
-        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "per_class")}
+        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")}
     if run.accelerator.is_main_process:
         write_json(run.output / "summary.json", summary)
         draw_curves(run.output / "metrics.jsonl", run.output / "curves.png")
