@@ -167,7 +167,10 @@ def ap_table(runs: Sequence[Records]) -> str:
         [name_of(run, runs, weights), f"{last['step']:,}", *(column[i] for column in columns)]
         for i, (run, weights, last) in enumerate(rows)
     ]
-    text = "At the last evaluation, percent. Small, medium, large: AP by size of the objects; – where there are none. AR100: recall at 100. VOC07: at 11 recalls."
+    text = (
+        "At the last evaluation, percent. Small, medium, large: AP by size of the objects; – where there are none."
+        " AR100: recall at 100. VOC07: AP as the mean over 11 recalls."
+    )
     parts = [f"<p>{text}</p>", table(header, lines)] if rows else []
     if len({held_out(run) for run in runs}) > 1:
         parts.append('<p class="lacks">The runs were not evaluated on the same data, so their numbers do not compare.</p>')
