@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import steadydetr.matching
 from steadydetr.classification import PositionModulatedCost, QualityTarget
-from steadydetr.criterion import Criterion
+from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import Detector, DetectorConfig, DINOConfig
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
@@ -444,6 +444,29 @@ def test_teacher_init(name: str) -> None:
 def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorConfig) -> None:
     with pytest.raises(ValueError, match=r"learned queries of equal number and width .* the student \(\w+\) has .*, the teacher"):
         make_distilled(student, teacher, (Detection(), AssignmentDistillation(init=True)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "switch", "others"),
+    [
+        (
+            LogitsDistillation,
+            "as_released",
+            {"positives": "score", "threshold": 0.3, "negative_box": False, "candidates": None, "rest": True},
+        ),
+        (AssignmentDistillation, "init", {"matching": "own", "reference": "student", "weight": 2.0}),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(kind: type[Objective], switch: str, others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        kind(**{name: value})
+        with pytest.raises(ValueError, match=rf"{switch} .*\b{name}\b.*: leave them as they are|{switch} .*: leave .*\b{name}\b"):
+            kind(**{switch: True, name: value})
+
+
+def test_what_released_logits_distillation_still_lets_choose() -> None:
+    chosen = LogitsDistillation("big", positive_class=False, positive_box=False, stages="last", weights=Weights(2.0), weight=3.0)
+    assert replace(chosen, as_released=True).as_released and AssignmentDistillation("big", init=True).init
 
 
 @pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), AssignmentDistillation("big", init=True)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,12 @@ class AssignmentDistillation(Objective):
     init: bool = False  # no group: the student's learned queries only start as the teacher's
     reference: Literal["teacher", "student"] = "teacher"  # student: made by its own layer from the teacher's position vectors  # D-39
     weight: float = 1.0  # lambda_3
+
+    def __post_init__(self) -> None:
+        if self.init and replace(self, init=False) != AssignmentDistillation(self.teacher):
+            raise ValueError(
+                "objective assignment: init has no group of the teacher's queries: leave matching, reference and weight as they are"
+            )
 
     @property
     def name(self) -> str:
