@@ -203,8 +203,20 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
     words = command_of("small-dino", "x", output)
     assert "no teacher is named" in refused([word for word in words if word not in ("--teacher", "x")], capsys)
     assert "names no checkpoint" in refused(["distill", "small-dino", "--teacher"], capsys)
+    assert "names no checkpoint" in refused(["distill", "small-dino", "--teacher=", "--data", SHAPES], capsys)
+    assert "names no checkpoint, but --data follows it" in refused(["distill", "small-dino", "--teacher", "--data", SHAPES], capsys)
+    (tmp_path / "r50.pth").write_bytes(b"weights")
+    text = refused(command_of("small-dino", str(tmp_path / "r50.pth"), output), capsys)
+    assert "r50.pth is a file" in text and f"`steadydetr convert {tmp_path}/r50.pth FOLDER`" in text
     assert "name a recipe first" in refused(["distill", "--teacher", "x"], capsys)
     assert not output.exists()
+
+
+def test_help_of_a_recipe_shows_the_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, shown in ((["distill"], True), (["train"], False)):
+        with pytest.raises(SystemExit):
+            main([*words, "small-distill-deformable-detr", "--help"])
+        assert ("--teacher CHECKPOINT" in capsys.readouterr().out) == shown
 
 
 def test_a_teacher_may_know_more_classes(tmp_path: Path) -> None:
