@@ -17,7 +17,7 @@ WITH_RECIPES = "train|distill|cost|compare"
 
 
 def shown_commands(text: str) -> list[str]:
-    """Those that name a recipe, in the blocks of a page or in a usage text, one a line, without remarks; flags may go on in the next line."""
+    """Those that name a recipe, in a page's blocks or a usage text, one a line, without remarks; flags may go on in the next line."""
     text = re.sub(r"\s*\\?\n {4,}(?=--)", " ", text)
     found = re.findall(rf"^ *(?:torchrun .* -m )?(steadydetr (?:{WITH_RECIPES}) .*)", text, re.MULTILINE)
     lines = [re.split(r"\s{2,}|\s#", line)[0] for line in found]
