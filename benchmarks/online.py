@@ -2,8 +2,8 @@
 
 Float32, on random weights. Every part is timed in turn with the baseline, so a drifting machine treats them alike; memory is that of
 a process of its own. "teacher" is what no implementation can avoid: the teacher's forward pass and its update.
-    python benchmarks/online.py [--recipe od-dino-4scale-r50-12ep] [--rounds 3] [--size 512] [--images 1] [--objects 7]
-        [--device cuda] [--parts all]
+    python benchmarks/online.py [--recipe od-dino-4scale-r50-12ep] [--rounds 3] [--size 512] [--images 1] [--objects 7] [--device cuda]
+        [--parts all]
 """
 
 from __future__ import annotations
