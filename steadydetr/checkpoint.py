@@ -83,6 +83,11 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     for candidate in candidates:
         if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
             return candidate
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{path} is a file; a checkpoint is a folder with {WEIGHTS} and {CONFIG}. `steadydetr convert {path} FOLDER` makes one of a"
+            " checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face"
+        )
     where = f"{path} holds no checkpoint" if path.exists() else f"{path} does not exist"
     raise FileNotFoundError(f"{where}: expected {WEIGHTS} and {CONFIG} in it, or in {' or '.join(prefer)} below it")
 

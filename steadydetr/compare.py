@@ -79,7 +79,7 @@ def read_outcome(folder: Path, seed: int) -> Outcome | None:
 
 
 def _names(prefix: str) -> list[str]:
-    return [f"{prefix}{name}" for name in ("ap", "ap50", "ap75", "voc_ap50")]
+    return [f"{prefix}{name}" for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50")]
 
 
 def compare(

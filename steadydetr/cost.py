@@ -61,16 +61,12 @@ class Cost:
 
     student: Size
     teachers: dict[str, Size]
+    teaching: int  # the forward passes of those teachers whose lesson an objective reads
     adapters: int  # parameters that objectives train besides the student
     forward: int  # of a training step without distillation: the student with all that it learns by itself
     parts: dict[str, int]  # what each distillation objective adds to that
     step: int  # forward and backward, teachers and distillation included
     plain_step: int  # the same without teachers and distillation
-
-    @property
-    def teaching(self) -> int:
-        """The teachers' forward passes."""
-        return sum(teacher.inference for teacher in self.teachers.values())
 
     def share(self, part: str) -> float:
         """KD / (teacher + student + KD), with this part alone."""
@@ -85,7 +81,7 @@ class Cost:
     def as_dict(self) -> dict[str, Any]:
         """All numbers, with the shares."""
         shares = {name: self.share(name) for name in self.parts}
-        return asdict(self) | {"teaching": self.teaching, "shares": shares, "whole_share": self.whole_share}
+        return asdict(self) | {"shares": shares, "whole_share": self.whole_share}
 
 
 def count(run: Callable[[], object]) -> int:
@@ -109,7 +105,7 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     method, batch = build(recipe, teacher, classes), made_up(size, classes)
     teachers = {name: measure_size(model, batch) for name, model in method.teaching.items()}
     student = measure_size(method.student, batch)
-    taught = sum(size.inference for size in teachers.values())
+    taught = sum(teachers[name].inference for name in method.consulted)
     method.train()
     scenes: list[Scene] = []
     seen = count(lambda: scenes.append(method.look(batch))) - taught
@@ -129,7 +125,7 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     if parts:
         whole, losses = forward(method.objectives)
         step = taught + seen + whole + backward(losses)
-    return Cost(student, teachers, parameters(method.adapters)[0], seen + base, parts, step, plain_step)
+    return Cost(student, teachers, taught, parameters(method.adapters)[0], seen + base, parts, step, plain_step)
 
 
 def own(objectives: Sequence[Objective]) -> tuple[Objective, ...]:

@@ -49,6 +49,12 @@ class Method(nn.Module):
     def teaching(self) -> dict[str, Detector]:
         return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
 
+    @property
+    def consulted(self) -> dict[str, Detector]:
+        """The teachers that are run in a step, because an objective looks at their lesson."""
+        names = {name for objective in self.objectives for name in objective.reads}
+        return {name: teacher for name, teacher in self.teaching.items() if name in names}
+
     def training_state(self) -> dict[str, Tensor]:
         """All that training changes: without trained teachers, whose weights have a checkpoint of their own."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}
@@ -67,7 +73,7 @@ class Method(nn.Module):
         return self.losses(self.look(batch), self.objectives)
 
     def look(self, batch: Batch) -> Scene:
-        return Scene.of(batch, self.student, self.criterion, self.teaching, dict(self.adapters))
+        return Scene.of(batch, self.student, self.criterion, self.consulted, dict(self.adapters))
 
     def losses(self, scene: Scene, objectives: Sequence[Objective]) -> Losses:
         """Of some of the method's objectives."""

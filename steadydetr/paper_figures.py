@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadydetr import figures
-from steadydetr.checkpoint import find_checkpoint, load_detector, read_card
-from steadydetr.data import DataConfig, open_data
+from steadydetr.checkpoint import LoadedDetector, find_checkpoint, load_detector, read_card
+from steadydetr.data import DataConfig, Dataset, open_data
 from steadydetr.detectors import Detector
 from steadydetr.feature_masks import draw_masks
 from steadydetr.predict import load_models, run_criterion
 from steadydetr.records import WEIGHTS, Records, read_all
 from steadydetr.sampling import draw_looks
+from steadydetr.teachers import score_classes
 
 MASKS = ("query-masks", "level-masks", "activation")
 
@@ -57,32 +58,40 @@ def write_figures(
     if data is None:
         missing |= dict.fromkeys(["sampling-points", *MASKS], "needs --data")
         return written, missing
+    dataset = open_data(data, split)
     written.append(output / f"sampling-points.{suffix}")
-    _draw_sampling(found, data, split, objects, written[-1])
+    _draw_sampling(found, dataset, objects, written[-1])
     try:
-        written += _draw_masks(found, data, split, objects, teacher, output, suffix)
-    except FileNotFoundError as error:
-        missing |= dict.fromkeys(MASKS, str(error))
+        folder, loaded = _load_teacher(found, teacher, dataset.index.classes)
+    except (FileNotFoundError, ValueError) as error:
+        return written, missing | dict.fromkeys(MASKS, str(error))
+    config = DataConfig(resize=loaded.card.resize, workers=0)
+    written += draw_masks(loaded.detector, run_criterion(folder), dataset, config, output, suffix, objects)
     return written, missing
 
 
-def _draw_sampling(runs: Sequence[Records], data: str, split: str, objects: int, output: Path) -> None:
+def _draw_sampling(runs: Sequence[Records], dataset: Dataset, objects: int, output: Path) -> None:
     """A column for the trained and one for the averaged weights of every run; all see the images as the first one does."""
     models: dict[str, Detector] = {}
     folders = [find_checkpoint(run.folder, prefer=("last", "best")) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         models |= {f"{run.label}, {WEIGHTS[name]}": model for name, model in load_models(folder, "cpu").items()}
     config = DataConfig(resize=read_card(folders[0]).resize, workers=0)
-    draw_looks(models, run_criterion(folders[0]), open_data(data, split), config, output, objects)
+    draw_looks(models, run_criterion(folders[0]), dataset, config, output, objects)
 
 
-def _draw_masks(runs: Sequence[Records], data: str, split: str, objects: int, teacher: str, output: Path, suffix: str) -> list[Path]:
-    """Raises FileNotFoundError where there is no teacher, or its checkpoint is gone."""
+def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str]) -> tuple[Path, LoadedDetector]:
+    """Its folder and itself, scoring the classes of the data.
+
+    Raises:
+        FileNotFoundError: there is none, or its checkpoint is gone.
+        ValueError: it does not know a class of the data, or its checkpoint is damaged.
+    """
     named = [part.get("checkpoint", "") for run in runs for part in run.recipe.get("teachers", [])]
     teacher = teacher or next(filter(None, named), "")
     if not teacher:
         raise FileNotFoundError("needs a run with a trained teacher, or --teacher CHECKPOINT")
     folder = find_checkpoint(Path(teacher).expanduser())
     loaded = load_detector(folder)
-    config = DataConfig(resize=loaded.card.resize, workers=0)
-    return draw_masks(loaded.detector, run_criterion(folder), open_data(data, split), config, output, suffix, objects)
+    score_classes(loaded, classes, teacher)
+    return folder, loaded

@@ -160,14 +160,17 @@ def evaluated(runs: Sequence[Records]) -> list[tuple[Records, str, dict[str, Any
 
 def ap_table(runs: Sequence[Records]) -> str:
     rows = evaluated(runs)
-    names = [*METRICS, "voc_ap50"]
+    names = [*METRICS, "voc_ap50", "voc07_ap50"]
     columns = best_bold([[last[name] for _, _, last in rows] for name in names])
-    header = ["run", "step", *METRICS.values(), "VOC AP50"]
+    header = ["run", "step", *METRICS.values(), "VOC AP50", "VOC07 AP50"]
     lines = [
         [name_of(run, runs, weights), f"{last['step']:,}", *(column[i] for column in columns)]
         for i, (run, weights, last) in enumerate(rows)
     ]
-    text = "At the last evaluation, percent. Small, medium, large: AP by size of the objects; – where there are none. AR100: recall at 100."
+    text = (
+        "At the last evaluation, percent. Small, medium, large: AP by size of the objects; – where there are none."
+        " AR100: recall at 100. VOC07: AP as the mean over 11 recalls."
+    )
     parts = [f"<p>{text}</p>", table(header, lines)] if rows else []
     if len({held_out(run) for run in runs}) > 1:
         parts.append('<p class="lacks">The runs were not evaluated on the same data, so their numbers do not compare.</p>')

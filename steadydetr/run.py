@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from steadydetr.checkpoint import Card, find_checkpoint, load_training_state, save_detector
 from steadydetr.config import differences, from_plain, renewed, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.folders import FolderDataset, Subset
+from steadydetr.data.folders import FolderDataset, parts_of
 from steadydetr.detectors import Detector
 from steadydetr.evaluation import Evaluation, predictor
 from steadydetr.method import Method
@@ -177,11 +177,10 @@ def open_both(recipe: Recipe, progress: Progress) -> tuple[Dataset, Dataset]:
         raise ValueError(
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
         )
-    for dataset in (train_data, val_data):
-        source = dataset.source if isinstance(dataset, Subset) else dataset
-        if isinstance(source, FolderDataset) and (missing := source.missing_files()):
+    for part in (*parts_of(train_data), *parts_of(val_data)):
+        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
             raise ValueError(
-                f"{source.name}: {len(missing)} images are not in {source.folder}, the first is {missing[0]}. `steadydetr check` lists all"
+                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
             )
     if dropped:
         progress.say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
@@ -196,7 +195,7 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
         checkpoint = find_checkpoint(output, prefer=("last", "best"))
         before = json.loads(path.read_text())
         before["recipe"] = renewed(before["recipe"], f"{path}: recipe")
-        if changed := differences(before, json.loads(json.dumps(plain))):
+        if changed := differences(without_places(before), without_places(json.loads(json.dumps(plain)))):
             raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
         return checkpoint
     accelerator.wait_for_everyone()
@@ -207,6 +206,12 @@ def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: b
         write_json(path, plain)
     accelerator.wait_for_everyone()
     return None
+
+
+def without_places(plain: dict[str, Any]) -> dict[str, Any]:
+    """A run's config less where its teachers lie: they may have been moved, and `restore` knows them by their weights."""
+    teachers = [{name: value for name, value in teacher.items() if name != "checkpoint"} for teacher in plain["recipe"]["teachers"]]
+    return plain | {"recipe": plain["recipe"] | {"teachers": teachers}}
 
 
 def read_run(folder: Path) -> tuple[Recipe, tuple[str, ...]]:
@@ -246,12 +251,19 @@ def save(run: Run, name: str, weights: str = "model") -> None:
 def restore(
     checkpoint: Path, method: Method, average: Average[Detector] | None, optimiser: torch.optim.Optimizer
 ) -> tuple[State, Average[Detector] | None]:
-    """The state, and the average, which has parted from the teacher where that was frozen."""
+    """The state, and the average, which has parted from the teacher where that was frozen.
+
+    Raises:
+        ValueError: a trained teacher is not the one that taught until then.
+    """
     extra = load_training_state(checkpoint)
-    method.load_training_state(extra["method"])
-    for name, teacher in method.teachers.items():
+    for name, teacher in method.teachers.items():  # first: adapters of a teacher of another width would not fit either
         if teacher.fingerprint != extra.get("teachers", {}).get(name, ""):
-            raise ValueError(f"{checkpoint} was taught by another {name}: its weights have changed since; put the old ones back")
+            raise ValueError(
+                f"{checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its teacher,"
+                " wherever that lies: name it by --teacher, or put its old weights back"
+            )
+    method.load_training_state(extra["method"])
     optimiser.load_state_dict(extra["optimiser"])
     if average is not None and extra["average"] is not None:
         average = copy.deepcopy(average)
@@ -353,7 +365,7 @@ def finish(run: Run) -> dict[str, Any]:
     }
     for weights, evaluation in state.evaluations.items():
         prefix = "" if weights == "model" else f"{weights}_"
-        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "per_class")}
+        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")}
     if run.accelerator.is_main_process:
         write_json(run.output / "summary.json", summary)
         draw_curves(run.output / "metrics.jsonl", run.output / "curves.png")

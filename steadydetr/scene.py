@@ -26,7 +26,7 @@ class Scene:
     proposals: Stages | None
     lessons: dict[str, Lesson]  # by the teachers' names
     adapters: Mapping[str, nn.Module]  # what objectives train besides the student, by their names
-    teachers: Mapping[str, Detector]
+    teachers: Mapping[str, Detector]  # that were run
 
     @staticmethod
     def of(

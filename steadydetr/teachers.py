@@ -11,7 +11,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from steadydetr.checkpoint import load_detector
+from steadydetr.checkpoint import LoadedDetector, load_detector
 from steadydetr.detectors import Detector
 from steadydetr.matching import query_of_targets
 from steadydetr.structures import Memory, Queries, Solved, Stages
@@ -97,19 +97,27 @@ class TrainedTeacher:
             loaded = load_detector(self.checkpoint)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"the teacher: {error}") from error
-        detector, theirs = loaded.detector, loaded.card.classes
-        wanted = theirs[:classes] if isinstance(classes, int) else tuple(classes)
-        if unknown := [name for name in wanted if name not in theirs]:
-            raise ValueError(
-                f"the teacher {self.checkpoint} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
-                " it must have been trained on all of them"
-            )
-        mark = fingerprint(detector)
-        if theirs != wanted:
-            detector.keep_classes([theirs.index(name) for name in wanted])
+        detector, mark = loaded.detector, fingerprint(loaded.detector)
+        score_classes(loaded, loaded.card.classes[:classes] if isinstance(classes, int) else classes, self.checkpoint)
         if detector.num_classes != student.num_classes:
             raise ValueError(f"the teacher {self.checkpoint} has {detector.num_classes} classes, the student {student.num_classes}")
         return Frozen(detector, mark)
+
+
+def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> None:
+    """From here on the teacher scores the classes of the data alone, in their order.  # D-42
+
+    Raises:
+        ValueError: it does not know one of them; calls it by `name`, its checkpoint.
+    """
+    theirs = teacher.card.classes
+    if unknown := [kind for kind in wanted if kind not in theirs]:
+        raise ValueError(
+            f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
+            " it must have been trained on all of them"
+        )
+    if theirs != tuple(wanted):
+        teacher.detector.keep_classes([theirs.index(kind) for kind in wanted])
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -26,6 +26,7 @@ from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection, Objective
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
+from tests.commands import shown_commands, understand
 
 SHAPES = "shapes:size=64,images=16"
 SIZES = [f"--data.{part}.{side}" for part in ("transform", "resize") for side in ("height", "width")]
@@ -182,13 +183,21 @@ assert "torch" not in sys.modules and "numpy" not in sys.modules
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/cli.md"])
-def test_training_commands_of_the_documentation_are_understood(page: str) -> None:
-    text = (Path(__file__).parents[1] / page).read_text()
-    commands = [line.split()[2:] for line in re.findall(r"^steadydetr train .*", text, re.MULTILINE) if "RECIPE" not in line]
-    assert commands
-    for recipe, *words in commands:
-        read(recipe, words)
+@pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/training.md", "docs/recipes.md"])
+def test_commands_of_the_documentation_are_understood(page: str) -> None:
+    commands = shown_commands((Path(__file__).parents[1] / page).read_text())
+    assert "distill" in {command.split()[1] for command in commands}
+    for command in commands:
+        assert understand(command)
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "cost", "compare"])
+def test_commands_of_the_help_are_understood(command: str) -> None:
+    texts = vars(importlib.import_module(f"steadydetr.cli.{command}"))
+    commands = shown_commands(texts.get("USAGE") or texts["DESCRIPTION"])
+    assert len(commands) >= 3
+    for shown in commands:
+        assert shown.split()[1] == command and understand(shown)
 
 
 def test_help_of_a_recipe_shows_its_values(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import nn
 
+import steadydetr.cost
 from steadydetr.checkpoint import without_pretrained
 from steadydetr.cli import main
 from steadydetr.cost import Cost, count, made_up, measure_cost, measure_size, parameters
 from steadydetr.nn.deformable_attention import DeformableAttention
-from steadydetr.objectives import FGD, FeatureDistillation
+from steadydetr.objectives import FGD, AssignmentDistillation, FeatureDistillation
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
-from steadydetr.teachers import TrainedTeacher
+from steadydetr.teachers import EMATeacher, TrainedTeacher
 from tests.conftest import CLASSES, DETECTORS
 
 SIZE = (64, 64)
@@ -104,6 +105,18 @@ def test_the_average_of_the_weights_is_a_teacher_too() -> None:
     recipe = replace(find("small-od-dino"), detector=DETECTORS["dino"])
     cost = measure_cost(recipe, SIZE, classes=CLASSES)
     assert list(cost.parts) == ["prediction", "auxiliary"] and cost.teachers["ema"].inference == cost.student.inference
+
+
+def test_a_teacher_that_no_objective_reads_costs_nothing() -> None:
+    """Teacher Init copies its queries once; the average of the weights is there to be evaluated."""
+    start = find("small-refine-deformable-detr")
+    objectives = (*start.objectives, AssignmentDistillation(init=True))
+    recipe = replace(start, detector=DETECTORS["refine"], objectives=objectives, teachers=(EMATeacher(), TrainedTeacher()))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steadydetr.cost, "architecture", lambda _: DETECTORS["refine"])
+        cost = measure_cost(recipe, SIZE, "any", CLASSES)
+    assert set(cost.teachers) == {"ema", "teacher"} and cost.teaching == cost.parts["assignment"] == 0
+    assert cost.step == cost.plain_step
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

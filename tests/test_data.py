@@ -18,6 +18,9 @@ from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import pad_batch
 from steadydetr.data.shapes import CLASSES, ShapesConfig, ShapesDataset
 from steadydetr.evaluation import Results, evaluate
+from steadydetr.progress import Progress
+from steadydetr.recipes import find
+from steadydetr.run import open_both
 
 
 def coco(root: Path, split: str = "train", **changes: object) -> dict:
@@ -272,3 +275,17 @@ def test_real_data_opens(shared: Path) -> None:
     things = open_data(shared / "data/coco128", "val")
     assert len(things.index.classes) == 80 and len(things.index) == 128 and things.index.crowd.sum() == 10
     assert not check_data(shared / "data/coco128").fatal
+
+
+@pytest.mark.parametrize(("part", "split"), [("a", "train"), ("b", "train"), ("b", "val")])
+def test_every_part_of_joined_data_needs_its_images(part: str, split: str, tmp_path: Path) -> None:
+    """Before training starts, whichever part and split."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for each in ("train", "val"):
+            coco(tmp_path / name, each)
+    recipe = replace(find("small-dino"), data=DataConfig(f"{tmp_path / 'a'}+{tmp_path / 'b'}"))
+    assert len(open_both(recipe, Progress(0, enabled=False))[1].index) == 6
+    (tmp_path / part / f"{split}2017/{split}1.png").unlink()
+    with pytest.raises(ValueError, match=rf"{part}-{split}2017: 1 images are not in .*, the first is {split}1\.png\. `steadydetr check`"):
+        open_both(recipe, Progress(0, enabled=False))

@@ -14,17 +14,22 @@ from torch import Tensor, nn
 
 import steadydetr.matching
 from steadydetr.classification import PositionModulatedCost, QualityTarget
-from steadydetr.criterion import Criterion
-from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.criterion import Criterion, Weights
+from steadydetr.detectors import Detector, DetectorConfig, DINOConfig
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.matching import FORBIDDEN, Problem, solve
 from steadydetr.method import Method
 from steadydetr.objectives import (
+    FGD,
+    FGFI,
+    FKD,
+    MGD,
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
     Detection,
+    FeatureDistillation,
     LogitsDistillation,
     MatchingDistillation,
     Objective,
@@ -330,6 +335,25 @@ def test_two_teachers_in_one_step() -> None:
     assert_close({name: together[name] for name in alone}, alone)
 
 
+@pytest.mark.parametrize("objectives", [(Detection(), AssignmentDistillation(init=True)), (Detection(), LogitsDistillation())])
+def test_only_teachers_that_are_read_are_run(objectives: tuple[Objective, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The average of the weights, which nobody reads here, is still there to be updated and evaluated."""
+    start = make_distilled(DETECTORS["refine"], DETECTORS["refine"])
+    teachers: dict[str, Frozen[Detector]] = {"ema": Average(start.student, 0.5), "teacher": start.teachers["teacher"]}  # type: ignore[dict-item]
+    method = Method(start.student, Criterion(), objectives, teachers).double()
+    ran = []
+    for name, teacher in method.teaching.items():
+        monkeypatch.setattr(teacher, "encode", lambda *a, encode=teacher.encode, name=name: ran.append(name) or encode(*a))
+    losses = method(wide(make_batch((2, 3))))
+    assert losses.total.isfinite() and ran == [name for objective in objectives for name in objective.reads]
+    assert method.ema is not None
+    before = method.ema.model.level_embed.detach().clone()
+    with torch.no_grad():
+        method.student.level_embed.add_(1)
+    method.ema.update(method.student)
+    torch.testing.assert_close(method.ema.model.level_embed.detach(), before + 0.5)
+
+
 # pairs of detectors
 
 POSITIONED = {"deformable", "refine", "two-stage"}
@@ -422,6 +446,29 @@ def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorC
         make_distilled(student, teacher, (Detection(), AssignmentDistillation(init=True)))
 
 
+@pytest.mark.parametrize(
+    ("kind", "switch", "others"),
+    [
+        (
+            LogitsDistillation,
+            "as_released",
+            {"positives": "score", "threshold": 0.3, "negative_box": False, "candidates": None, "rest": True},
+        ),
+        (AssignmentDistillation, "init", {"matching": "own", "reference": "student", "weight": 2.0}),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(kind: type[Objective], switch: str, others: dict[str, Any]) -> None:
+    for name, value in others.items():
+        kind(**{name: value})
+        with pytest.raises(ValueError, match=rf"{switch} .*\b{name}\b.*: leave them as they are|{switch} .*: leave .*\b{name}\b"):
+            kind(**{switch: True, name: value})
+
+
+def test_what_released_logits_distillation_still_lets_choose() -> None:
+    chosen = LogitsDistillation("big", positive_class=False, positive_box=False, stages="last", weights=Weights(2.0), weight=3.0)
+    assert replace(chosen, as_released=True).as_released and AssignmentDistillation("big", init=True).init
+
+
 @pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), AssignmentDistillation("big", init=True)])
 def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
     with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
@@ -460,5 +507,16 @@ def test_any_recipe_can_be_distilled() -> None:
     assert online.teachers == (EMATeacher(), TrainedTeacher("runs/big"))
     average = recipe_of((Detection(), AssignmentDistillation("ema")), teachers=(EMATeacher(),))
     assert distilled(average).objectives[:2] == average.objectives and len(distilled(average).objectives) > 2
-    alone = recipe_of((Detection(), LogitsDistillation()))
-    assert distilled(alone, "runs/big").objectives == alone.objectives
+
+
+@pytest.mark.parametrize(
+    "learning", [LogitsDistillation(), AssignmentDistillation(init=True), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()]
+)
+def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Objective) -> None:
+    start = recipe_of((Detection(), learning))
+    assert distilled(start, "runs/big") == replace(start, teachers=(TrainedTeacher("runs/big"),))
+
+
+def test_a_guide_is_a_teacher_too() -> None:
+    start = recipe_of((Detection(MatchingDistillation("teacher")),))
+    assert distilled(start, "runs/big").objectives == start.objectives

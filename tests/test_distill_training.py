@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from torch import Tensor
 from steadydetr.checkpoint import Card, load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.objectives import AssignmentDistillation, Detection
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
@@ -96,17 +97,38 @@ def test_resumed_run_equals_an_uninterrupted_one(teacher: str, tmp_path: Path, m
     assert all({"main/l1", "logits/positive_class", "logits/negative_giou", "assignment/class"} <= losses.keys() for losses in logged)
 
 
-def test_a_changed_teacher_is_refused_at_resume(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, output = tiny_distilled(teacher), tmp_path / "run"
+def interrupted(recipe: Recipe, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After two steps, with a step logged that the checkpoint has not, as where a run was killed."""
     with monkeypatch.context() as patch:
         StopAfter(2, patch)
         train(recipe, output, device="cpu")
-    other = save_teacher(tmp_path / "other", replace(DETECTORS["refine"], queries=9, transformer=WIDER))
-    with pytest.raises(ValueError, match=r"recipe\.teachers.*checkpoint"):
+    with open(output / "metrics.jsonl", "a") as file:
+        file.write(json.dumps(records(output)[-1] | {"step": 3}) + "\n")
+
+
+@pytest.mark.parametrize("width", [WIDER, TINY], ids=["as wide", "of another width"])
+@pytest.mark.parametrize("place", ["teacher", "other"])
+def test_another_teacher_is_refused_at_resume(
+    place: str, width: TransformerConfig, teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the place of the first or elsewhere, also where what the objectives train would not fit it. The run stays as it was."""
+    recipe, output = tiny_distilled(teacher), tmp_path / "run"
+    interrupted(recipe, output, monkeypatch)
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    other = save_teacher(tmp_path / place, replace(DETECTORS["refine"], queries=9, transformer=width), seed=2)
+    with pytest.raises(ValueError, match=r"run/last was taught by another teacher: the weights .* differ.*name it by --teacher"):
         train(distilled(recipe, other), output, resume=True, device="cpu")
-    save_teacher(Path(teacher), replace(DETECTORS["refine"], queries=9, transformer=WIDER), seed=2)
-    with pytest.raises(ValueError, match="was taught by another teacher: its weights have changed since"):
-        train(recipe, output, resume=True, device="cpu")
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_teacher_may_be_moved_before_resuming(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But nothing else of the recipe may change with it."""
+    recipe, output = tiny_distilled(teacher), tmp_path / "run"
+    interrupted(recipe, output, monkeypatch)
+    moved = distilled(recipe, str(Path(teacher).rename(tmp_path / "moved")))
+    with pytest.raises(ValueError, match=r"recipe\.top: \d+ -> 7$"):
+        train(replace(moved, top=7), output, resume=True, device="cpu")
+    assert train(moved, output, resume=True, device="cpu")["finished"]
 
 
 TWO_PROCESSES = """
@@ -181,8 +203,20 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
     words = command_of("small-dino", "x", output)
     assert "no teacher is named" in refused([word for word in words if word not in ("--teacher", "x")], capsys)
     assert "names no checkpoint" in refused(["distill", "small-dino", "--teacher"], capsys)
+    assert "names no checkpoint" in refused(["distill", "small-dino", "--teacher=", "--data", SHAPES], capsys)
+    assert "names no checkpoint, but --data follows it" in refused(["distill", "small-dino", "--teacher", "--data", SHAPES], capsys)
+    (tmp_path / "r50.pth").write_bytes(b"weights")
+    text = refused(command_of("small-dino", str(tmp_path / "r50.pth"), output), capsys)
+    assert "r50.pth is a file" in text and f"`steadydetr convert {tmp_path}/r50.pth FOLDER`" in text
     assert "name a recipe first" in refused(["distill", "--teacher", "x"], capsys)
     assert not output.exists()
+
+
+def test_help_of_a_recipe_shows_the_teacher(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, shown in ((["distill"], True), (["train"], False)):
+        with pytest.raises(SystemExit):
+            main([*words, "small-distill-deformable-detr", "--help"])
+        assert ("--teacher CHECKPOINT" in capsys.readouterr().out) == shown
 
 
 def test_a_teacher_may_know_more_classes(tmp_path: Path) -> None:

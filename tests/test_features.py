@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from steadydetr.detectors import DetectorConfig
 from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations import distill
 from steadydetr.method import Method
+from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import FGD, FGFI, FKD, MGD, Detection, FeatureDistillation, Objective
 from steadydetr.objectives.feature_distillation import RELEASED_TOP
 from steadydetr.objectives.feature_levels import Level
@@ -464,11 +467,51 @@ def test_levels_of_the_same_stride_are_compared() -> None:
 
 
 class Stride(nn.Module):
-    """A detector's strides without its weights."""
+    """A detector's strides and the sizes of its maps, without weights."""
 
-    def __init__(self, *strides: int, width: int = 16) -> None:
+    def __init__(self, *strides: int, width: int = 16, rounds: Callable[[float], int] = math.ceil) -> None:
         super().__init__()
-        self.strides, self.width = strides, width
+        self.strides, self.width, self.rounds = strides, width, rounds
+        self.register_buffer("mean", torch.zeros(3, 1, 1))
+
+    def encode(self, images: Tensor, padding: Tensor) -> Any:
+        assert images.shape[-2:] == padding.shape[-2:]
+        return SimpleNamespace(levels=tuple(tuple(self.rounds(n / s) for n in images.shape[-2:]) for s in self.strides))
+
+
+def first_layer_up(cells: float) -> int:
+    """As floor, but not where a side is one pixel short of a multiple of 8, which the first layer has rounded up."""
+    return math.floor(cells + 1 / 8)
+
+
+@pytest.mark.parametrize("objective", [FeatureDistillation(), FeatureDistillation(as_released=True), *PEERS.values()], ids=lambda o: o.name)
+def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> None:
+    """Whatever the image: which side it is on, and from which layer on. Only levels that both have count."""
+    up, down = Stride(8, 16, 32), Stride(8, 32, 64, rounds=math.floor)
+    said = r"maps of other sizes.* of 129 x 127 pixels at stride 8: \(17, 16\) and \(16, 15\); stride 32: \(5, 4\) and \(4, 3\)\)"
+    with pytest.raises(ValueError, match=f"{said}.*--objectives.{objective.name} none"):
+        objective.check(up, {"teacher": down})  # type: ignore[arg-type, dict-item]
+    with pytest.raises(ValueError, match=r"stride 8: \(2, 1\) and \(2, 2\)"):
+        objective.check(Stride(8, rounds=math.floor), {"teacher": Stride(8, rounds=first_layer_up)})  # type: ignore[arg-type, dict-item]
+    objective.check(down, {"teacher": Stride(8, 16, 32, rounds=math.floor)})  # type: ignore[arg-type, dict-item]
+
+
+def test_a_backbone_that_rounds_down_is_refused_beside_one_that_rounds_up() -> None:
+    """ConvNeXt's patches, at every level; two of its kind teach each other."""
+    patches = replace(TEACHER, backbone=BackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
+    with pytest.raises(ValueError, match=r"stride 8: \(9, 8\) and \(8, 7\); stride 16: \(5, 4\) and \(4, 3\); stride 32: \(3, 2\) and"):
+        make(FeatureDistillation(), teacher=patches)
+    make(FeatureDistillation(), student=patches, teacher=patches)
+
+
+def test_the_look_at_sizes_leaves_no_trace() -> None:
+    """Neither in running statistics nor in random numbers."""
+    student, teacher = DETECTORS["dino"].build(CLASSES), TEACHER.build(CLASSES).eval()
+    before, state = {name: tensor.clone() for name, tensor in student.state_dict().items()}, torch.get_rng_state()
+    FeatureDistillation().check(student, {"teacher": teacher})
+    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(module.training for module in student.modules()) and not any(module.training for module in teacher.modules())
 
 
 def test_pairs_that_cannot_work_are_refused_with_the_reason() -> None:

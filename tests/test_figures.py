@@ -16,17 +16,19 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from steadydetr import figures, paper_figures
+from steadydetr.checkpoint import Card, load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
-from steadydetr.feature_masks import answer
+from steadydetr.feature_masks import Answer, answer
 from steadydetr.figures import Line, Panel
 from steadydetr.paper_figures import MASKS, write_figures
-from steadydetr.sampling import draw_looks, look
+from steadydetr.sampling import draw_looks, first_objects, look
 from steadydetr.train import train
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference.features import dot
+from tests.test_distill_training import save_teacher
 from tests.test_train import tiny
 
 
@@ -124,6 +126,36 @@ def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypat
         written, missing = write_figures([taught], tmp_path / "out", data=data)
         assert ("DINO" in [path.stem for path in written]) == drawn
         assert drawn or "nowhere does not exist" in missing["activation"]
+
+
+@pytest.mark.parametrize("more", [(), ("more",)])
+def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher that knows the classes in another order, and one more, answers as one that knows those of the data."""
+    data = open_data("shapes:size=64,images=5", "val")
+    classes = (*more, *reversed(data.index.classes))
+    _, batch, _ = next(first_objects(data, DataConfig(resize=FixedSize(64, 64), workers=0), 1))
+    plain = load_detector(save_teacher(tmp_path / "plain", DETECTORS["refine"], data.index.classes)).detector
+    other = DETECTORS["refine"].build(len(classes))
+    state = plain.state_dict()
+    for name in (name for name in state if "class_heads" in name):
+        rows = [torch.zeros_like(state[name][0]) if kind in more else state[name][data.index.classes.index(kind)] for kind in classes]
+        state[name] = torch.stack(rows)
+    other.load_state_dict(state)
+    save_detector(tmp_path / "other", other.state_dict(), Card(DETECTORS["refine"], classes, tuple(range(len(classes)))))
+    drawn: list[Answer] = []
+    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "draw_masks", lambda teacher, *_: drawn.append(answer(teacher, Criterion(), batch)) or [])
+    for name in ("plain", "other"):
+        _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=str(tmp_path / name))
+        assert not set(MASKS) & missing.keys()
+    assert drawn[0].quality.count_nonzero() and torch.equal(drawn[0].quality, drawn[1].quality)
+
+
+def test_a_teacher_of_other_classes_draws_no_masks(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
+    strangers = save_teacher(tmp_path / "strangers", DETECTORS["refine"], ("cat", "dog"))
+    _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=strangers)
+    assert all("strangers knows the classes ['cat', 'dog'], but not" in missing[name] for name in MASKS)
 
 
 def test_masks_are_products_of_queries_and_tokens(detector_config: DetectorConfig) -> None:

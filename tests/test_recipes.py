@@ -12,15 +12,28 @@ import torch
 
 from steadydetr.checkpoint import without_pretrained
 from steadydetr.classification import QualityTarget
-from steadydetr.cli.distill import take_teacher
-from steadydetr.cli.training_arguments import find_or_read, override, read
 from steadydetr.config import from_plain, to_plain
 from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import AuxiliaryGroups, Detection, JoinedMatches, MatchingDistillation, PredictionDistillation
+from steadydetr.objectives import (
+    FGD,
+    FGFI,
+    FKD,
+    MGD,
+    AssignmentDistillation,
+    AuxiliaryGroups,
+    Denoising,
+    Detection,
+    FeatureDistillation,
+    JoinedMatches,
+    LogitsDistillation,
+    MatchingDistillation,
+    Objective,
+    PredictionDistillation,
+)
 from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
-from steadydetr.recipes.distill import distilled
 from steadydetr.teachers import EMATeacher, TrainedTeacher
+from tests.commands import understand
 
 SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
 FAMILIES = {
@@ -204,29 +217,104 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
             assert f"| `{name}` | {recipe.reported or '-'} |" in page
 
 
+PAGE = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
+ABBREVIATIONS = dict(re.findall(r"`(\w+)` (?:=|being) `([^`]+)`", PAGE))
+DISTILL = PAGE.partition("## DETRDistill and its ablations")[2].partition("\n## ")[0]
+
+
+def written_out(command: str) -> str:
+    """With what its first word is short for."""
+    first, space, rest = command.partition(" ")
+    return written_out(ABBREVIATIONS[first]) + space + rest if first in ABBREVIATIONS else command
+
+
 def documented_commands() -> list[str]:
-    """The ablation commands of the recipes page, its abbreviations written out."""
-    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-    found = re.findall(r"`((?:steadydetr train|steadydetr distill|R|D|T3|T7|X|L|F)\b[^`]*)`", page)
-    train = "steadydetr train {} --data path/to/coco"
-    short = {"R": train.format("stable-dino-4scale-r50-12ep"), "D": train.format("od-deformable-detr-r50-24ep")}
-    short["T7"] = next(c for c in found if "rescale none" in c).replace("R", short["R"], 1)
-    short["T3"] = next(c for c in found if "guide.no-boxes" in c).replace("D", short["D"], 1)
-    short["X"] = "steadydetr distill detrdistill-deformable-detr-r101-r50-50ep --teacher runs/r101 --data path/to/coco"
-    short["L"] = f"{short['X']} --objectives.features none --objectives.assignment none"
-    short["F"] = f"{short['X']} --objectives.logits none --objectives.assignment none"
-    return sorted({re.sub(r"^(R|D|T3|T7|X|L|F)\b", lambda m: short[m[1]], command) for command in found})
+    """The commands within the text and the tables of the recipes page."""
+    found = {written_out(command) for command in re.findall(r"`([^`\n]+)`", PAGE)}
+    return sorted(command for command in found if re.match(r"steadydetr (train|distill|cost) [^ ]+", command))
 
 
 @pytest.mark.parametrize("command", documented_commands())
 def test_documented_commands_are_understood(command: str) -> None:
     """And what they ask for can be built: every objective has its teacher."""
-    _, kind, name, *words = command.split()
-    if kind == "train":
-        recipe, _ = read(name, words)
+    (recipe,) = understand(command)
+    if command.startswith("steadydetr distill"):
+        assert recipe.teachers[-1] == TrainedTeacher(re.findall(r"--teacher (\S+)", command)[0])
+        return
+    if command.startswith("steadydetr train"):
         with torch.device("meta"):
             replace(recipe, detector=without_pretrained(recipe.detector)).build(91)
-        return
-    teacher, rest = take_teacher(words)
-    recipe, _ = override(distilled(find_or_read(name), teacher), rest, kind)
-    assert recipe.teachers[-1] == TrainedTeacher(teacher)
+
+
+LD, FD, AD = LogitsDistillation(), FeatureDistillation(), AssignmentDistillation()
+ROWS: dict[tuple[str, str], tuple[Objective, ...]] = {  # table and row of DETRDistill -> what is learned from its teacher
+    ("1", "(feature distillation alone)"): (FD,),
+    ("1", "FitNet"): (FeatureDistillation(mask="ones"),),
+    ("1", "FGD"): (FGD(),),
+    ("1", "MGD"): (MGD(),),
+    ("1", "FKD"): (FKD(),),
+    ("1", "FGFI"): (FGFI(),),
+    ("1", "DETRDistill"): (LD, FD, AD),
+    ("2", "Eq. 6, plain mean of the masks"): (FeatureDistillation(mask="mean"),),
+    ("2", "Eq. 8, weighted by quality"): (FD,),
+    ("3", "student alone"): (),
+    ("3", "DETRDistill"): (LD, FD, AD),
+    **{("4", f"{stages}, student alone"): () for stages in ("6/6", "6/3", "3/6", "3/3")},
+    **{("4", f"{stages}, DETRDistill"): (LD, FD, AD) for stages in ("6/6", "6/3", "3/6", "3/3")},
+    ("5", "LD"): (LD,),
+    ("5", "FD"): (FD,),
+    ("5", "AD"): (AD,),
+    ("5", "LD + FD"): (LD, FD),
+    ("5", "all"): (LD, FD, AD),
+    ("6", "(logits distillation alone in all rows)"): (LD,),
+    ("6", "positive classes"): (LogitsDistillation(positive_box=False, negative_box=False),),
+    ("6", "positive boxes"): (LogitsDistillation(positive_class=False, negative_box=False),),
+    ("6", "negative boxes"): (LogitsDistillation(positive_class=False, positive_box=False),),
+    ("6", "positive classes and boxes"): (LogitsDistillation(negative_box=False),),
+    ("6", "positive and negative boxes"): (LogitsDistillation(positive_class=False),),
+    ("6", "all"): (LD,),
+    ("7", "last-stage distillation"): (LogitsDistillation(stages="last"),),
+    ("7", "progressive distillation"): (LD,),
+    ("S1", "DINO, r18"): (LD, FD, AD),
+    ("S1", "DINO, r50 with 300 queries"): (LD, FD, AD),
+    ("S2", "Pascal VOC, r18"): (LD, FD, AD),
+    ("S2", "Pascal VOC, r50"): (LD, FD, AD),
+    ("S3", "parameters and computation"): (LD, FD, AD),
+    ("S4", "Teacher Init"): (AssignmentDistillation(init=True),),
+    ("S4", "Teacher Group"): (AssignmentDistillation(matching="own"),),
+    ("S4", "Teacher Assigned"): (AD,),
+}
+
+
+def test_rows_of_detrdistill_learn_what_they_say() -> None:
+    """And nothing of the detector changes but the stages of Table 4."""
+    rows = {
+        (table, label): command for table, label, command in re.findall(r"^\| (S?\d) \| (.*) \| .*`([^`]+)` \|$", DISTILL, re.MULTILINE)
+    }
+    assert rows.keys() == ROWS.keys()
+    student = find("detrdistill-deformable-detr-r101-r50-50ep").detector
+    for (table, label), command in rows.items():
+        (recipe,) = understand(written_out(command))
+        learned = tuple(o for o in recipe.objectives if not isinstance(o, (Detection, Denoising)))
+        assert learned == ROWS[table, label], (table, label)
+        if "detrdistill-dino" in written_out(command) or "-r18-" in written_out(command):
+            continue
+        stages = [int(n) for n in label[:3].split("/")] if table == "4" else [6, 6]
+        transformer = replace(student.transformer, encoder_layers=stages[0], decoder_layers=stages[1])
+        assert recipe.detector == replace(student, transformer=transformer), (table, label)
+
+
+def other_choices() -> list[str]:
+    """The flags of DETRDistill's "Other choices", those that begin with a dot written out."""
+    (text,) = re.findall(r"^Other choices: (.*)$", DISTILL, re.MULTILINE)
+    found: list[str] = []
+    for fragment in re.findall(r"`((?:--|\.)[^`]+)`", text):
+        found.append(re.sub(r"^\.", found[-1].split()[0].rpartition(".")[0] + "." if found else "", fragment))
+    return found
+
+
+@pytest.mark.parametrize("flags", other_choices())
+def test_other_choices_of_detrdistill_change_an_objective(flags: str) -> None:
+    value = " 3" if flags.endswith(".weight") else ""
+    (recipe,), (plain,) = understand(f"{written_out('X')} {flags}{value}"), understand(written_out("X"))
+    assert recipe.objectives != plain.objectives and replace(recipe, objectives=plain.objectives) == plain

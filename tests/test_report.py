@@ -100,6 +100,8 @@ def test_facts_and_tables(copy: Callable[..., Path]) -> None:
     assert re.search(rf"run tiny {best}, \w+ finished 2 of 2 12 of 12 48 {summary['seconds']:.0f} s", text)
     assert records.parameters is not None and f"{records.parameters / 1e6:.2f} M 0" in text
     assert re.search(rf"run trained 12 {last['ap']:.1f} {last['ap50']:.1f} {last['ap75']:.1f}", text)
+    assert "AR100 VOC AP50 VOC07 AP50" in text and f"{last['voc_ap50']:.1f} {last['voc07_ap50']:.1f} run" in text
+    assert summary["voc07_ap50"] == last["voc07_ap50"] and summary["voc_ap50"] == last["voc_ap50"]
     assert "disc" in text and "transformer: TransformerConfig width: 16 heads: 2" in text
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume] [flags]
 
   steadydetr distill deformable-detr-r50-50ep --teacher runs/r101 --data path/to/coco
-  steadydetr distill detrdistill-dino-4scale-r101-r18 --teacher runs/converted --data path/to/coco
+  steadydetr distill detrdistill-dino-4scale-r101-r18-12ep --teacher runs/converted --data path/to/coco
   steadydetr distill dino-4scale-r50-12ep --teacher runs/r101 --data path/to/coco --objectives.assignment none
 
 Trains the recipe's detector with a trained one as its teacher, which may have another backbone, width, number of queries, stages or
@@ -16,6 +16,11 @@ checkpoint folder or a converted checkpoint. A recipe that learns nothing from a
 logits, features and assignment.
 
 All flags of `steadydetr train` go here too; `steadydetr distill RECIPE --help` shows them."""
+
+
+TEACHER = """
+--teacher CHECKPOINT names the trained teacher: a run (its best is taken), a checkpoint folder or a converted checkpoint. Short for
+--teachers.teacher.checkpoint."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -29,7 +34,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.recipes.distill import distilled
 
     teacher, rest = take_teacher(words[1:])
-    start(*override(distilled(find_or_read(words[0]), teacher), rest, f"distill {words[0]}"))
+    start(*override(distilled(find_or_read(words[0]), teacher), rest, f"distill {words[0]}", TEACHER))
 
 
 def take_teacher(words: Sequence[str]) -> tuple[str, list[str]]:
@@ -38,6 +43,8 @@ def take_teacher(words: Sequence[str]) -> tuple[str, list[str]]:
     if "--teacher" not in words:
         return "", words
     at = words.index("--teacher")
-    if at + 1 == len(words):
-        raise ValueError("--teacher names no checkpoint")
-    return words[at + 1], words[:at] + words[at + 2 :]
+    teacher = words[at + 1] if at + 1 < len(words) else ""
+    if not teacher or teacher.startswith("--"):
+        found = f", but {teacher} follows it" if teacher else ""
+        raise ValueError(f"--teacher names no checkpoint{found}: give a run, a checkpoint folder or a converted checkpoint after it")
+    return teacher, words[:at] + words[at + 2 :]

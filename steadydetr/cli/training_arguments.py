@@ -37,9 +37,10 @@ def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     return override(find_or_read(name), words, f"train {name}")
 
 
-def override(recipe: Recipe, words: Sequence[str], command: str) -> tuple[Recipe, TrainArguments]:
+def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
+    """The recipe as the words change it, and the other arguments; `more` stands in the help of the command."""
     recipe, words = choose(recipe, words)
-    arguments = parse(TrainArguments, words, command, _description(recipe), TrainArguments(recipe))
+    arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
     recipe = arguments.recipe
     if arguments.data is not None:
         recipe = replace(recipe, data=replace(recipe.data, source=arguments.data))

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from steadydetr.data.folders import CocoFile, Dataset, FolderDataset, JoinedDataset, decode_coco
+from steadydetr.data.folders import CocoFile, Dataset, FolderDataset, decode_coco, parts_of
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.opening import ROBOFLOW, open_data
 
@@ -72,16 +72,12 @@ def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "te
     if not datasets and not findings:
         raise problems[0]
     for dataset in datasets.values():
-        for part in _parts(dataset):
+        for part in parts_of(dataset):
             findings += _check_boxes(part.index, part.name)
             if isinstance(part, FolderDataset):
                 findings += _check_images(part, workers)
     findings += _check_overlap(datasets)
     return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(findings))
-
-
-def _parts(dataset: Dataset) -> tuple[Dataset, ...]:
-    return tuple(p for part in dataset.parts for p in _parts(part)) if isinstance(dataset, JoinedDataset) else (dataset,)
 
 
 def _coco_file(where: str | Path, split: str) -> Path | None:
@@ -165,7 +161,7 @@ def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
     """Images of one name in two splits: what is measured there has been trained on."""
     seen: dict[str, str] = {}
     for split, dataset in datasets.items():
-        if not all(isinstance(part, FolderDataset) for part in _parts(dataset)):
+        if not all(isinstance(part, FolderDataset) for part in parts_of(dataset)):
             continue
         for position in range(len(dataset.index)):
             file = Path(dataset.index.file(position)).name

@@ -265,3 +265,10 @@ class JoinedDataset:
                 return part.load_image(position)
             position -= len(part.index)
         raise IndexError(position)
+
+
+def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
+    """The data sets that it takes its images from."""
+    if isinstance(dataset, Subset):
+        return parts_of(dataset.source)
+    return tuple(p for part in dataset.parts for p in parts_of(part)) if isinstance(dataset, JoinedDataset) else (dataset,)

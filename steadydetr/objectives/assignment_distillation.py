@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,9 +33,23 @@ class AssignmentDistillation(Objective):
     reference: Literal["teacher", "student"] = "teacher"  # student: made by its own layer from the teacher's position vectors  # D-39
     weight: float = 1.0  # lambda_3
 
+    def __post_init__(self) -> None:
+        if self.init and replace(self, init=False) != AssignmentDistillation(self.teacher):
+            raise ValueError(
+                "objective assignment: init has no group of the teacher's queries: leave matching, reference and weight as they are"
+            )
+
     @property
     def name(self) -> str:
         return "assignment"
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return () if self.init else self.learns_from
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)

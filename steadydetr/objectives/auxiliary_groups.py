@@ -36,6 +36,10 @@ class AuxiliaryGroups(Objective):
     def name(self) -> str:
         return "auxiliary"
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
 

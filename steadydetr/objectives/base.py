@@ -24,6 +24,16 @@ class Objective(ABC):
     @abstractmethod
     def name(self) -> str: ...
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        """The names of its teachers."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Those of them whose lesson it looks at in a step. Teachers that nobody reads are not run."""
+        return self.learns_from
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:  # noqa: B027
         """Raise ValueError, with the reason, where this objective cannot work with these models. Called when a method is built."""
 

@@ -26,6 +26,10 @@ class Detection(Objective):
     def name(self) -> str:
         return "main"
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return () if self.guide is None else (self.guide.teacher,)
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         if self.guide is not None:
             require_alike(self.name, self.guide.teacher, student, teachers, ("architecture", "stages"))

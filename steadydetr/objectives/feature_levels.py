@@ -42,13 +42,41 @@ def common_strides(student: Detector, teacher: Detector) -> list[int]:
 
 
 def check_levels(name: str, teacher: str, student: Detector, teachers: Mapping[str, Detector]) -> None:
-    """Raises ValueError where there is no such teacher, or one without any level of the student's."""
+    """Raises ValueError where there is no such teacher, or one without any level of the student's, or with maps of other sizes."""
     require_teacher(name, teacher, teachers)
-    if not common_strides(student, teachers[teacher]):
+    theirs = teachers[teacher]
+    if not common_strides(student, theirs):
         raise ValueError(
             f"objective {name} compares feature levels of the same stride, but the student's strides are {list(student.strides)}"
-            f" and those of {teacher!r} {list(teachers[teacher].strides)}"
+            f" and those of {teacher!r} {list(theirs.strides)}"
         )
+    size = odd_size(max(*student.strides, *theirs.strides))
+    ours, given = map_sizes(student, size), map_sizes(theirs, size)
+    apart = [f"stride {s}: {ours[s]} and {given[s]}" for s in common_strides(student, theirs) if ours[s] != given[s]]
+    if apart:
+        raise ValueError(
+            f"objective {name} compares feature maps cell by cell, but of an image whose sides are no multiple of the strides student and"
+            f" {teacher!r} have maps of other sizes, because their backbones round differently (height and width of the maps of an image"
+            f" of {size[0]} x {size[1]} pixels at {'; '.join(apart)}). Take backbones that round alike, or --objectives.{name} none"
+        )
+
+
+def odd_size(stride: int) -> tuple[int, int]:
+    """(height, width) of an image at which maps differ in size, up to this stride, where their models ever do.
+
+    One pixel over a multiple of every stride tells rounding down from rounding up; one pixel less, also where only a later layer does it.
+    """
+    return 2 * stride + 1, 2 * stride - 1
+
+
+@torch.no_grad()
+def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int, int]]:
+    """(h, w) of the map of every stride. Nothing is trained by it and no random number is drawn."""
+    training = detector.training
+    images = detector.mean.new_zeros(1, 3, *size)
+    memory = detector.eval().encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
+    detector.train(training)
+    return dict(zip(detector.strides, memory.levels, strict=True))
 
 
 def shared_levels(scene: Scene, objective: str, teacher: str, source: Source, losses: Losses, with_padding: bool = False) -> list[Level]:

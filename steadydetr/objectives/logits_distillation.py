@@ -69,9 +69,21 @@ class LogitsDistillation(Objective):
     weight: float = 1.0  # lambda_1
     as_released: bool = False  # every prediction of the teacher is positive, its boxes cut off at the image  # D-36
 
+    def __post_init__(self) -> None:
+        fixed = ("positives", "threshold", "negative_box", "candidates", "rest")
+        if self.as_released and any(getattr(self, name) != getattr(LogitsDistillation, name) for name in fixed):
+            raise ValueError(
+                "objective logits: as_released has every prediction of the teacher for a positive and no negatives, which fixes"
+                f" {', '.join(fixed)}: leave them as they are"
+            )
+
     @property
     def name(self) -> str:
         return "logits"
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)

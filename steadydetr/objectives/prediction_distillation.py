@@ -36,6 +36,10 @@ class PredictionDistillation(Objective):
     def name(self) -> str:
         return "prediction"
 
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("stages", "width", "positioned"))
         if self.position == "student" and student.positioned and isinstance(student, DeformableDETR) and student.config.two_stage:

@@ -23,7 +23,7 @@ VOC = DataConfig(source="voc", train_split="trainval", val_split="test")  # VOC2
 
 
 def distilled(recipe: Recipe, checkpoint: str = "") -> Recipe:
-    """The recipe with a trained teacher, and DETRDistill's objectives where it has none that learns from it.
+    """The recipe with a trained teacher, and DETRDistill's objectives where none of its own learns from it.
 
     Args:
         checkpoint: of the teacher; empty: the one that the recipe has, or none yet.
@@ -34,7 +34,7 @@ def distilled(recipe: Recipe, checkpoint: str = "") -> Recipe:
         trained = before[0]
     others = tuple(teacher for teacher in recipe.teachers if not isinstance(teacher, TrainedTeacher))
     recipe = replace(recipe, teachers=(*others, trained))
-    if any(isinstance(objective, KINDS) and objective.teacher == trained.name for objective in recipe.objectives):
+    if any(trained.name in objective.learns_from for objective in recipe.objectives):
         return recipe
     return replace(recipe, name=f"distilled-{recipe.name}", objectives=(*recipe.objectives, *(kind() for kind in KINDS)))
 
