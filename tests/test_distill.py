@@ -518,5 +518,5 @@ def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Ob
 
 
 def test_a_guide_is_a_teacher_too() -> None:
-    start = recipe_of((Detection(MatchingDistillation("teacher")),))
+    start = recipe_of((Detection(MatchingDistillation(teacher="teacher")),))
     assert distilled(start, "runs/big").objectives == start.objectives

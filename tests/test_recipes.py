@@ -113,7 +113,7 @@ def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
             Detection(guide),
             *denoising,
             prediction,
-            AuxiliaryGroups("ema", "both", JoinedMatches("union", True, 1.0, 0.51), "mean"),
+            AuxiliaryGroups("ema", "both", JoinedMatches(classes="union", boxes=True, class_weight=1.0, box_weight=0.51), "mean"),
         ),
         teachers=(EMATeacher(0.9996, stop_update=True),),
     )

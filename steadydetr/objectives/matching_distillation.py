@@ -17,7 +17,7 @@ from steadydetr.teachers import Lesson, Twins
 CONDITION = 0.5  # IoU from which StageInteractor accepts a further target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JoinedMatches:
     """What a query learns of its own match and of the teacher's. Table 3 varies `classes`, Table 4 `boxes` and the weights."""
 
@@ -57,7 +57,7 @@ class JoinedMatches:
         return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), dearer[0], self.box_weight)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MatchingDistillation(JoinedMatches):
     """Defaults: OD-DETR's."""
 
