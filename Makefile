@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 .PHONY: help quickstart test lint benchmarks clean
 
 help:
-	@echo "make quickstart   train a small OD-DINO on generated images, about 10 minutes on 2 cores"
+	@echo "make quickstart   train a small OD-DINO on generated images, about 9 minutes on 2 cores"
 	@echo "make test         run the tests"
 	@echo "make lint         ruff and mypy"
 	@echo "make benchmarks   run everything in benchmarks/"
