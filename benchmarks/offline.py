@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from training_step import Step, parse, print_parts, untrained
+from training_step import Reader, Step, parse, print_parts, untrained
 
 from steadydetr.objectives import AssignmentDistillation, Detection, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes import find
@@ -18,7 +18,7 @@ from steadydetr.teachers import Frozen
 # objectives beside the student's own denoising, and whether there is a teacher
 PARTS = {
     "student": ((), False),
-    "teacher": ((), True),
+    "teacher": ((Reader("teacher"),), True),
     "teacher, logits": ((LogitsDistillation(),), True),
     "teacher, features": ((FeatureDistillation(),), True),
     "teacher, assignment": ((AssignmentDistillation(),), True),

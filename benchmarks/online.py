@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 
-from training_step import Step, parse, print_parts
+from training_step import Reader, Step, parse, print_parts
 
 from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
 from steadydetr.recipes import find
@@ -21,7 +21,7 @@ GUIDED = Detection(MatchingDistillation())
 # objectives beside denoising, and whether there is a teacher
 PARTS = {
     "baseline": ((Detection(),), False),
-    "teacher": ((Detection(),), True),
+    "teacher": ((Detection(), Reader("ema")), True),
     "teacher, matching": ((GUIDED,), True),
     "teacher, prediction": ((Detection(), PredictionDistillation()), True),
     "teacher, auxiliary groups": ((Detection(), AuxiliaryGroups()), True),

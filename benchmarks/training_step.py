@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from timing import paired
@@ -22,6 +22,24 @@ from steadydetr.teachers import Frozen
 
 CLASSES = 80
 Part = Callable[[argparse.Namespace], "Step"]
+
+
+@dataclass(frozen=True)
+class Reader(Objective):
+    """Has a teacher run and learns nothing from it: what a teacher costs by itself."""
+
+    teacher: str
+
+    @property
+    def name(self) -> str:
+        return "reader"
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return (self.teacher,)
+
+    def add_losses(self, *_: object) -> None:
+        pass
 
 
 class Step:
