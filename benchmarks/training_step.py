@@ -34,10 +34,6 @@ class Reader(Objective):
     def name(self) -> str:
         return "reader"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def add_losses(self, *_: object) -> None:
         pass
 

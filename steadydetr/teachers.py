@@ -105,12 +105,12 @@ class TrainedTeacher:
 
 
 def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> None:
-    """From here on the teacher scores the classes of the data alone, in their order.  # D-42
+    """From here on the teacher scores the classes of the data alone, in their order.
 
     Raises:
         ValueError: it does not know one of them; calls it by `name`, its checkpoint.
     """
-    theirs = teacher.card.classes
+    theirs = teacher.card.classes  # D-42
     if unknown := [kind for kind in wanted if kind not in theirs]:
         raise ValueError(
             f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"

@@ -44,10 +44,6 @@ class AssignmentDistillation(Objective):
         return "assignment"
 
     @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
-    @property
     def reads(self) -> tuple[str, ...]:
         return () if self.init else self.learns_from
 

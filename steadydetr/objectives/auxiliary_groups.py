@@ -36,15 +36,11 @@ class AuxiliaryGroups(Objective):
     def name(self) -> str:
         return "auxiliary"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
 
     def groups(self, scene: Scene) -> list[Group]:
-        """All groups side by side, as blocks that do not see each other."""  # D-57
+        """All groups side by side, as blocks that do not see each other."""
         lesson, (chosen, valid) = scene.lessons[self.teacher], self._chosen(scene)
         count, _, slots = chosen.shape
 
@@ -52,7 +48,7 @@ class AuxiliaryGroups(Objective):
             """[T, B, N, D] -> [B, T*K, D]."""
             return tensor.gather(2, chosen[..., None].expand(-1, -1, -1, tensor.shape[-1])).transpose(0, 1).flatten(1, 2)
 
-        position = lesson.queries.position
+        position = lesson.queries.position  # D-57
         assert lesson.stages.content is not None
         queries = Queries(
             gather(lesson.stages.content),

@@ -20,6 +20,8 @@ class Objective(ABC):
     `name` prefixes its losses, so it is unique within a method.
     """
 
+    teacher: str | None = None  # whom it learns from; a field of those that do
+
     @property
     @abstractmethod
     def name(self) -> str: ...
@@ -27,7 +29,7 @@ class Objective(ABC):
     @property
     def learns_from(self) -> tuple[str, ...]:
         """The names of its teachers."""
-        return ()
+        return () if self.teacher is None else (self.teacher,)
 
     @property
     def reads(self) -> tuple[str, ...]:

@@ -49,10 +49,6 @@ class FeatureDistillation(Objective):
     def name(self) -> str:
         return "features"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         check_levels(self.name, self.teacher, student, teachers)
         if self.as_released and student.width != teachers[self.teacher].width:

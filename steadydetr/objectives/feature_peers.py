@@ -44,10 +44,6 @@ class FeaturePeer(Objective):
     teacher: str = "teacher"
     source: Source = "encoder"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         check_levels(self.name, self.teacher, student, teachers)
 

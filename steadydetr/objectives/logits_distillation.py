@@ -81,10 +81,6 @@ class LogitsDistillation(Objective):
     def name(self) -> str:
         return "logits"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
 

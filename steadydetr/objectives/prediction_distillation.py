@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from steadydetr.criterion import Criterion
-from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
 from steadydetr.matching import paired_iou
+from steadydetr.objectives.assignment_distillation import makes_references
 from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.scene import Scene
 from steadydetr.structures import Group, Losses, Match, Solved, Stages, Targets
@@ -36,13 +36,9 @@ class PredictionDistillation(Objective):
     def name(self) -> str:
         return "prediction"
 
-    @property
-    def learns_from(self) -> tuple[str, ...]:
-        return (self.teacher,)
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("stages", "width", "positioned"))
-        if self.position == "student" and student.positioned and isinstance(student, DeformableDETR) and student.config.two_stage:
+        if self.position == "student" and student.positioned and not makes_references(student):
             raise ValueError(
                 "objective prediction: position student needs learned queries, which are those of the teacher by number; of a two-stage"
                 " detector the position vectors belong to other boxes. Leave --objectives.prediction.position teacher"
