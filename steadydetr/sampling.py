@@ -36,8 +36,8 @@ class Look:
 
 
 @torch.no_grad()
-def look(detector: Detector, criterion: Criterion, batch: Batch, target: int) -> Look:
-    """The look of the query that is matched to an object of a batch of one image.
+def look(detector: Detector, criterion: Criterion, batch: Batch, target: int) -> Look | None:
+    """The look of the query that is matched to an object of a batch of one image; None where more objects than queries left it none.
 
     Raises:
         ValueError: a detector without deformable attention, or an image without such an object.
@@ -54,7 +54,10 @@ def look(detector: Detector, criterion: Criterion, batch: Batch, target: int) ->
         stages = detector.decode(memory, [Group("main", queries)])["main"][-1:]
     detector.train(training)
     match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
-    query = int(match.query[match.target == target][0])
+    matched = match.query[match.target == target].tolist()
+    if not matched:
+        return None
+    query = matched[0]
     locations, weights = calls[-1]
     # locations are in the padded map, the image fills its first part
     points = locations[0, query] / memory.valid_ratios[0][:, None].to(locations)
@@ -107,7 +110,11 @@ def draw_looks(
         for axes, (name, model) in zip(axes_row, models.items(), strict=True):
             device = next(model.parameters()).device
             seen = look(model, criterion, batch.to(device), target)
-            _draw(axes, picture, seen, to_xyxy(batch.targets.boxes[target]), name)
+            if seen is None:
+                axes.set_title(f"{name}\nmore objects than queries", fontsize=9)
+                axes.set_axis_off()
+            else:
+                _draw(axes, picture, seen, to_xyxy(batch.targets.boxes[target]), name)
     figure.savefig(output, dpi=110)
 
 

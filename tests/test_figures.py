@@ -80,6 +80,7 @@ def test_a_look_is_what_the_attention_sampled(detector_config: DetectorConfig) -
     torch.manual_seed(0)
     detector, batch = detector_config.build(CLASSES), make_batch((3,))
     seen = look(detector, Criterion(), batch, 1)
+    assert seen is not None
     config = detector_config.transformer
     assert len(seen.points) == config.heads * config.levels * config.decoder_points == len(seen.weights)
     assert float(seen.weights.sum()) == pytest.approx(config.heads, rel=1e-5)
@@ -97,10 +98,21 @@ def test_points_are_of_the_image_not_of_its_padding() -> None:
     padding = torch.zeros(1, 64, 96, dtype=torch.bool)
     padding[..., 64:] = True
     padded = replace(plain, images=torch.cat((plain.images, torch.zeros(1, 3, 64, 32)), 3), padding=padding)
-    reference = [look(detector, Criterion(), batch, 0).reference for batch in (plain, padded)]
-    assert torch.allclose(*reference, atol=1e-5)
-    points = look(detector, Criterion(), padded, 0).points
-    assert torch.allclose(points.mean(0), reference[1], atol=0.3)
+    one, other = (look(detector, Criterion(), batch, 0) for batch in (plain, padded))
+    assert one is not None and other is not None
+    assert torch.allclose(one.reference, other.reference, atol=1e-5)
+    assert torch.allclose(other.points.mean(0), other.reference, atol=0.3)
+
+
+def test_an_object_may_be_left_without_a_query(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    detector = replace(DETECTORS["deformable"], queries=2).build(CLASSES)
+    looks = [look(detector, Criterion(), make_batch((3,)), target) for target in range(3)]
+    assert sum(seen is None for seen in looks) == 1
+    data = open_data("shapes:size=64,images=40,most=6", "val")
+    single = replace(DETECTORS["deformable"], queries=1).build(6)
+    draw_looks({"a": single}, Criterion(), data, DataConfig(resize=FixedSize(64, 64), workers=0), tmp_path / "looks.png", objects=4)
+    assert (tmp_path / "looks.png").exists()
 
 
 def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:

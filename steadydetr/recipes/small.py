@@ -8,7 +8,7 @@ from steadydetr.criterion import Criterion, Weights
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.nn.backbone import SmallBackboneConfig
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, FeatureDistillation, LogitsDistillation
 from steadydetr.recipe import Recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
@@ -116,4 +116,9 @@ def small_teacher_deformable_detr() -> Recipe:
 def small_distill_deformable_detr() -> Recipe:
     """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
     start = small_refine_deformable_detr()
-    return replace(distilled(start), name="small-distill-deformable-detr", notes=f"{start.notes}, with a trained teacher")
+    objectives = (*start.objectives, LogitsDistillation(), FeatureDistillation(weight=2.0), AssignmentDistillation())  # D-60
+    return replace(
+        distilled(replace(start, objectives=objectives)),
+        name="small-distill-deformable-detr",
+        notes=f"{start.notes}, with a trained teacher",
+    )
