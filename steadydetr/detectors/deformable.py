@@ -213,12 +213,12 @@ def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float, start_s
 
 
 def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest interpolation of the pixel mask [B, H, W] to a level [B, h, w] (reference-facts 1)."""
+    """Nearest interpolation of the pixel mask [B, H, W] to a level [B, h, w] (F-04)."""
     return nn.functional.interpolate(padding[:, None].float(), size=size)[:, 0].to(torch.bool)
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (reference-facts 4).
+    """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (F-05).
 
     float32 whatever the tokens are, and with it all geometry made from it: bfloat16 cannot even count the cells of a row,
     and the originals do so in their float64 runs too.
@@ -228,7 +228,7 @@ def valid_ratio(padding: Tensor) -> Tensor:
 
 
 def initialise(module: nn.Module) -> None:
-    """xavier_uniform on every weight matrix of a transformer part; attention parts keep their own rules (reference-facts 11, 12)."""
+    """xavier_uniform on every weight matrix of a transformer part; attention parts keep their own rules (F-12, F-27)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -264,7 +264,7 @@ class ProposalHead(nn.Module):
 def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
     """The box that each token starts from [B, L, 4], sides 0.05 * 2^level, and whether it may be used [B, L].
 
-    Unusable are padded tokens and anchors with any coordinate outside (0.01, 0.99) (reference-facts 24).
+    Unusable are padded tokens and anchors with any coordinate outside (0.01, 0.99) (F-13).
     """
     start, boxes = 0, []
     dtype = memory.valid_ratios.dtype

@@ -165,7 +165,7 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Heads look in different directions, further points further away, all with the same weight (reference-facts 11)."""
+        """Heads look in different directions, further points further away, all with the same weight (F-12)."""
         angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
         direction = torch.stack((angle.cos(), angle.sin()), -1)
         direction = direction / direction.abs().amax(-1, keepdim=True)
@@ -181,7 +181,7 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def project(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, L, D], padding [B, L] -> values [B, L, H, d]; those of padding are zero, bias included (reference-facts 9)."""
+        """Tokens [B, L, D], padding [B, L] -> values [B, L, H, d]; those of padding are zero, bias included (F-10)."""
         return self.value_proj(tokens).masked_fill(padding[..., None], 0).unflatten(-1, (self.heads, -1))
 
     def sampling_points(self, query: Tensor, reference: Tensor, sized: bool | Tensor, levels: Levels) -> tuple[Tensor, Tensor]:

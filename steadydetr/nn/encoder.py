@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:
-    """The centre of every token, seen from every level: [B, L, levels, 4] with width and height 0 (reference-facts 5)."""
+    """The centre of every token, seen from every level: [B, L, levels, 4] with width and height 0 (F-06)."""
     centres = []
     for level, (height, width) in enumerate(levels):
         y, x = torch.meshgrid(

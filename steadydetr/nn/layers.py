@@ -55,7 +55,7 @@ def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
 class Neck(nn.Module):
     """Backbone maps to one width: 1x1 convolution and GroupNorm each; further levels by 3x3 convolutions of stride 2.
 
-    The first extra level sees the raw last backbone map, later ones the level before (reference-facts 2, 3).
+    The first extra level sees the raw last backbone map, later ones the level before (F-02, F-03).
     """
 
     def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32, bias: bool = True) -> None:

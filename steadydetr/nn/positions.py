@@ -11,7 +11,7 @@ from torch import Tensor
 def feature_position(
     padding: Tensor, dim: int, temperature: float = 10000.0, offset: float = 0.0, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Sine embedding of a level's padding mask [B, h, w] -> [B, h, w, dim]; y half first (DETR; reference-facts 6)."""
+    """Sine embedding of a level's padding mask [B, h, w] -> [B, h, w, dim]; y half first (DETR; F-07)."""
     inside = (~padding).to(torch.float32)
     y, x = inside.cumsum(1), inside.cumsum(2)
     y = (y + offset) / (y[:, -1:, :] + 1e-6)

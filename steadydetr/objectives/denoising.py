@@ -76,7 +76,7 @@ class Denoising(Objective):
 
 
 def group_count(number: int, most_objects: int) -> int:
-    """Groups that fit the budget, at least one (reference-facts 34, detrex's rule)."""
+    """Groups that fit the budget, at least one (detrex's rule; F-38)."""
     return max(number // max(most_objects, 1), 1)
 
 

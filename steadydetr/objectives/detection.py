@@ -65,6 +65,6 @@ class Detection(Objective):
 
 
 def proposal_targets(scene: Scene) -> Targets:
-    """The targets of the proposals: without their classes where the detector's proposals know none (reference-facts 26)."""
+    """The targets of the proposals: without their classes where the detector's proposals know none (F-16)."""
     targets = scene.targets
     return replace(targets, labels=torch.zeros_like(targets.labels)) if scene.student.class_agnostic_proposals else targets

@@ -161,7 +161,7 @@ def criterion_of(config: dict[str, Any]) -> Criterion:
     matcher, weights = config.get("matcher", {}), config["weight_dict"]
     cost = Weights(*(float(matcher.get(f"cost_{name}", default)) for name, default in (("class", 2), ("bbox", 5), ("giou", 2))))
     loss = Weights(*(float(weights[f"loss_{name}"]) for name in ("ce", "bbox", "giou")))
-    eps = 1e-6 if config["model"] == "DINO" else 0.0  # reference-facts 30
+    eps = 1e-6 if config["model"] == "DINO" else 0.0  # F-34
     return Criterion(cost_weights=cost, loss_weights=loss, alpha=config.get("focal_alpha", 0.25), giou_eps=eps)
 
 

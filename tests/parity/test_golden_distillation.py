@@ -77,7 +77,7 @@ def check_terms(losses: Losses, tensors: Mapping[str, Tensor], group: str, expec
 
 def unmatched_terms(student: Given, problem: Problem) -> Tensor:
     """[S] What the released code adds where the student has more queries: those without a partner learn the number of classes as their
-    score, by mistake (detrdistill-facts, deviation 10). 0 where all have one."""
+    score, by mistake (F-63). 0 where all have one."""
     match, logits = solve([problem])[0].match, student.logits["main"]
     alone = torch.ones(logits.flatten(0, 1).shape[:2], dtype=torch.bool)
     alone[match.image, match.query] = False
