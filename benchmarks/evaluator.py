@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from timing import paired, print_row
 
 from steadydetr.data import AnnotationIndex
-from steadydetr.evaluation import METRICS, Results, _run_coco, evaluate
+from steadydetr.metrics.evaluation import METRICS, Results, _run_coco, evaluate
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 1_000, 7_000, 100_000, 80
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.checkpoint import find_checkpoint, load_detector
-from steadydetr.criterion import Criterion
+from steadydetr.checkpoints.folder import find_checkpoint, load_detector
 from steadydetr.data import DataConfig, open_data
-from steadydetr.feature_masks import answer
+from steadydetr.drawing.feature_masks import answer
+from steadydetr.drawing.sampling_points import first_objects
+from steadydetr.learning.criterion import Criterion
 from steadydetr.objectives import FeatureDistillation
-from steadydetr.predict import run_criterion
 from steadydetr.recipes import find
-from steadydetr.sampling import first_objects
+from steadydetr.runs.records import run_criterion
 from steadydetr.structures import Batch
 
 MASKS = {"Eq. 8, by quality": FeatureDistillation(), "Eq. 6, plain mean": FeatureDistillation(mask="mean")}

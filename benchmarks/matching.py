@@ -16,8 +16,8 @@ from torch import Tensor
 from torchvision.ops import generalized_box_iou
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.criterion import Criterion
-from steadydetr.matching import solve
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import solve
 from steadydetr.structures import Stages, Targets
 
 STAGES, IMAGES, QUERIES, OBJECTS, CLASSES = 7, 16, 900, 50, 80

@@ -11,9 +11,9 @@ from functools import partial
 
 from training_step import Reader, Step, parse, print_parts, untrained
 
+from steadydetr.learning.teachers import Frozen
 from steadydetr.objectives import AssignmentDistillation, Detection, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes import find
-from steadydetr.teachers import Frozen
 
 # objectives beside the student's own denoising, and whether there is a teacher
 PARTS = {

@@ -13,9 +13,9 @@ from functools import partial
 
 from training_step import Reader, Step, parse, print_parts
 
+from steadydetr.learning.teachers import Average
 from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
 from steadydetr.recipes import find
-from steadydetr.teachers import Average
 
 GUIDED = Detection(MatchingDistillation())
 # objectives beside denoising, and whether there is a teacher

@@ -15,11 +15,11 @@ import torch
 import transformers
 from timing import paired, print_row
 
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DeformableDETRConfig, TransformerConfig
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Detection
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets
 
 CLASSES, SIZE = 80, 512

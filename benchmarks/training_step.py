@@ -11,14 +11,14 @@ import torch
 from timing import paired
 
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.method import Method
+from steadydetr.learning.teachers import Frozen
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Objective
-from steadydetr.optimiser import make_optimiser
-from steadydetr.recipe import Recipe
-from steadydetr.run import peak_memory
+from steadydetr.objectives.method import Method
+from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Targets
-from steadydetr.teachers import Frozen
+from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.run import peak_memory
 
 CLASSES = 80
 Part = Callable[[argparse.Namespace], "Step"]

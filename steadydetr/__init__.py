@@ -6,23 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steadydetr.data import open_data
-    from steadydetr.detections import Detections
-    from steadydetr.predict import Predictor, load
-    from steadydetr.recipe import Recipe
+    from steadydetr.recipes.base import Recipe
     from steadydetr.recipes.distill import distilled
-    from steadydetr.train import train
+    from steadydetr.tools.detections import Detections
+    from steadydetr.tools.predictor import Predictor, load
+    from steadydetr.training.loop import replay, train
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Predictor", "Recipe", "__version__", "distilled", "load", "open_data", "train"]
+__all__ = ["Detections", "Predictor", "Recipe", "__version__", "distilled", "load", "open_data", "replay", "train"]
 
 _HOMES = {
-    "Detections": "detections",
-    "Predictor": "predict",
-    "Recipe": "recipe",
+    "Detections": "tools.detections",
+    "Predictor": "tools.predictor",
+    "Recipe": "recipes.base",
     "distilled": "recipes.distill",
-    "load": "predict",
+    "load": "tools.predictor",
     "open_data": "data",
-    "train": "train",
+    "replay": "training.loop",
+    "train": "training.loop",
 }
 
 

@@ -138,7 +138,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Solved:
+class MatchResult:
     match: Match
     cost: Tensor  # [R, N] every target against the queries of its own image
 

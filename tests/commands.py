@@ -10,7 +10,7 @@ from itertools import takewhile
 from steadydetr.cli.cost_arguments import read as read_cost
 from steadydetr.cli.distill import take_teacher
 from steadydetr.cli.training_arguments import find_or_read, override, read
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
 
 WITH_RECIPES = "train|distill|cost|compare"

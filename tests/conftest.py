@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.criterion import Criterion
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Stages, Targets
 
 torch.set_num_threads(1)

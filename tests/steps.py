@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from steadydetr.method import Method
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, Totals
 from tests.conftest import CLASSES, make_batch, part_of
 

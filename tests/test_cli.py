@@ -13,19 +13,19 @@ import pytest
 from PIL import Image
 
 import steadydetr
-from steadydetr.classification import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.cli import COMMANDS, main
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
 from steadydetr.cli.training_arguments import read
-from steadydetr.criterion import Weights
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
+from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
+from steadydetr.learning.criterion import Weights
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.objectives import Denoising, Detection, Objective
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
+from steadydetr.recipes.base import Recipe
 from tests.commands import shown_commands, understand
 
 SHAPES = "shapes:size=64,images=16"

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from steadydetr.cli import main
-from steadydetr.compare import compare, paired_difference, with_labels
+from steadydetr.tools.compare import compare, paired_difference, with_labels
 from tests.test_train import tiny
 
 # a training that takes no time: AP is 10 * seed, and 3 more for the recipe called better

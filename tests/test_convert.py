@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steadydetr.convert import convert_file, load_foreign, unwrap
-from steadydetr.layouts import listed, missing_copies, recognise, rename
+from steadydetr.checkpoints.convert import convert_file, load_foreign, unwrap
+from steadydetr.checkpoints.key_maps import listed, missing_copies, recognise, rename
 
 WEIGHTS = {"a.weight": torch.ones(2)}
 

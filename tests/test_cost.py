@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-import steadydetr.cost
-from steadydetr.checkpoint import without_pretrained
+import steadydetr.tools.cost
+from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.cli import main
-from steadydetr.cost import Cost, count, made_up, measure_cost, measure_size, parameters
+from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.objectives import FGD, AssignmentDistillation, FeatureDistillation
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
-from steadydetr.teachers import EMATeacher, TrainedTeacher
+from steadydetr.recipes.base import Recipe
+from steadydetr.tools.cost import Cost, count, made_up, measure_cost, measure_size, parameters
 from tests.conftest import CLASSES, DETECTORS
 
 SIZE = (64, 64)
@@ -113,7 +113,7 @@ def test_a_teacher_that_no_objective_reads_costs_nothing() -> None:
     objectives = (*start.objectives, AssignmentDistillation(init=True))
     recipe = replace(start, detector=DETECTORS["refine"], objectives=objectives, teachers=(EMATeacher(), TrainedTeacher()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steadydetr.cost, "architecture", lambda _: DETECTORS["refine"])
+        patch.setattr(steadydetr.tools.cost, "architecture", lambda _: DETECTORS["refine"])
         cost = measure_cost(recipe, SIZE, "any", CLASSES)
     assert set(cost.teachers) == {"ema", "teacher"} and cost.teaching == cost.parts["assignment"] == 0
     assert cost.step == cost.plain_step

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steadydetr.classification import QualityTarget
-from steadydetr.criterion import Criterion, Weights
-from steadydetr.matching import solve
+from steadydetr.learning.class_terms import QualityTarget
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import solve
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 from tests.conftest import make_batch, make_stages
 from tests.reference import boxes as slow_boxes

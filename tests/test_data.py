@@ -17,10 +17,10 @@ from steadydetr.data.check import check_data, render
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import pad_batch
 from steadydetr.data.shapes import CLASSES, ShapesConfig, ShapesDataset
-from steadydetr.evaluation import Results, evaluate
-from steadydetr.progress import Progress
+from steadydetr.metrics.evaluation import Results, evaluate
 from steadydetr.recipes import find
-from steadydetr.run import open_both
+from steadydetr.training.progress import Progress
+from steadydetr.training.run import open_both
 
 
 def coco(root: Path, split: str = "train", **changes: object) -> dict:

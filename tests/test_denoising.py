@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from steadydetr.boxes import inverse_sigmoid, to_xyxy
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DINO
-from steadydetr.method import Method
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.objectives.denoising import Draws, draw_noise, group_count, known_match, noise_boxes, noise_labels, place, repeat_stages
-from steadydetr.scene import Scene
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Targets, Totals
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_stages, part_of
 from tests.reference.denoising import denoising_rows
@@ -121,7 +121,7 @@ def test_noise_does_not_touch_the_global_generator() -> None:
 
 def test_a_group_sees_main_and_nothing_else() -> None:
     detector, batch = dino(), make_batch((1, 3))
-    group = Denoising(number=6).groups(Scene.of(batch, detector, Criterion(), {}))[0]
+    group = Denoising(number=6).groups(StepContext.of(batch, detector, Criterion(), {}))[0]
     assert group.sees == ("main",) and group.blocks is not None
     assert group.blocks.tolist() == [block for block in range(2) for _ in range(6)]  # 2 groups of 3 positives and 3 negatives
 

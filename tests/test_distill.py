@@ -12,14 +12,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import steadydetr.matching
-from steadydetr.classification import PositionModulatedCost, QualityTarget
-from steadydetr.criterion import Criterion, Weights
+import steadydetr.learning.matching
 from steadydetr.detectors import Detector, DetectorConfig, DINOConfig
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
-from steadydetr.matching import FORBIDDEN, Problem, solve
-from steadydetr.method import Method
+from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import FORBIDDEN, Problem, solve
+from steadydetr.learning.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from steadydetr.objectives import (
     FGD,
     FGFI,
@@ -35,12 +36,11 @@ from steadydetr.objectives import (
     Objective,
     PredictionDistillation,
 )
-from steadydetr.recipe import Recipe
+from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
-from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Losses
-from steadydetr.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from tests import steps
 from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages
 from tests.reference import distill as slow
@@ -164,7 +164,7 @@ def test_a_problem_after_another_takes_what_it_left() -> None:
 def test_threads_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = Problem(random_cost(30, 12, 0), (10, 0, 15, 5))
     alone = solve([problem])[0].match
-    monkeypatch.setattr(steadydetr.matching, "LARGE", 0)
+    monkeypatch.setattr(steadydetr.learning.matching, "LARGE", 0)
     together = solve([problem])[0].match
     assert torch.equal(alone.query, together.query) and torch.equal(alone.target, together.target)
 
@@ -232,11 +232,11 @@ def test_normalisers_are_of_the_whole_step() -> None:
     for queries, candidates, rest, expected in ((9, None, False, 9 * 3 - 5), (16, None, False, 36), (16, None, True, 31), (9, 4, True, 12)):
         objective = LogitsDistillation(candidates=candidates, rest=rest)
         method = make_distilled(student, other("refine", queries=queries), (Detection(), objective))
-        scene = Scene.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
-        stages = {"main": method.student.decode(scene.memory, Detection().groups(scene))["main"]}
-        view = objective._view(scene, stages["main"])
-        _, negative = (solution.match for solution in solve(objective.problems(scene, stages, method.criterion)))
-        assert (objective._positives(scene, view), objective._negatives(scene, view)) == (5.0, expected)
+        context = StepContext.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
+        stages = {"main": method.student.decode(context.memory, Detection().groups(context))["main"]}
+        view = objective._view(context, stages["main"])
+        _, negative = (solution.match for solution in solve(objective.problems(context, stages, method.criterion)))
+        assert (objective._positives(context, view), objective._negatives(context, view)) == (5.0, expected)
         assert len(negative.query) == 2 * expected  # at two stages
 
 
@@ -393,9 +393,9 @@ def test_every_parameter_gets_a_finite_gradient(name: str, counts: tuple[int, ..
 def test_queries_of_the_group(student: str, teacher: str, sized: bool) -> None:
     """The teacher's, adapted; a size only where both sides know one; position vectors only where the student wants them."""
     method = make_distilled(DETECTORS[student], other(teacher))
-    scene = Scene.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching, dict(method.adapters))
-    (group,) = AssignmentDistillation().groups(scene)
-    given, adapter = scene.lessons["teacher"].queries, method.adapters["assignment"]
+    context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching, dict(method.adapters))
+    (group,) = AssignmentDistillation().groups(context)
+    given, adapter = context.teacher_outputs["teacher"].queries, method.adapters["assignment"]
     assert isinstance(adapter, nn.ModuleDict)
     assert torch.equal(group.queries.reference, given.reference) and group.queries.sized == sized and not group.sees
     assert torch.equal(group.queries.content, adapter["content"](given.content)) and not given.content.requires_grad
@@ -406,8 +406,8 @@ def test_references_made_by_the_student() -> None:
     """As released: its own layer on the teacher's position vectors, which then learns from the group too."""
     objective = AssignmentDistillation(reference="student")
     method = make_distilled(DETECTORS["deformable"], replace(DETECTORS["refine"], queries=9), (Detection(), objective))
-    scene = Scene.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching)
-    (group,) = objective.groups(scene)
+    context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching)
+    (group,) = objective.groups(context)
     layer, position = method.student.query_reference, method.teaching["teacher"].query_position.weight
     assert torch.equal(group.queries.reference[0, :, :2], (position @ layer.weight.T + layer.bias).sigmoid())
     assert not group.queries.sized and not method.adapters

@@ -14,17 +14,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoint import Card, load_detector, save_detector
+from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data
 from steadydetr.detectors import DetectorConfig, TransformerConfig
+from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.objectives import AssignmentDistillation, Detection
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
-from steadydetr.run import read_run
-from steadydetr.teachers import EMATeacher, TrainedTeacher
-from steadydetr.train import train
+from steadydetr.training.loop import train
+from steadydetr.training.run import read_run
 from tests.conftest import BACKBONE, DETECTORS, TINY
 from tests.test_train import (
     StopAfter,
@@ -48,7 +48,7 @@ def save_teacher(folder: Path, config: DetectorConfig, classes: tuple[str, ...] 
     with torch.no_grad():
         for parameter in detector.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    save_detector(folder, detector.state_dict(), Card(config, classes, tuple(range(len(classes)))))
+    save_detector(folder, detector.state_dict(), DetectorCard(config, classes, tuple(range(len(classes)))))
     return str(folder)
 
 
@@ -136,7 +136,7 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from steadydetr.train import train
+from steadydetr.training.loop import train
 from tests.test_distill_training import one_epoch
 train(one_epoch(sys.argv[2], int(sys.argv[3])), Path(sys.argv[1]), device="cpu")
 """

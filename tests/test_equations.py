@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from steadydetr.classification import HardTarget, Pairs, QualityTarget
 from steadydetr.equations.detection import box_terms, classification_loss, focal_cost
+from steadydetr.learning.class_terms import HardTarget, Pairs, QualityTarget
 from tests.reference import boxes as slow_boxes
 from tests.reference import detection as slow
 from tests.reference import matching as slow_matching

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from steadydetr.data import AnnotationIndex, open_data
-from steadydetr.evaluation import METRICS, Results, evaluate, voc_ap50
+from steadydetr.metrics.evaluation import METRICS, Results, evaluate, voc_ap50
 
 
 def jittered(index: AnnotationIndex, copies: int = 8, seed: int = 0) -> Results:
@@ -80,7 +80,7 @@ def test_a_low_ap_is_explained() -> None:
     good = Results(np.ones(1, np.int64), np.array([[0.1, 0.1, 0.6, 0.6]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
     assert "normalised" in evaluate(good, index).warnings[0]
     other_image = replace(good, image_ids=np.array([7]), boxes_xyxy=index.boxes_xyxy)
-    from steadydetr.evaluation import explain
+    from steadydetr.metrics.evaluation import explain
 
     assert "image ids belong to another" in explain(other_image, index)[0]
     assert evaluate(replace(good, boxes_xyxy=index.boxes_xyxy), index).ap == pytest.approx(100)

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadydetr.cli.training_arguments import read
-from steadydetr.criterion import Criterion
 from steadydetr.detectors import DetectorConfig
 from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations import distill
-from steadydetr.method import Method
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import FGD, FGFI, FKD, MGD, Detection, FeatureDistillation, Objective
 from steadydetr.objectives.feature_distillation import RELEASED_TOP
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.feature_peers import NonLocalBlock, draw
-from steadydetr.scene import Scene
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, Memory, Totals
-from steadydetr.teachers import Average, Frozen
 from tests import steps
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
 from tests.reference import features as slow
@@ -63,8 +63,8 @@ def make(
     return method.double().eval()
 
 
-def scene_of(method: Method, batch: Batch) -> Scene:
-    return Scene.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
+def scene_of(method: Method, batch: Batch) -> StepContext:
+    return StepContext.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
 
 
 def own_total(losses: Losses, prefix: str = "features") -> Tensor:
@@ -122,38 +122,38 @@ def test_both_ways_to_sum_masks_equal_the_loops(count: int) -> None:
             assert float(found[b, token]) == pytest.approx(sum(terms), rel=1e-9)
 
 
-def expected(objective: FeatureDistillation, method: Method, scene: Scene, torch_twin: bool) -> Any:
+def expected(objective: FeatureDistillation, method: Method, context: StepContext, torch_twin: bool) -> Any:
     """The loss of the whole batch, level by level and image by image; by plain loops, or with gradients by whole masks."""
-    lesson, batch, phi = scene.lessons["teacher"], scene.batch, method.adapters["features"]
-    stage_count = len(lesson.stages.logits)
+    teacher_output, batch, phi = context.teacher_outputs["teacher"], context.batch, method.adapters["features"]
+    stage_count = len(teacher_output.stages.logits)
     chosen = range(stage_count) if objective.queries == "every" else [stage_count - 1]
     which = "tokens" if objective.source == "encoder" else "inputs"
     total: Any = 0.0
     for stage in chosen:
         for b, objects in enumerate(batch.targets.split()):
-            assert lesson.stages.content is not None
-            queries = lesson.queries.content[b] if objective.queries == "initial" else lesson.stages.content[stage, b]
-            weights = quality_of(objective, lesson, stage, b, objects, batch)
+            assert teacher_output.stages.content is not None
+            queries = teacher_output.queries.content[b] if objective.queries == "initial" else teacher_output.stages.content[stage, b]
+            weights = quality_of(objective, teacher_output, stage, b, objects, batch)
             start = 0
-            for height, width in scene.memory.levels:
+            for height, width in context.memory.levels:
                 part = slice(start, start + height * width)
                 start += height * width
-                valid = ~scene.memory.padding[b, part]
-                teacher = getattr(lesson.memory, which)[b, part][valid]
-                student = phi(getattr(scene.memory, which)[b, part][valid])
+                valid = ~context.memory.padding[b, part]
+                teacher = getattr(teacher_output.memory, which)[b, part][valid]
+                student = phi(getattr(context.memory, which)[b, part][valid])
                 value = (
                     literal(objective, teacher, student, queries, weights)
                     if torch_twin
                     else loops(objective, teacher, student, queries, weights)
                 )
-                total = total + value / (len(scene.memory.levels) * len(batch.targets.counts) * len(chosen))
+                total = total + value / (len(context.memory.levels) * len(batch.targets.counts) * len(chosen))
     return total
 
 
-def quality_of(objective: FeatureDistillation, lesson: Any, stage: int, b: int, objects: Any, batch: Batch) -> list[float]:
+def quality_of(objective: FeatureDistillation, teacher_output: Any, stage: int, b: int, objects: Any, batch: Batch) -> list[float]:
     """One query at a time; the match is the teacher's."""
-    scores, boxes = lesson.stages.logits[stage, b].sigmoid(), lesson.stages.boxes[stage, b].tolist()
-    match, images, total = lesson.solved.match, len(batch.targets.counts), len(batch.targets.labels)
+    scores, boxes = teacher_output.stages.logits[stage, b].sigmoid(), teacher_output.stages.boxes[stage, b].tolist()
+    match, images, total = teacher_output.solved.match, len(batch.targets.counts), len(batch.targets.labels)
     weights = [0.0] * len(boxes)
     if objective.quality == "best":
         for q, box in enumerate(boxes):
@@ -202,8 +202,8 @@ def test_gradients_equal_those_of_the_equation_as_written(student: str) -> None:
     method, batch = make(objective, DETECTORS[student]), wide(make_batch((3, 2)))
     losses = method(batch)
     found = gradients(method, own_total(losses))
-    twin = gradients(method, 20 * expected(objective, method, scene_of(method, batch), torch_twin=True))
-    assert_close(found, twin)
+    counterpart = gradients(method, 20 * expected(objective, method, scene_of(method, batch), torch_twin=True))
+    assert_close(found, counterpart)
     assert not any(g.any() for n, g in found.items() if "decoder" in n or "query" in n)
     assert all(g.any() for n, g in found.items() if "encoder" in n or n.startswith("adapters"))
 
@@ -324,7 +324,7 @@ def level_of(student: Tensor, teacher: Tensor, size: tuple[int, int] = SIZE) -> 
 
 
 def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
-    """Objective, its module away from where it starts, tokens of two images and what a scene says of them."""
+    """Objective, its module away from where it starts, tokens of two images and what a context says of them."""
     torch.manual_seed(1)
     objective: Any = PEERS[name]
     module = objective.module(6, 8, 8)
@@ -339,10 +339,10 @@ def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
 
 
 def test_fgd_equals_the_loops() -> None:
-    objective, module, student, teacher, scene = peer_case("fgd")
-    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), scene).items()}
+    objective, module, student, teacher, context = peer_case("fgd")
+    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
     expected = [0.0, 0.0, 0.0]
-    for b, objects in enumerate(scene.targets.split()):
+    for b, objects in enumerate(context.targets.split()):
         mask = slow.foreground([slow.in_cells(box, SIZE[1], SIZE[0]) for box in objects.boxes.tolist()], SIZE)
         terms = slow.fgd(module["align"](student[b]).tolist(), teacher[b].tolist(), mask, objective.temperature)
         expected = [a + t for a, t in zip(expected, terms, strict=True)]
@@ -350,8 +350,8 @@ def test_fgd_equals_the_loops() -> None:
 
 
 def test_fkd_equals_the_loops() -> None:
-    objective, module, student, teacher, scene = peer_case("fkd")
-    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), scene).items()}
+    objective, module, student, teacher, context = peer_case("fkd")
+    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
     terms = [slow.fkd(module["align"](s).tolist(), t.tolist(), objective.temperature) for s, t in zip(student, teacher, strict=True)]
     assert [found["feature"], found["attention"]] == pytest.approx([sum(t[k] for t in terms) for k in (0, 1)], rel=1e-9)
 
@@ -371,11 +371,11 @@ def test_fkd_relates_every_cell_to_every_other() -> None:
 
 
 def test_fgfi_equals_the_loops() -> None:
-    objective, module, student, teacher, scene = peer_case("fgfi")
-    found, weight = objective.terms(module, level_of(student, teacher), scene)["imitated"]
-    anchors, usable = token_anchors(scene.memory)
+    objective, module, student, teacher, context = peer_case("fgfi")
+    found, weight = objective.terms(module, level_of(student, teacher), context)["imitated"]
+    anchors, usable = token_anchors(context.memory)
     total = 0.0
-    for b, objects in enumerate(scene.targets.split()):
+    for b, objects in enumerate(context.targets.split()):
         near = slow.imitated(objects.boxes.tolist(), anchors[b].tolist())
         assert 0 < sum(near) < len(near) and usable.all()
         adapted = module(student[b].T.unflatten(1, SIZE)[None])[0].flatten(1).T.tolist()
@@ -386,20 +386,20 @@ def test_fgfi_equals_the_loops() -> None:
 
 def test_mgd_leaves_out_its_share_of_the_places() -> None:
     """Places that are left out cannot be seen: what stands there changes nothing."""
-    objective, module, student, teacher, scene = peer_case("mgd")
+    objective, module, student, teacher, context = peer_case("mgd")
     large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
-    kept = draw(scene.batch, large) <= 1 - objective.masked
+    kept = draw(context.batch, large) <= 1 - objective.masked
     assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
-    left_out = draw(scene.batch, level_of(student, teacher)) > 1 - objective.masked
+    left_out = draw(context.batch, level_of(student, teacher)) > 1 - objective.masked
     other = torch.where(left_out[..., None], student + 5, student)
-    values = [float(objective.terms(module, level_of(s, teacher), scene)["generated"][0].detach()) for s in (student, other, student + 5)]
+    values = [float(objective.terms(module, level_of(s, teacher), context)["generated"][0].detach()) for s in (student, other, student + 5)]
     assert values[0] == values[1] != values[2]
 
 
 @pytest.mark.parametrize("name", PEERS)
 def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     """Two columns and a line of padding around the same tokens change no term."""
-    objective, module, student, teacher, scene = peer_case(name)
+    objective, module, student, teacher, context = peer_case(name)
     tall = (SIZE[0] + 1, SIZE[1] + 2)
 
     def padded(tokens: Tensor, value: float) -> Tensor:
@@ -410,14 +410,14 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     ratios = torch.tensor((SIZE[1] / tall[1], SIZE[0] / tall[0])).expand(2, 1, 2)
     plain = level_of(student, teacher)
     level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
-    around = SimpleNamespace(**vars(scene) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
+    around = SimpleNamespace(**vars(context) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
     if name == "mgd":
-        drawn = draw(scene.batch, plain)
+        drawn = draw(context.batch, plain)
         before = module(plain, (drawn < 0.35).double())
         after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
         torch.testing.assert_close(after[~padding], before.flatten(0, 1))
         return
-    expected = objective.terms(module, plain, scene)
+    expected = objective.terms(module, plain, context)
     for part, (value, _) in objective.terms(module, level, around).items():
         torch.testing.assert_close(value, expected[part][0], rtol=1e-9, atol=0, msg=part)
 
@@ -455,15 +455,15 @@ def test_levels_of_the_same_stride_are_compared() -> None:
     four = replace(TEACHER, transformer=replace(WIDE, levels=4))
     method = make(FeatureDistillation(mask="ones"), teacher=four)
     batch = wide(make_batch((2, 1)))
-    scene = scene_of(method, batch)
-    assert len(scene.lessons["teacher"].memory.levels) == 4 and len(scene.memory.levels) == 3
-    cut = sum(h * w for h, w in scene.memory.levels)
-    lesson = scene.lessons["teacher"]
-    memory = replace(lesson.memory, tokens=lesson.memory.tokens[:, :cut])
-    scene.lessons["teacher"] = replace(lesson, memory=memory)
+    context = scene_of(method, batch)
+    assert len(context.teacher_outputs["teacher"].memory.levels) == 4 and len(context.memory.levels) == 3
+    cut = sum(h * w for h, w in context.memory.levels)
+    teacher_output = context.teacher_outputs["teacher"]
+    memory = replace(teacher_output.memory, tokens=teacher_output.memory.tokens[:, :cut])
+    context.teacher_outputs["teacher"] = replace(teacher_output, memory=memory)
     found = float(method(batch)["features/error"].detach().sum())
     with torch.no_grad():
-        assert found == pytest.approx(expected(FeatureDistillation(mask="ones"), method, scene, torch_twin=False), rel=1e-9)
+        assert found == pytest.approx(expected(FeatureDistillation(mask="ones"), method, context, torch_twin=False), rel=1e-9)
 
 
 class Stride(nn.Module):
@@ -581,10 +581,10 @@ def test_the_whole_objective_never_holds_a_mask_of_every_channel(variant: str) -
     many = replace(DETECTORS["deformable"], backbone=BACKBONE, queries=120)
     objective = VARIANTS[variant]
     method, batch = make(objective, teacher=many), wide(make_batch((3, 2)))
-    scene = scene_of(method, batch)
-    tokens, width = scene.memory.tokens.shape[1:]
+    context = scene_of(method, batch)
+    tokens, width = context.memory.tokens.shape[1:]
     losses = Losses()
     with Largest() as largest:
-        objective.add_losses(losses, scene, {}, {}, method.criterion)
-        torch.autograd.grad(own_total(losses), scene.memory.tokens)
+        objective.add_losses(losses, context, {}, {}, method.criterion)
+        torch.autograd.grad(own_total(losses), context.memory.tokens)
     assert 2 * tokens * width <= largest.entries <= 2 * width * (tokens + 120) < 2 * 120 * tokens * width

@@ -15,17 +15,18 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from steadydetr import figures, paper_figures
-from steadydetr.checkpoint import Card, load_detector, save_detector
+from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
 from steadydetr.cli import main
-from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
-from steadydetr.feature_masks import Answer, answer
-from steadydetr.figures import Line, Panel
-from steadydetr.paper_figures import MASKS, write_figures
-from steadydetr.sampling import draw_looks, first_objects, look
-from steadydetr.train import train
+from steadydetr.drawing import panels as figures
+from steadydetr.drawing import paper_figures
+from steadydetr.drawing.feature_masks import Answer, answer
+from steadydetr.drawing.panels import Line, Panel
+from steadydetr.drawing.paper_figures import MASKS, write_figures
+from steadydetr.drawing.sampling_points import draw_looks, first_objects, look
+from steadydetr.learning.criterion import Criterion
+from steadydetr.training.loop import train
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference.features import dot
 from tests.test_distill_training import save_teacher
@@ -133,7 +134,7 @@ def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypat
     shutil.copytree(run, taught)
     plain = json.loads((taught / "config.json").read_text())
     for checkpoint, drawn in ((run, True), (tmp_path / "nowhere", False)):
-        plain["recipe"]["teachers"] = [{"type": "steadydetr.teachers.TrainedTeacher", "checkpoint": str(checkpoint)}]
+        plain["recipe"]["teachers"] = [{"type": "steadydetr.learning.teachers.TrainedTeacher", "checkpoint": str(checkpoint)}]
         (taught / "config.json").write_text(json.dumps(plain))
         written, missing = write_figures([taught], tmp_path / "out", data=data)
         assert ("DINO" in [path.stem for path in written]) == drawn
@@ -153,7 +154,7 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
         rows = [torch.zeros_like(state[name][0]) if kind in more else state[name][data.index.classes.index(kind)] for kind in classes]
         state[name] = torch.stack(rows)
     other.load_state_dict(state)
-    save_detector(tmp_path / "other", other.state_dict(), Card(DETECTORS["refine"], classes, tuple(range(len(classes)))))
+    save_detector(tmp_path / "other", other.state_dict(), DetectorCard(DETECTORS["refine"], classes, tuple(range(len(classes)))))
     drawn: list[Answer] = []
     monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
     monkeypatch.setattr(paper_figures, "draw_masks", lambda teacher, *_: drawn.append(answer(teacher, Criterion(), batch)) or [])

@@ -16,16 +16,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "steadydetr"
 NAME = PACKAGE.name
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("structures", "boxes"),
-    1: ("equations", "matching", "detections", "config", "progress", "coco_classes", "layouts"),
-    2: ("classification", "criterion", "nn"),
-    3: ("detectors", "groups"),
-    4: ("scene", "teachers", "checkpoint", "data", "evaluation"),
-    5: ("objectives", "stability", "sampling", "feature_masks", "training_config", "convert", "optimiser", "records"),
-    6: ("method", "recipe", "figures", "pictures"),
-    7: ("run", "train"),
-    8: ("recipes",),
-    9: ("predict", "compare", "report", "cost", "paper_figures", "cli", "__main__", "__init__"),  # the last: the public names
+    0: ("structures", "boxes", "config"),
+    1: ("equations", "nn", "data"),
+    2: ("detectors",),
+    3: ("checkpoints",),
+    4: ("learning",),
+    5: ("objectives", "metrics"),
+    6: ("runs",),
+    7: ("drawing", "recipes"),
+    8: ("training", "tools"),
+    9: ("cli", "__main__", "__init__"),  # the last: the public names
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -95,7 +95,7 @@ def test_no_circles() -> None:
 
 def test_reading_of_imports() -> None:
     """The reader itself: lazy imports, packages, names that are no modules."""
-    assert "detectors.base" in set(imports("scene"))
+    assert "detectors.base" in set(imports("learning.context"))
     assert "data" in set(imports("__init__"))  # under TYPE_CHECKING
     assert resolve("nn.layers.MLP") == "nn.layers"
     assert resolve("__version__") == "__init__"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.detectors import DetectorConfig
-from steadydetr.groups import join
+from steadydetr.detectors.query_groups import join
 from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Stages
 from tests.conftest import DETECTORS, make_batch, make_method
 
@@ -109,7 +109,7 @@ def test_garbage_in_invalid_rows_changes_nothing(detector_config: DetectorConfig
         stages = detector.decode(memory, [Group("main", main), Group("a", queries)])
         losses = Losses()
         problem = method.criterion.problem(stages["a"], batch.targets, "a")
-        from steadydetr.matching import solve
+        from steadydetr.learning.matching import solve
 
         match = solve([problem])[0].match
         method.criterion.add_losses(losses, "a", stages["a"], Assignment((match,), match), batch.targets, 1.0)
@@ -131,7 +131,7 @@ def test_folded_stages_equal_looped_stages(detector_config: DetectorConfig) -> N
     batch, criterion = make_batch((2, 0, 3)), method.criterion
     memory = method.student.encode(batch.images.double(), batch.padding)
     stages = method.student.decode(memory, [Group("main", method.student.queries(memory)["main"])])["main"]
-    from steadydetr.matching import solve
+    from steadydetr.learning.matching import solve
 
     folded = Losses()
     match = solve([criterion.problem(stages, batch.targets, "m")])[0].match

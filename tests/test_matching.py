@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.criterion import Criterion
-from steadydetr.matching import Problem, largest_iou, paired_iou, pairwise_terms, solve
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import Problem, largest_iou, paired_iou, pairwise_terms, solve
 from steadydetr.structures import Stages, Targets
 from tests.conftest import make_batch, make_stages
 from tests.reference import boxes as slow_boxes

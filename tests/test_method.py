@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadydetr.criterion import Criterion
 from steadydetr.detectors import DetectorConfig
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion
 from steadydetr.objectives import Denoising, Detection
 from steadydetr.objectives.denoising import draw_noise, noise_boxes
+from steadydetr.objectives.method import Method
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, part_of
 from tests.steps import assert_parts_sum_to_the_whole
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.classification import HardTarget, PositionTarget, QualityTarget
-from steadydetr.criterion import Criterion
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, join_matches, task_weight
-from steadydetr.matching import Problem, cheapest_queries, paired_iou, pairwise_terms, query_of_targets, solve
+from steadydetr.learning.class_terms import HardTarget, PositionTarget, QualityTarget
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import Problem, cheapest_queries, paired_iou, pairwise_terms, query_of_targets, solve
+from steadydetr.learning.teachers import Average, EMATeacher, TeacherOutput
 from steadydetr.objectives import MatchingDistillation
 from steadydetr.objectives.assignment_distillation import teacher_stages
 from steadydetr.objectives.matching_distillation import taught_queries
 from steadydetr.objectives.prediction_distillation import naive_terms, teacher_target
-from steadydetr.structures import Assignment, Losses, Match, Memory, Queries, Solved, Stages, Targets
-from steadydetr.teachers import Average, EMATeacher, Lesson
+from steadydetr.structures import Assignment, Losses, Match, MatchResult, Memory, Queries, Stages, Targets
 from tests.conftest import CLASSES, make_batch, make_stages
 from tests.reference import detection as slow_detection
 from tests.reference import online as slow
@@ -81,7 +81,7 @@ def test_union_of_class_targets_by_hand(own: tuple[int, ...], taught: int, label
     stages = one_image([[0.5, 0.4, 0.1]], [TARGET])
     cost = QUALITY.problem(stages, targets, "m").cost
     assignment = MatchingDistillation().assign(
-        Solved(match_of(*((0, t) for t in own)), cost), whole(-1, 0 if taught == 1 else -1), stages, targets
+        MatchResult(match_of(*((0, t) for t in own)), cost), whole(-1, 0 if taught == 1 else -1), stages, targets
     )
     assert parts(QUALITY, stages, assignment, targets)["class"] == pytest.approx(expected, abs=1e-6)
 
@@ -248,7 +248,7 @@ def test_joined_assignment_equals_its_twin(options: MatchingDistillation, counts
 
 @pytest.mark.parametrize("own_is_optimal", [True, False])
 def test_join_equals_its_twin_whatever_the_match(own_is_optimal: bool) -> None:
-    """A match that is not the optimal one, as a case of its own: either of two queries can then be the dearer."""
+    """A match that is not the optimal one, as a case of its own: either of two queries can then be the costlier."""
     targets, generator = targets_of((4, 3), 2), random.Random(1)
     stages = close_stages(targets, 1, 6)
     (solved,) = solve([QUALITY.problem(stages, targets, "m")])
@@ -259,18 +259,18 @@ def test_join_equals_its_twin_whatever_the_match(own_is_optimal: bool) -> None:
             if own_is_optimal:
                 own = query_of_targets(solved.match, len(own))
             at = (own >= 0).nonzero()[:, 0]
-            given = Solved(Match(targets.image[at], own[at], at), solved.cost)
+            given = MatchResult(Match(targets.image[at], own[at], at), solved.cost)
             assert as_dicts(stages, targets, options.assign(given, taught, stages, targets)) == expected_dicts(
                 stages, targets, own, taught, options
             )
             joined = join_matches(own, taught, targets.image, 2, solved.cost)
-            swapped += int((joined.taught_box & (own >= 0) & ~joined.dearer).sum())
+            swapped += int((joined.taught_box & (own >= 0) & ~joined.costlier).sum())
     assert (swapped == 0) == own_is_optimal
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_the_query_that_only_the_teacher_chose_is_never_the_cheaper(seed: int) -> None:
-    """The lemma behind w_d: were it cheaper, the student's own optimal match would have taken it, for it holds nothing. Ties: dearer."""
+    """The lemma behind w_d: were it cheaper, the student's own optimal match would have taken it, for it holds nothing. Ties: costlier."""
     generator = random.Random(seed)
     counts = tuple(generator.choices(range(6), k=3))
     cost = torch.tensor([[float(generator.randint(0, 4)) for _ in range(7)] for _ in range(sum(counts))]).reshape(-1, 7)
@@ -279,23 +279,23 @@ def test_the_query_that_only_the_teacher_chose_is_never_the_cheaper(seed: int) -
     for _ in range(10):
         taught = lesson_of(counts, 1, 7, generator)
         joined = join_matches(query_of_targets(solved.match, len(cost)), taught, image, 3, cost)
-        assert joined.dearer[joined.taught_box].all()
+        assert joined.costlier[joined.taught_box].all()
 
 
 def joined(own: list[int], taught: list[int], cost: list[list[float]]) -> list[list[bool]]:
-    """Of one image: taught, taught_box, dearer."""
+    """Of one image: taught, taught_box, costlier."""
     image = torch.zeros(len(own), dtype=torch.int64)
     found = join_matches(whole(*own), whole(*taught), image, 1, torch.tensor(cost).reshape(len(own), 3))
-    return [found.taught.tolist(), found.taught_box.tolist(), found.dearer.tolist()]
+    return [found.taught.tolist(), found.taught_box.tolist(), found.costlier.tolist()]
 
 
 def test_join_by_hand() -> None:
     cost = [[1.0, 2.0, 3.0], [2.0, 1.0, 2.0]]
     assert joined([0, 1], [0, 1], cost) == [[False, False]] * 3  # agreed
-    assert joined([0, 1], [2, 1], cost) == [[True, False]] * 3  # query 2 is idle: it learns target 0's box, the dearer of two
+    assert joined([0, 1], [2, 1], cost) == [[True, False]] * 3  # query 2 is idle: it learns target 0's box, the costlier of two
     assert joined([0, 1], [1, 0], cost) == [[True, True], [False, False], [True, True]]  # exchanged: classes, but no boxes
     assert joined([0, 1], [-1, -1], cost) == [[False, False]] * 3  # the teacher says nothing
-    assert joined([-1, 1], [0, 1], cost) == [[True, False], [True, False], [False, False]]  # no query of its own: nobody is dearer
+    assert joined([-1, 1], [0, 1], cost) == [[True, False], [True, False], [False, False]]  # no query of its own: nobody is costlier
     assert joined([0, 1], [2, 1], [[1.0, 1.0, 1.0]] * 2) == [[True, False]] * 3  # at equal cost the taught one
     assert joined([0, -1], [1, 0], cost) == [[True, True], [True, False], [True, False]]
     assert joined([], [], []) == [[], [], []]
@@ -334,7 +334,7 @@ def test_rows_of_table_3_by_hand(close: bool) -> None:
 
 
 def test_rows_of_table_4_by_hand() -> None:
-    """Boxes off, plain, the dearer of two by .51, its class target by .51 too."""
+    """Boxes off, plain, the costlier of two by .51, its class target by .51 too."""
     off, plain, weighted, both = (options_of_class_loss(options, QUALITY, close=True) for options in TABLE_4)
     assert [part["l1"] for part in (off, plain, weighted, both)] == pytest.approx([0.02, 0.12, 0.02 + 0.051, 0.02 + 0.051])
     assert [part["giou"] for part in (off, plain, weighted, both)] == pytest.approx([0.05, 0.3, 0.05 + 0.1275, 0.05 + 0.1275])
@@ -348,7 +348,7 @@ def test_of_two_targets_of_one_class_the_students_own_decides(same: bool, expect
     """The score's target is its IoU with its own target, whichever is larger, and the weight is its own's."""
     targets = Targets(whole(0, 0 if same else 1), tensor((0.5, 0.5, 0.24, 0.4), (0.5, 0.5, 0.32, 0.4)), (2,))
     stages = one_image([[expected if same else 0.6, 0.0001 if same else 0.8]], [TARGET])
-    given = Solved(match_of((0, 0)), QUALITY.problem(stages, targets, "m").cost)
+    given = MatchResult(match_of((0, 0)), QUALITY.problem(stages, targets, "m").cost)
     found = parts(QUALITY, stages, MatchingDistillation(class_weight=0.51).assign(given, whole(-1, 0), stages, targets), targets)
     assert found["class"] == pytest.approx(0, abs=1e-7)
     assert found["l1"] == pytest.approx(0.16)  # one box a query: its own target's
@@ -379,7 +379,7 @@ def test_cheapest_queries_by_hand() -> None:
     assert [row[keep].tolist() for row, keep in zip(found, valid, strict=True)] == [[1, 2, 3], [], [0, 3]]
 
 
-def lesson(token: Tensor | None, queries: int, counts: tuple[int, ...] = (2,), match: Match | None = None) -> Lesson:
+def teacher_output(token: Tensor | None, queries: int, counts: tuple[int, ...] = (2,), match: Match | None = None) -> TeacherOutput:
     images = len(counts)
     memory = Memory(
         torch.zeros(images, 10, 4),
@@ -388,8 +388,8 @@ def lesson(token: Tensor | None, queries: int, counts: tuple[int, ...] = (2,), m
         torch.ones(images, 1, 2),
         torch.zeros(images, 10, 4),
     )
-    solved = Solved(match or match_of(), torch.zeros(sum(counts), queries))
-    return Lesson(memory, queries_of(token, queries, images), make_stages(1, images, queries), solved)
+    solved = MatchResult(match or match_of(), torch.zeros(sum(counts), queries))
+    return TeacherOutput(memory, queries_of(token, queries, images), make_stages(1, images, queries), solved)
 
 
 def queries_of(token: Tensor | None, count: int, images: int = 1) -> Queries:
@@ -399,27 +399,27 @@ def queries_of(token: Tensor | None, count: int, images: int = 1) -> Queries:
 def test_twins_by_hand() -> None:
     """By the token that both come from, -1 where the student did not choose it; by rank; learned queries by their number."""
     theirs, mine = whole(7, 3, 5)[None], whole(3, 9, 7)[None]
-    taught = lesson(theirs, 3)
-    assert taught.twins(queries_of(mine, 3), "token").tolist() == [[2, 0, -1]]
-    assert taught.twins(queries_of(mine, 3), "rank").tolist() == [[0, 1, 2]]
-    assert lesson(None, 3).twins(queries_of(None, 3), "token").tolist() == [[0, 1, 2]]
-    assert lesson(None, 3).twins(queries_of(None, 2), "token").tolist() == [[0, 1, -1]]
-    both = lesson(torch.cat((theirs, mine)), 3, (1, 1)).twins(queries_of(torch.cat((mine, mine)), 3, 2), "token")
+    taught = teacher_output(theirs, 3)
+    assert taught.counterparts(queries_of(mine, 3), "token").tolist() == [[2, 0, -1]]
+    assert taught.counterparts(queries_of(mine, 3), "rank").tolist() == [[0, 1, 2]]
+    assert teacher_output(None, 3).counterparts(queries_of(None, 3), "token").tolist() == [[0, 1, 2]]
+    assert teacher_output(None, 3).counterparts(queries_of(None, 2), "token").tolist() == [[0, 1, -1]]
+    both = teacher_output(torch.cat((theirs, mine)), 3, (1, 1)).counterparts(queries_of(torch.cat((mine, mine)), 3, 2), "token")
     assert both.tolist() == [[2, 0, -1], [0, 1, 2]]  # every image has tokens of its own
 
 
 class Glimpse:
-    """Of a scene, what twins need."""
+    """Of a context, what counterparts need."""
 
     def __init__(self, queries: Queries, counts: tuple[int, ...]) -> None:
         self.queries, self.targets = {"main": queries}, make_batch(counts).targets
 
 
 def test_taught_queries_by_hand() -> None:
-    """A target whose query has no twin is not taught, nor is one without a query; stages of the teacher one after the other."""
+    """A target whose query has no counterpart is not taught, nor is one without a query; stages of the teacher one after the other."""
     token = torch.stack((whole(7, 3, 5), whole(1, 2, 3)))
     match = Match(whole(0, 1), whole(0, 2), whole(0, 2))
-    given = lesson(token, 3, (2, 1), match)
+    given = teacher_output(token, 3, (2, 1), match)
     student = queries_of(torch.stack((whole(7, 3, 9), whole(4, 5, 6))), 3, 2)
     assert taught_queries(given, Glimpse(student, (2, 1)), "token").tolist() == [0, -1, -1]  # type: ignore[arg-type]
     assert taught_queries(given, Glimpse(student, (2, 1)), "rank").tolist() == [0, -1, 2]  # type: ignore[arg-type]

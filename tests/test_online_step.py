@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import steadydetr.matching
-from steadydetr.classification import QualityTarget
-from steadydetr.criterion import Criterion
+import steadydetr.learning.matching
 from steadydetr.detectors import DeformableDETRConfig, DetectorConfig, DINOConfig
-from steadydetr.method import Method
+from steadydetr.learning.class_terms import QualityTarget
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
@@ -26,9 +27,8 @@ from steadydetr.objectives import (
     Objective,
     PredictionDistillation,
 )
-from steadydetr.scene import Scene
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Group, Losses
-from steadydetr.teachers import Average, Frozen
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
@@ -68,8 +68,8 @@ def by_stage(losses: Losses, stages: int) -> dict[str, Tensor]:
 
 def assert_equals_twin(method: Method, batch: Batch) -> Losses:
     losses = method(batch)
-    scene = Scene.of(batch, method.student, method.criterion, method.teaching)
-    values, measures = slow.step(method.student, method.teaching["ema"], batch, method.objectives, scene)
+    context = StepContext.of(batch, method.student, method.criterion, method.teaching)
+    values, measures = slow.step(method.student, method.teaching["ema"], batch, method.objectives, context)
     assert {name: float(value) for name, value in losses.measures.items()} == pytest.approx(measures)
     found = by_stage(losses, method.student.decoder.stages)
     assert_close(found, {name: torch.stack(stages)[: 1 if name.startswith("proposals/") else None] for name, stages in values.items()})
@@ -83,7 +83,7 @@ def test_step_and_its_gradients_equal_the_slow_twin(name: str) -> None:
     method = make_online(DETECTORS[name])
     losses = assert_equals_twin(method, wide(make_batch((2, 0, 3), seed=2), classes=2))
     assert losses.measures["main/same_query_as_teacher"] < 1
-    assert name != "dino" or losses.measures["main/without_twin"] > 0
+    assert name != "dino" or losses.measures["main/without_counterpart"] > 0
     assert losses["prediction/l1"].detach().sum() > 0
 
 
@@ -109,7 +109,7 @@ def test_more_objects_than_queries_equal_the_slow_twin() -> None:
     """Some targets have no query by either match: nobody learns them, and a group then holds all queries."""
     method = make_online(replace(DETECTORS["refine"], queries=3))
     losses = assert_equals_twin(method, wide(make_batch((5, 2))))
-    assert losses.measures["main/without_twin"] == pytest.approx(2 / 7)
+    assert losses.measures["main/without_counterpart"] == pytest.approx(2 / 7)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -146,7 +146,7 @@ def test_an_objective_takes_its_own_terms_away_and_no_others(name: str) -> None:
 
 def test_a_guide_changes_the_main_terms_alone() -> None:
     batch = wide(make_batch((2, 3), seed=2))
-    guided, alone = (terms(make_online(DETECTORS["dino"], (Detection(guide), *ALL[1:]))(batch)) for guide in (HALF, None))
+    guided, alone = (terms(make_online(DETECTORS["dino"], (Detection(teacher_match), *ALL[1:]))(batch)) for teacher_match in (HALF, None))
     for name, value in guided.items():
         assert torch.allclose(value, alone[name], atol=1e-12) == (name.partition("/")[0] != "main"), name
 
@@ -167,8 +167,8 @@ def test_a_query_outside_its_group_teaches_nobody() -> None:
 class Spoiled(AuxiliaryGroups):
     """With garbage wherever a slot holds no query."""
 
-    def groups(self, scene: Scene) -> list[Group]:
-        (group,) = super().groups(scene)
+    def groups(self, context: StepContext) -> list[Group]:
+        (group,) = super().groups(context)
         queries = group.queries
         assert queries.valid is not None and not queries.valid.all()
 
@@ -193,16 +193,16 @@ def test_garbage_in_empty_slots_changes_nothing(name: str, counts: tuple[int, ..
 @pytest.mark.parametrize("name", FAMILIES)
 def test_auxiliary_groups_are_blind_to_each_other_and_to_main(name: str) -> None:
     method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
-    scene = Scene.of(batch, method.student, method.criterion, method.teaching)
-    (group,) = AuxiliaryGroups().groups(scene)
+    context = StepContext.of(batch, method.student, method.criterion, method.teaching)
+    (group,) = AuxiliaryGroups().groups(context)
     assert group.blocks is not None and group.queries.content.shape[1] == 2 * 6  # slots for two queries of every object
     assert group.blocks.tolist() == [0] * 6 + [1] * 6 and not group.sees
-    main = Group("main", scene.queries["main"])
+    main = Group("main", context.queries["main"])
     other = replace(group, queries=replace(group.queries, content=group.queries.content + (group.blocks == 0)[:, None]))
     elsewhere = replace(main, queries=replace(main.queries, content=main.queries.content + 1))
     with torch.no_grad():
-        before, moved = (method.student.decode(scene.memory, [main, g]) for g in (group, other))
-        beside = method.student.decode(scene.memory, [elsewhere, group])
+        before, moved = (method.student.decode(context.memory, [main, g]) for g in (group, other))
+        beside = method.student.decode(context.memory, [elsewhere, group])
     torch.testing.assert_close(moved["main"].logits, before["main"].logits)
     torch.testing.assert_close(moved["auxiliary"].logits[:, :, 6:], before["auxiliary"].logits[:, :, 6:])
     assert not torch.allclose(moved["auxiliary"].logits[:, :, :6], before["auxiliary"].logits[:, :, :6])
@@ -213,21 +213,21 @@ def test_auxiliary_groups_are_blind_to_each_other_and_to_main(name: str) -> None
 def test_auxiliary_queries_are_those_that_the_teachers_stage_gave(name: str) -> None:
     """Updated content, boxes as 4-d anchors and, where queries have one, their own position vector."""
     method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
-    scene = Scene.of(batch, method.student, method.criterion, method.teaching)
-    lesson, (group,) = scene.lessons["ema"], AuxiliaryGroups().groups(scene)
+    context = StepContext.of(batch, method.student, method.criterion, method.teaching)
+    teacher_output, (group,) = context.teacher_outputs["ema"], AuxiliaryGroups().groups(context)
     first = (0, 2)
     for t in range(2):
         for b, count in enumerate(batch.targets.counts):
             start = t * sum(batch.targets.counts) + first[b]
-            chosen = slow.cheapest(lesson.solved.cost[start : start + count].tolist())
+            chosen = slow.cheapest(teacher_output.solved.cost[start : start + count].tolist())
             rows = slice(6 * t, 6 * t + len(chosen))
             assert group.queries.valid is not None and group.queries.valid[b, 6 * t : 6 * t + 6].sum() == len(chosen)
-            assert lesson.stages.content is not None
-            assert torch.equal(group.queries.content[b, rows], lesson.stages.content[t, b, chosen])
-            assert torch.equal(group.queries.reference[b, rows], lesson.stages.boxes[t, b, chosen])
-            if lesson.queries.position is not None:
+            assert teacher_output.stages.content is not None
+            assert torch.equal(group.queries.content[b, rows], teacher_output.stages.content[t, b, chosen])
+            assert torch.equal(group.queries.reference[b, rows], teacher_output.stages.boxes[t, b, chosen])
+            if teacher_output.queries.position is not None:
                 assert group.queries.position is not None
-                assert torch.equal(group.queries.position[b, rows], lesson.queries.position[b, chosen])
+                assert torch.equal(group.queries.position[b, rows], teacher_output.queries.position[b, chosen])
     assert group.queries.sized and not any(t.requires_grad for t in (group.queries.content, group.queries.reference))
     assert (group.queries.position is None) == (name in ("dab", "dino"))
 
@@ -244,15 +244,15 @@ def test_a_student_equal_to_its_teacher_has_nothing_to_learn_naively(name: str) 
 def test_a_student_equal_to_its_teacher_learns_matched_scores_only(name: str) -> None:
     """The TOOD weight is no score of its own; boxes are not strictly better."""
     method, batch = make_online(DETECTORS[name], (PredictionDistillation(),), apart=0.0), wide(make_batch((2, 3)))
-    scene = Scene.of(batch, method.student, method.criterion, method.teaching)
-    lesson = scene.lessons["ema"]
+    context = StepContext.of(batch, method.student, method.criterion, method.teaching)
+    teacher_output = context.teacher_outputs["ema"]
     losses = method(batch)
     assert losses["prediction/l1"].abs().max() == losses["prediction/giou"].abs().max() == 0
     expected = torch.zeros(2, dtype=torch.float64)
-    match, boxes = lesson.solved.match, batch.targets.repeat_batch(2)
+    match, boxes = teacher_output.solved.match, batch.targets.repeat_batch(2)
     for image, query, target in zip(match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True):
-        p = float(lesson.stages.flat[0][image, query, boxes.labels[target]].sigmoid())
-        iou = iou_and_giou(lesson.stages.flat[1][image, query].tolist(), boxes.boxes[target].tolist())[0]
+        p = float(teacher_output.stages.flat[0][image, query, boxes.labels[target]].sigmoid())
+        iou = iou_and_giou(teacher_output.stages.flat[1][image, query].tolist(), boxes.boxes[target].tolist())[0]
         expected[image // 2] += slow.quality_focal(p, slow.task_weight(p, iou)) / 5
     torch.testing.assert_close(losses["prediction/class"].detach(), expected, rtol=1e-9, atol=1e-12)
 
@@ -261,13 +261,13 @@ def test_position_of_prediction_queries() -> None:
     """The teacher's by default; the student's as the letter of the text, which then learns. Without position vectors there is no choice."""
     for name, taken in (("refine", True), ("dab", False)):
         method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
-        scene = Scene.of(batch, method.student, method.criterion, method.teaching)
-        (theirs,), (mine,) = (PredictionDistillation(position=p).groups(scene) for p in ("teacher", "student"))
-        assert torch.equal(mine.queries.content, scene.lessons["ema"].queries.content)
-        assert theirs.queries is scene.lessons["ema"].queries
+        context = StepContext.of(batch, method.student, method.criterion, method.teaching)
+        (theirs,), (mine,) = (PredictionDistillation(position=p).groups(context) for p in ("teacher", "student"))
+        assert torch.equal(mine.queries.content, context.teacher_outputs["ema"].queries.content)
+        assert theirs.queries is context.teacher_outputs["ema"].queries
         assert (mine.queries.position is not None) == taken
         if taken:
-            assert mine.queries.position is scene.queries["main"].position and mine.queries.position.requires_grad
+            assert mine.queries.position is context.queries["main"].position and mine.queries.position.requires_grad
 
 
 def test_measures_of_a_student_equal_to_its_teacher() -> None:
@@ -276,7 +276,7 @@ def test_measures_of_a_student_equal_to_its_teacher() -> None:
     for count, alone in ((11, 0), (15, 3)):
         measures = method(wide(make_batch((count,)))).measures
         assert measures["main/same_query_as_teacher"] == pytest.approx(1 - alone / count)
-        assert measures["main/without_twin"] == pytest.approx(alone / count)
+        assert measures["main/without_counterpart"] == pytest.approx(alone / count)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(torch.Tensor, "cpu")
-    count(steadydetr.matching, "linear_sum_assignment")
+    count(steadydetr.learning.matching, "linear_sum_assignment")
     count(method.student, "decode")
     count(method.student, "encode")
     count(method.teaching["ema"], "decode")

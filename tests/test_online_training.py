@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import steadydetr.run
-from steadydetr.checkpoint import average_state, load_detector
+import steadydetr.training.run
+from steadydetr.checkpoints.folder import average_state, load_detector
 from steadydetr.cli import main
-from steadydetr.predict import measure_checkpoint
-from steadydetr.recipe import Recipe
-from steadydetr.run import prepare, remarks
-from steadydetr.teachers import EMATeacher
-from steadydetr.train import train, train_epoch
+from steadydetr.learning.teachers import EMATeacher
+from steadydetr.recipes.base import Recipe
+from steadydetr.tools.evaluate import measure_checkpoint
+from steadydetr.training.loop import train, train_epoch
+from steadydetr.training.run import prepare, remarks
 from tests.reference import online as slow
 from tests.test_train import (
     StopAfter,
@@ -58,7 +58,7 @@ def without_pictures() -> Iterator[None]:
     """They would take most of the time of such short runs."""
     with pytest.MonkeyPatch.context() as patch:
         for name in ("draw_curves", "draw_samples", "draw_looks"):
-            patch.setattr(steadydetr.run, name, lambda *_: None)
+            patch.setattr(steadydetr.training.run, name, lambda *_: None)
         yield
 
 
@@ -156,9 +156,9 @@ def test_what_is_logged(whole: Whole, name: str) -> None:
     assert [record["step"] for record in steps] == list(range(1, 13))
     for record in steps:
         assert terms <= record["losses"].keys()
-        assert record["measures"].keys() == {"main/same_query_as_teacher", "main/without_twin", "auxiliary/targets_outside"}
+        assert record["measures"].keys() == {"main/same_query_as_teacher", "main/without_counterpart", "auxiliary/targets_outside"}
         assert all(0 <= value <= 1 for value in record["measures"].values())
-        assert name == DINO or record["measures"]["main/without_twin"] == 0  # learned queries all have one
+        assert name == DINO or record["measures"]["main/without_counterpart"] == 0  # learned queries all have one
     assert any(0 < record["measures"]["main/same_query_as_teacher"] < 1 for record in steps)
     for kind in ("eval", "stability"):
         found = [(record["step"], record["weights"]) for record in logged if record["kind"] == kind]

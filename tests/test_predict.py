@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 import steadydetr
-from steadydetr.checkpoint import Card, find_checkpoint, load_detector, save_detector
+from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_detector, save_detector
 from steadydetr.data import FixedSize
-from steadydetr.predict import align_classes, evaluate_checkpoint, list_sources, predict_files
+from steadydetr.tools.evaluate import align_classes, evaluate_checkpoint
+from steadydetr.tools.image_files import list_sources, predict_files
 from tests.conftest import DETECTORS, make_method
 
 NAMES, IDS = ("disc", "square", "triangle", "cross", "ring"), (3, 5, 8, 13, 21)
@@ -22,7 +23,7 @@ NAMES, IDS = ("disc", "square", "triangle", "cross", "ring"), (3, 5, 8, 13, 21)
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     method = make_method(DETECTORS["dino"])
-    save_detector(tmp_path / "detector", method.student.state_dict(), Card(DETECTORS["dino"], NAMES, IDS, FixedSize(64, 64), top=9))
+    save_detector(tmp_path / "detector", method.student.state_dict(), DetectorCard(DETECTORS["dino"], NAMES, IDS, FixedSize(64, 64), top=9))
     return tmp_path / "detector"
 
 
@@ -82,7 +83,7 @@ def test_damaged_checkpoints_are_named(checkpoint: Path, tmp_path: Path) -> None
 
 def test_an_interrupted_write_keeps_the_checkpoint_before(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (checkpoint / "model.safetensors").read_bytes()
-    monkeypatch.setattr("steadydetr.checkpoint._replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr("steadydetr.checkpoints.folder._replace_folder", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         save_detector(checkpoint, {"x": torch.zeros(1)}, load_detector(checkpoint).card)
     assert (checkpoint / "model.safetensors").read_bytes() == before

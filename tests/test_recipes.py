@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.checkpoint import without_pretrained
-from steadydetr.classification import QualityTarget
+from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.config import from_plain, to_plain
+from steadydetr.learning.class_terms import QualityTarget
+from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import (
     FGD,
@@ -30,9 +31,8 @@ from steadydetr.objectives import (
     Objective,
     PredictionDistillation,
 )
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find, names
-from steadydetr.teachers import EMATeacher, TrainedTeacher
+from steadydetr.recipes.base import Recipe
 from tests.commands import understand
 
 SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
@@ -103,14 +103,16 @@ def test_hyperparameters_are_those_of_the_originals(name: str) -> None:
 def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
     """OD-DETR Sec. 3, 4.1 and Appendix B: decay .9996, w_d .51; on Deformable DETR weight decay 2e-5 and one decoder for all stages."""
     baseline, reported = find(ONLINE[name][0]), ONLINE[name][1]
-    guide = MatchingDistillation(teacher="ema", twins="token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51)
+    teacher_match = MatchingDistillation(
+        teacher="ema", counterparts="token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51
+    )
     denoising = tuple(o for o in baseline.objectives if o.name == "denoising")
     prediction = PredictionDistillation("ema", naive=False, listen=True, position="teacher")
     changed = replace(
         baseline,
         criterion=replace(baseline.criterion, class_target=QualityTarget(), alpha=None),
         objectives=(
-            Detection(guide),
+            Detection(teacher_match),
             *denoising,
             prediction,
             AuxiliaryGroups("ema", "both", JoinedMatches(classes="union", boxes=True, class_weight=1.0, box_weight=0.51), "mean"),

@@ -18,9 +18,9 @@ import pytest
 
 from steadydetr.cli import main
 from steadydetr.config import write_json
-from steadydetr.records import groups, read, read_all
-from steadydetr.report import flatten, outline, write_report
-from steadydetr.train import train
+from steadydetr.drawing.report import flatten, outline, write_report
+from steadydetr.runs.records import groups, read, read_all
+from steadydetr.training.loop import train
 from tests.test_train import tiny
 
 EVIL = "<script>alert(1)</script>"

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.criterion import Criterion
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
 from steadydetr.equations.stability import consistency, held_targets, instability, unstable_score
-from steadydetr.predict import measure_checkpoint
-from steadydetr.stability import compare, held_out, match
-from steadydetr.train import train
+from steadydetr.learning.criterion import Criterion
+from steadydetr.metrics.stability import compare, held_out, match
+from steadydetr.tools.evaluate import measure_checkpoint
+from steadydetr.training.loop import train
 from tests.conftest import CLASSES, DETECTORS
 from tests.reference import stability as slow
 from tests.test_train import tiny

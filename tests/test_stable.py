@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steadydetr.classification import HardTarget, Pairs, PositionModulatedCost, PositionTarget
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.equations.detection import classification_loss
 from steadydetr.equations.stable import exponential, half_sine, identity, unit_exponential
-from steadydetr.matching import PairwiseTerms, pairwise_terms, solve
-from steadydetr.method import Method
+from steadydetr.learning.class_terms import HardTarget, Pairs, PositionModulatedCost, PositionTarget
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import PairwiseTerms, pairwise_terms, solve
 from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
-from steadydetr.scene import Scene
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 from tests.conftest import CLASSES, make_batch, make_stages
 from tests.parity.released import ReleasedCriterion
@@ -215,7 +215,7 @@ def test_the_target_is_a_constant(score_exponent: float) -> None:
     assert stages.boxes.grad is None and stages.logits.grad is not None
     options, step = {"exponent": 1.0, "score_exponent": score_exponent}, 1e-5
     for s, image, q, c in ((0, 0, int(assignment.boxes.query[0]), int(targets.labels[0])), (1, 1, 0, 0)):
-        # finite differences of the twin, whose targets stay those of the scores in the middle
+        # finite differences of the counterpart, whose targets stay those of the scores in the middle
         losses = [frozen_class_loss(free, targets, assignment.boxes, options, (s, image, q, c), sign * step) for sign in (1, -1)]
         assert float(stages.logits.grad[s, image, q, c]) == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-5, abs=1e-9)
 
@@ -337,8 +337,8 @@ def test_stages_do_not_mix(detector_config: DetectorConfig, rescale: Any) -> Non
     criterion = replace(STABLE, class_cost=PositionModulatedCost(rescale=True), class_target=PositionTarget(rescale=rescale))
     method, batch = stable_method(detector_config, criterion, "u_like"), make_batch((2, 0, 3))
     with torch.no_grad():
-        scene = Scene.of(batch, method.student, method.criterion, {})
-        stages = method.student.decode(scene.memory, Detection().groups(scene))["main"]
+        context = StepContext.of(batch, method.student, method.criterion, {})
+        stages = method.student.decode(context.memory, Detection().groups(context))["main"]
     together = losses_of(criterion, stages, matched(criterion, stages, batch.targets), batch.targets)
     for s in range(len(stages.logits)):
         alone = stages[s : s + 1]

@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import steadydetr.train
+import steadydetr.training.loop
 from steadydetr.config import to_plain, write_json
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
-from steadydetr.optimiser import first_drop, rate_factor
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
-from steadydetr.train import replay, train
-from steadydetr.training_config import TrainingConfig
+from steadydetr.recipes.base import Recipe
+from steadydetr.runs.training_config import TrainingConfig
+from steadydetr.training.loop import replay, train
+from steadydetr.training.optimiser import first_drop, rate_factor
 from tests.conftest import BACKBONE, TINY
 
 
@@ -53,7 +53,7 @@ class StopAfter:
     """Asks the run to stop after some steps, as SIGTERM does."""
 
     def __init__(self, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        original = steadydetr.train.train_step
+        original = steadydetr.training.loop.train_step
 
         def step(run, batches):  # type: ignore[no-untyped-def]
             result = original(run, batches)
@@ -61,7 +61,7 @@ class StopAfter:
                 os.kill(os.getpid(), signal.SIGTERM)
             return result
 
-        monkeypatch.setattr(steadydetr.train, "train_step", step)
+        monkeypatch.setattr(steadydetr.training.loop, "train_step", step)
 
 
 @pytest.mark.parametrize("steps", [2, 6, 9])
@@ -185,7 +185,7 @@ import torch
 torch.set_num_threads(1)
 import steadydetr.data.loading as loading
 from steadydetr.config import from_plain
-from steadydetr.train import train
+from steadydetr.training.loop import train
 
 recipe, output, empty = from_plain(json.loads(Path(sys.argv[1]).read_text())), Path(sys.argv[2]), int(sys.argv[3])
 if empty:

@@ -44,7 +44,7 @@ COMMANDS = {
     "cost": "cost",
     "convert": "convert",
 }
-MENDABLE = (
+USER_ERRORS = (
     ValueError,
     FileNotFoundError,
     FileExistsError,
@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     try:
         run_command(words[0], words[1:])
-    except MENDABLE as error:
+    except USER_ERRORS as error:
         if debug:
             raise
         print(f"steadydetr {words[0]}: {error}", file=sys.stderr)

@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> None:
     if arguments.seeds < 1 or arguments.jobs < 1:
         raise ValueError(f"--seeds {arguments.seeds} and --jobs {arguments.jobs} must be at least 1")
     from steadydetr.cli.training_arguments import read
-    from steadydetr.compare import NOTE, TRAIN, compare, table, with_labels
+    from steadydetr.tools.compare import NOTE, TRAIN, compare, table, with_labels
 
     data = [] if arguments.data is None else ["--data", arguments.data]
     entries = []

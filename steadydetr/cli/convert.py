@@ -37,7 +37,7 @@ class ConvertArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
-    from steadydetr.convert import Untraced, convert_file
+    from steadydetr.checkpoints.convert import Untraced, convert_file
 
     untraced = Untraced(arguments.heads, arguments.queries, arguments.temperature, arguments.position_offset)
     converted = convert_file(arguments.file, arguments.output, arguments.classes, untraced)

@@ -26,7 +26,7 @@ def run(words: Sequence[str]) -> None:
 
     from steadydetr.cli.cost_arguments import read, tables
     from steadydetr.config import write_json
-    from steadydetr.cost import measure_cost
+    from steadydetr.tools.cost import measure_cost
 
     arguments = read(words[0], words[1:], USAGE)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)

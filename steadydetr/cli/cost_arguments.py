@@ -13,8 +13,8 @@ from rich.table import Table
 from steadydetr.cli.overrides import choose
 from steadydetr.cli.parsing import parse
 from steadydetr.cli.training_arguments import find_or_read
-from steadydetr.cost import Cost
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
+from steadydetr.tools.cost import Cost
 
 
 @dataclass(frozen=True)

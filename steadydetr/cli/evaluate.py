@@ -41,7 +41,7 @@ class EvalArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
-    from steadydetr.predict import evaluate_checkpoint
+    from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
     console = Console()

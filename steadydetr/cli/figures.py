@@ -47,7 +47,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(FiguresArguments, words, "figures", DESCRIPTION)
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
-    from steadydetr.paper_figures import write_figures
+    from steadydetr.drawing.paper_figures import write_figures
 
     written, missing = write_figures(
         arguments.runs, arguments.output, arguments.format, arguments.data, arguments.split, arguments.objects, arguments.teacher

@@ -19,7 +19,7 @@ import tyro
 from steadydetr.cli.parsing import REGISTRY
 from steadydetr.config import nearest
 from steadydetr.objectives import OBJECTIVES, Objective
-from steadydetr.recipe import TEACHERS, Recipe, Teacher
+from steadydetr.recipes.base import TEACHERS, Recipe, Teacher
 
 NONE = "none"
 NAMED: dict[Any, tuple[type, ...]] = {Objective: OBJECTIVES, Teacher: TEACHERS}  # what comes in tuples, each by its name

@@ -40,7 +40,8 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
     if not arguments.images:
         raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
-    from steadydetr.predict import load, predict_files
+    from steadydetr.tools.image_files import predict_files
+    from steadydetr.tools.predictor import load
 
     report = predict_files(
         load(arguments.checkpoint, arguments.device),

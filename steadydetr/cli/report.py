@@ -31,6 +31,6 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(ReportArguments, words, "report", DESCRIPTION)
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr report runs/quickstart`")
-    from steadydetr.report import write_report
+    from steadydetr.drawing.report import write_report
 
     print(f"Wrote {write_report(arguments.runs, arguments.output)}: open it in a browser")

@@ -14,7 +14,7 @@ from rich.table import Table
 from steadydetr.cli.parsing import parse
 
 if TYPE_CHECKING:
-    from steadydetr.stability import Stability
+    from steadydetr.metrics.stability import Stability
 
 DESCRIPTION = """How steadily a detector matches: every held-out image is matched at every decoder stage, and the stages are compared.
 
@@ -50,8 +50,8 @@ def run(words: Sequence[str]) -> None:
     from dataclasses import asdict
 
     from steadydetr.config import write_json
-    from steadydetr.predict import measure_checkpoint
     from steadydetr.recipes import find
+    from steadydetr.tools.evaluate import measure_checkpoint
 
     measured = measure_checkpoint(
         arguments.checkpoint,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
-    from steadydetr.recipe import Recipe
+    from steadydetr.recipes.base import Recipe
 
 USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [flags]
 
@@ -42,7 +42,7 @@ def run(words: Sequence[str]) -> None:
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:
     """Train, and print the summary."""
-    from steadydetr.train import train
+    from steadydetr.training.loop import train
 
     output = arguments.output or Path("runs") / recipe.name
     summary = train(recipe, output, arguments.resume, None if arguments.device == "auto" else arguments.device)

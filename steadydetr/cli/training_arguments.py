@@ -13,8 +13,8 @@ import tyro
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import parse
 from steadydetr.config import from_plain
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import find
+from steadydetr.recipes.base import Recipe
 
 
 @dataclass(frozen=True)

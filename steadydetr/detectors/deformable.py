@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector
-from steadydetr.groups import Joined, join
+from steadydetr.detectors.query_groups import Joined, join
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer

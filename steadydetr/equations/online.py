@@ -17,7 +17,7 @@ class JoinedMatches:
 
     taught: Tensor  # another query than the student's own learns the target's class too
     taught_box: Tensor  # and its box, because it holds no target of its own
-    dearer: Tensor  # that query costs more than the student's own (at equal cost too); False where there is no own
+    costlier: Tensor  # that query costs more than the student's own (at equal cost too); False where there is no own
 
 
 def join_matches(own: Tensor, taught: Tensor, image: Tensor, images: int, cost: Tensor) -> JoinedMatches:
@@ -25,7 +25,7 @@ def join_matches(own: Tensor, taught: Tensor, image: Tensor, images: int, cost: 
 
     Args:
         own: [R] query of the student's match, -1: none.
-        taught: [R] the student's query that is the twin of the one in the teacher's match, -1: none.
+        taught: [R] the student's query that is the counterpart of the one in the teacher's match, -1: none.
         image: [R] the folded image of each target.
         cost: [R, N] the student's.
     """

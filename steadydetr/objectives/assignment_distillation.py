@@ -9,15 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import teacher_stages
-from steadydetr.matching import Problem
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Objective, require_teacher
 from steadydetr.objectives.matching_distillation import pick
-from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Group, Losses, Match, Queries, Solved, Stages
+from steadydetr.structures import Assignment, Group, Losses, Match, MatchResult, Queries, Stages
 
 
 @dataclass(frozen=True)
@@ -81,43 +81,43 @@ class AssignmentDistillation(Objective):
         adapted = ("content", "position") if student.positioned else ("content",)
         return nn.ModuleDict({part: nn.Linear(teacher.width, student.width) for part in adapted})
 
-    def groups(self, scene: Scene) -> list[Group]:
-        return [] if self.init else [Group(self.name, self._queries(scene))]
+    def groups(self, context: StepContext) -> list[Group]:
+        return [] if self.init else [Group(self.name, self._queries(context))]
 
-    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
         if self.init or self.matching == "teacher":
             return []
-        return [criterion.problem(stages[self.name], scene.targets, self.name)]
+        return [criterion.problem(stages[self.name], context.targets, self.name)]
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
         if self.init:
             return
         predicted = stages[self.name]
-        match = solved[self.name].match if self.matching == "own" else self._taught(scene, len(predicted.logits))
+        match = solved[self.name].match if self.matching == "own" else self._taught(context, len(predicted.logits))
         w = criterion.loss_weights
         weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
-        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), scene.targets, scene.normaliser, weights)
+        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), context.targets, context.normaliser, weights)
 
-    def _queries(self, scene: Scene) -> Queries:
+    def _queries(self, context: StepContext) -> Queries:
         """Those of the teacher. They have a size only where the student's own have, so that its first stage need not learn two kinds."""
-        given, student = scene.lessons[self.teacher].queries, scene.student
+        given, student = context.teacher_outputs[self.teacher].queries, context.student
         content, position = given.content, given.position if student.positioned else None
-        adapter = scene.adapters.get(self.name)
+        adapter = context.adapters.get(self.name)
         if isinstance(adapter, nn.ModuleDict):
             content = adapter["content"](content)
             position = None if position is None else adapter["position"](position)
         if self.reference == "student":
             assert isinstance(student, DeformableDETR) and position is not None
             return Queries(content, student.refer(position), sized=False, position=position)
-        return Queries(content, given.reference, given.sized and scene.queries["main"].sized, given.valid, position)
+        return Queries(content, given.reference, given.sized and context.queries["main"].sized, given.valid, position)
 
-    def _taught(self, scene: Scene, stages: int) -> Match:
+    def _taught(self, context: StepContext, stages: int) -> Match:
         """The teacher's match, at every stage of the student that of the teacher's stage that it learns from (Fig. 5)."""
-        lesson = scene.lessons[self.teacher]
-        query = lesson.holders(teacher_stages(stages, len(lesson.stages.logits)).tolist()).flatten()
-        return pick(scene.targets.repeat_batch(stages).image, query, query >= 0)
+        teacher_output = context.teacher_outputs[self.teacher]
+        query = teacher_output.holders(teacher_stages(stages, len(teacher_output.stages.logits)).tolist()).flatten()
+        return pick(context.targets.repeat_batch(stages).image, query, query >= 0)
 
 
 def makes_references(student: Detector) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
-from steadydetr.matching import Problem
-from steadydetr.scene import Scene
-from steadydetr.structures import Group, Losses, Solved, Stages
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import Problem
+from steadydetr.structures import Group, Losses, MatchResult, Stages
 
 
 class Objective(ABC):
@@ -33,30 +33,30 @@ class Objective(ABC):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Those of them whose lesson it looks at in a step. Teachers that nobody reads are not run."""
+        """Those of them whose teacher_output it looks at in a step. Teachers that nobody reads are not run."""
         return self.learns_from
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:  # noqa: B027
         """Raise ValueError, with the reason, where this objective cannot work with these models. Called when a method is built."""
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
-        """What this objective trains besides the student, such as an adapter of its width to the teacher's: `scene.adapters[name]`.
+        """What this objective trains besides the student, such as an adapter of its width to the teacher's: `context.adapters[name]`.
 
         Called once, when a method is built; here the student can also be given another start. Not part of the student's checkpoint.
         """
         return None
 
-    def groups(self, scene: Scene) -> list[Group]:
+    def groups(self, context: StepContext) -> list[Group]:
         """Queries for the decoder's pass."""
         return []
 
-    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
         """Assignment problems; all objectives' problems of a step are solved with one fetch."""
         return []
 
     @abstractmethod
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
         """Add this objective's terms; `solved` holds every problem of the step by its name."""
 

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.dino import DINO
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives.base import Objective
-from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Batch, Group, Losses, Match, Queries, Solved, Stages, Targets
+from steadydetr.structures import Assignment, Batch, Group, Losses, Match, MatchResult, Queries, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,14 @@ class Denoising(Objective):
         if not isinstance(student, DINO):
             raise ValueError(f"denoising needs queries that carry a label, which {type(student).__name__} has not: use DINO")
 
-    def groups(self, scene: Scene) -> list[Group]:
-        batch = scene.batch
+    def groups(self, context: StepContext) -> list[Group]:
+        batch = context.batch
         most = batch.global_totals.most_objects
         count = group_count(self.number, most)
-        draws = draw_noise(batch, count, scene.student.num_classes)
+        draws = draw_noise(batch, count, context.student.num_classes)
         labels = noise_labels(batch.targets.labels, draws, self.label_noise)
         boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
-        queries = place(scene.student, batch.targets, labels, boxes, most)
+        queries = place(context.student, batch.targets, labels, boxes, most)
         if most and not self.mask_padding:
             queries = Queries(queries.content, queries.reference)
         rows = queries.content.shape[1]
@@ -65,14 +65,14 @@ class Denoising(Objective):
         return [Group(self.name, queries, sees=("main",), blocks=blocks, known=known_match(batch.targets, count, most))]
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
         predicted = stages[self.name]
-        most = scene.batch.global_totals.most_objects
+        most = context.batch.global_totals.most_objects
         count = group_count(self.number, most)
-        match = repeat_stages(known_match(scene.targets, count, most), predicted, len(scene.targets.labels))
+        match = repeat_stages(known_match(context.targets, count, most), predicted, len(context.targets.labels))
         assignment = Assignment((match,), match)
-        criterion.add_losses(losses, self.name, predicted, assignment, scene.targets, scene.normaliser * count, self.weights)
+        criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * count, self.weights)
 
 
 def group_count(number: int, most_objects: int) -> int:

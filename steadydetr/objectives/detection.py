@@ -7,20 +7,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
-from steadydetr.matching import Problem, query_of_targets
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import Problem, query_of_targets
 from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, taught_queries
-from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Group, Losses, Solved, Stages, Targets
+from steadydetr.structures import Assignment, Group, Losses, MatchResult, Stages, Targets
 
 
 @dataclass(frozen=True)
 class Detection(Objective):
     """Owner of the group "main" and of the proposals."""
 
-    guide: MatchingDistillation | None = None  # a teacher whose match is learned beside the student's own
+    teacher_match: MatchingDistillation | None = None  # a teacher whose match is learned beside the student's own
 
     @property
     def name(self) -> str:
@@ -28,43 +28,48 @@ class Detection(Objective):
 
     @property
     def learns_from(self) -> tuple[str, ...]:
-        return () if self.guide is None else (self.guide.teacher,)
+        return () if self.teacher_match is None else (self.teacher_match.teacher,)
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if self.guide is not None:
-            require_alike(self.name, self.guide.teacher, student, teachers, ("architecture", "stages"))
+        if self.teacher_match is not None:
+            require_alike(self.name, self.teacher_match.teacher, student, teachers, ("architecture", "stages"))
 
-    def groups(self, scene: Scene) -> list[Group]:
-        return [Group("main", scene.queries["main"])]
+    def groups(self, context: StepContext) -> list[Group]:
+        return [Group("main", context.queries["main"])]
 
-    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
-        problems = [criterion.problem(stages["main"], scene.targets, "main")]
-        if scene.proposals is not None:
-            problems.append(criterion.problem(scene.proposals, proposal_targets(scene), "proposals"))
+    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+        problems = [criterion.problem(stages["main"], context.targets, "main")]
+        if context.proposals is not None:
+            problems.append(criterion.problem(context.proposals, proposal_targets(context), "proposals"))
         return problems
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
         criterion.add_losses(
-            losses, "main", stages["main"], self._assign(losses, scene, stages["main"], solved["main"]), scene.targets, scene.normaliser
+            losses,
+            "main",
+            stages["main"],
+            self._assign(losses, context, stages["main"], solved["main"]),
+            context.targets,
+            context.normaliser,
         )
-        if scene.proposals is not None:
+        if context.proposals is not None:
             match = solved["proposals"].match
-            targets = proposal_targets(scene)
-            criterion.add_losses(losses, "proposals", scene.proposals, Assignment((match,), match), targets, scene.normaliser)
+            targets = proposal_targets(context)
+            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, context.normaliser)
 
-    def _assign(self, losses: Losses, scene: Scene, stages: Stages, solved: Solved) -> Assignment:
-        if self.guide is None:
+    def _assign(self, losses: Losses, context: StepContext, stages: Stages, solved: MatchResult) -> Assignment:
+        if self.teacher_match is None:
             return Assignment((solved.match,), solved.match)
-        taught = taught_queries(scene.lessons[self.guide.teacher], scene, self.guide.twins)
+        taught = taught_queries(context.teacher_outputs[self.teacher_match.teacher], context, self.teacher_match.counterparts)
         own, rows = query_of_targets(solved.match, len(taught)), max(len(taught), 1)
         losses.measure("main/same_query_as_teacher", ((taught == own) & (own >= 0)).sum() / rows)
-        losses.measure("main/without_twin", (taught < 0).sum() / rows)
-        return self.guide.assign(solved, taught, stages, scene.targets)
+        losses.measure("main/without_counterpart", (taught < 0).sum() / rows)
+        return self.teacher_match.assign(solved, taught, stages, context.targets)
 
 
-def proposal_targets(scene: Scene) -> Targets:
+def proposal_targets(context: StepContext) -> Targets:
     """The targets of the proposals: without their classes where the detector's proposals know none (F-16)."""
-    targets = scene.targets
-    return replace(targets, labels=torch.zeros_like(targets.labels)) if scene.student.class_agnostic_proposals else targets
+    targets = context.targets
+    return replace(targets, labels=torch.zeros_like(targets.labels)) if context.student.class_agnostic_proposals else targets

@@ -14,15 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadydetr.boxes import iou_giou, to_xyxy
-from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import over_tokens, quality_score, released_mask, token_error, weighted_squares
-from steadydetr.matching import paired_iou
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import paired_iou
+from steadydetr.learning.teachers import TeacherOutput
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, shared_levels
-from steadydetr.scene import Scene
-from steadydetr.structures import Losses, Match, Solved, Stages, Targets
-from steadydetr.teachers import Lesson
+from steadydetr.structures import Losses, Match, MatchResult, Stages, Targets
 
 RELEASED_TOP = 100  # pairs of a query and a class that the released code takes, by score
 
@@ -68,24 +68,24 @@ class FeatureDistillation(Objective):
         return phi
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
         source: Source = "inputs" if self.as_released else self.source
-        levels = shared_levels(scene, self.name, self.teacher, source, losses, with_padding=self.as_released)
-        lesson = scene.lessons[self.teacher]
-        with torch.autocast(scene.memory.tokens.device.type, enabled=False):
+        levels = shared_levels(context, self.name, self.teacher, source, losses, with_padding=self.as_released)
+        teacher_output = context.teacher_outputs[self.teacher]
+        with torch.autocast(context.memory.tokens.device.type, enabled=False):
             if self.as_released:
-                queries, quality = released_queries(lesson.stages.in_float32(), scene.targets, RELEASED_TOP)
+                queries, quality = released_queries(teacher_output.stages.in_float32(), context.targets, RELEASED_TOP)
                 values = released_terms(levels, queries, quality)
             else:
-                values = self._terms(levels, lesson, scene)
+                values = self._terms(levels, teacher_output, context)
         weight = (1.0 if self.as_released else 20.0) if self.weight is None else self.weight
-        losses.add(f"{self.name}/error", values / scene.batch.global_totals.images, weight)
+        losses.add(f"{self.name}/error", values / context.batch.global_totals.images, weight)
 
-    def _terms(self, levels: list[Level], lesson: Lesson, scene: Scene) -> Tensor:
+    def _terms(self, levels: list[Level], teacher_output: TeacherOutput, context: StepContext) -> Tensor:
         """[S] summed over images, mean over levels; of S query sets each counts 1 / S (Eq. 5, 6, 8)."""
-        queries, quality = self._weighed(lesson, scene.targets)
-        phi, values = scene.adapters[self.name], []
+        queries, quality = self._weighed(teacher_output, context.targets)
+        phi, values = context.adapters[self.name], []
         for level in levels:
             error = token_error(phi(level.student), level.teacher, level.padding)
             masks = torch.stack([self._mask(level.teacher, *weighed) for weighed in zip(queries, quality, strict=True)])
@@ -102,17 +102,17 @@ class FeatureDistillation(Objective):
             return (features @ queries.mean(1)[..., None])[..., 0].square()
         return weighted_squares(features, queries, quality)
 
-    def _weighed(self, lesson: Lesson, targets: Targets) -> tuple[Tensor, Tensor]:
+    def _weighed(self, teacher_output: TeacherOutput, targets: Targets) -> tuple[Tensor, Tensor]:
         """The teacher's queries [S, B, M, d] and q / M [S, B, M]; S is 1 or all stages. Only queries that count are kept."""
-        stages = lesson.stages.in_float32()
+        stages = teacher_output.stages.in_float32()
         assert stages.content is not None
         if self.quality == "matched":
-            quality = matched_quality(stages, lesson.solved.match, targets, self.gamma)
+            quality = matched_quality(stages, teacher_output.solved.match, targets, self.gamma)
         else:
             quality = quality_score(stages.logits.sigmoid().amax(-1), best_iou(stages, targets), self.gamma)
         queries = stages.content
         if self.queries != "every":
-            queries = queries[-1:] if self.queries == "last" else lesson.queries.content[None].to(quality.dtype)
+            queries = queries[-1:] if self.queries == "last" else teacher_output.queries.content[None].to(quality.dtype)
             quality = quality[-1:]
         count = quality.shape[-1]
         if self.mask == "target-aware" and self.quality == "matched":

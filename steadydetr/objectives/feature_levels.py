@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from steadydetr.detectors.base import Detector
+from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import require_teacher
-from steadydetr.scene import Scene
 from steadydetr.structures import Losses, Memory, at_least_float32
 
 Source = Literal["encoder", "inputs"]  # what comes out of the encoder, or what went into it
@@ -79,17 +79,19 @@ def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int,
     return dict(zip(detector.strides, memory.levels, strict=True))
 
 
-def shared_levels(scene: Scene, objective: str, teacher: str, source: Source, losses: Losses, with_padding: bool = False) -> list[Level]:
+def shared_levels(
+    context: StepContext, objective: str, teacher: str, source: Source, losses: Losses, with_padding: bool = False
+) -> list[Level]:
     """The levels of every stride that both models have, in float32 or better, 0 in the padding unless `with_padding`.
 
     Logs `objective`/gradient_share.
     """
-    lesson = scene.lessons[teacher]
-    mine = _by_stride(watched(_tokens(scene.memory, source), objective, losses), scene.memory, scene.student)
-    theirs = _by_stride(_tokens(lesson.memory, source), lesson.memory, scene.teachers[teacher])
-    padding = _by_stride(scene.memory.padding, scene.memory, scene.student)
+    teacher_output = context.teacher_outputs[teacher]
+    mine = _by_stride(watched(_tokens(context.memory, source), objective, losses), context.memory, context.student)
+    theirs = _by_stride(_tokens(teacher_output.memory, source), teacher_output.memory, context.teachers[teacher])
+    padding = _by_stride(context.memory.padding, context.memory, context.student)
     levels = []
-    for stride in common_strides(scene.student, scene.teachers[teacher]):
+    for stride in common_strides(context.student, context.teachers[teacher]):
         size, start, student = mine[stride]
         if size != theirs[stride][0]:
             raise ValueError(f"at stride {stride} the student's map has {size}, the teacher's {theirs[stride][0]} cells")
@@ -97,8 +99,8 @@ def shared_levels(scene: Scene, objective: str, teacher: str, source: Source, lo
         student, taught = at_least_float32(student), at_least_float32(theirs[stride][2])
         if not with_padding:
             student, taught = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, taught))
-        index = scene.student.strides.index(stride)
-        extent = scene.memory.valid_ratios[:, index] * torch.tensor(size[::-1], device=empty.device)
+        index = context.student.strides.index(stride)
+        extent = context.memory.valid_ratios[:, index] * torch.tensor(size[::-1], device=empty.device)
         levels.append(Level(student, taught, empty, size, extent, start))
     return levels
 

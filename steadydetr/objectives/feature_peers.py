@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadydetr.boxes import iou_giou, to_xyxy
-from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations.distill import (
@@ -29,10 +28,11 @@ from steadydetr.equations.distill import (
     spatial_attention,
     spatial_weights,
 )
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, common_strides, shared_levels
-from steadydetr.scene import Scene
-from steadydetr.structures import Batch, Losses, Solved, Stages, Targets
+from steadydetr.structures import Batch, Losses, MatchResult, Stages, Targets
 
 COARSEST = 64  # stride to which FKD's maps are pooled before every cell is related to every other
 
@@ -56,19 +56,19 @@ class FeaturePeer(Objective):
         """What a level of models of these widths needs."""
 
     @abstractmethod
-    def terms(self, module: nn.Module, level: Level, scene: Scene) -> dict[str, tuple[Tensor, float]]:
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
         """The terms of a level with their weights, by name."""
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
-        levels = shared_levels(scene, self.name, self.teacher, self.source, losses)
-        modules: nn.ModuleList = scene.adapters[self.name]  # type: ignore[assignment]
-        with torch.autocast(scene.memory.tokens.device.type, enabled=False):
-            found = [self.terms(module, level, scene) for module, level in zip(modules, levels, strict=True)]
+        levels = shared_levels(context, self.name, self.teacher, self.source, losses)
+        modules: nn.ModuleList = context.adapters[self.name]  # type: ignore[assignment]
+        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+            found = [self.terms(module, level, context) for module, level in zip(modules, levels, strict=True)]
         for part, (_, weight) in found[0].items():
             total = torch.stack([terms[part][0] for terms in found]).sum(0)
-            losses.add(f"{self.name}/{part}", total / scene.batch.global_totals.images, weight)
+            losses.add(f"{self.name}/{part}", total / context.batch.global_totals.images, weight)
 
 
 def align(student: int, teacher: int) -> nn.Module:
@@ -107,22 +107,22 @@ class FGD(FeaturePeer):
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
         return nn.ModuleDict({"align": align(student, teacher), "student": ContextBlock(teacher), "teacher": ContextBlock(teacher)})
 
-    def terms(self, module: nn.Module, level: Level, scene: Scene) -> dict[str, tuple[Tensor, float]]:
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
         parts: nn.ModuleDict = module  # type: ignore[assignment]
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
-        boxes = boxes_in_cells(scene.targets, level).to(teacher.dtype)
-        covered = foreground(boxes, scene.targets.image, len(teacher), level.size)
+        boxes = boxes_in_cells(context.targets, level).to(teacher.dtype)
+        covered = foreground(boxes, context.targets.image, len(teacher), level.size)
         places, kinds = self._attention(teacher, padding)
         places_s, kinds_s = self._attention(student, padding)
         error = (teacher - student).masked_fill(padding[..., None], 0).square()
         error = (error * kinds[:, None]).sum(-1) * places if self.focal else error.sum(-1)
         attention = (kinds_s - kinds).abs().sum() + (places_s - places).abs().sum()
-        context = parts["student"](student, padding) - parts["teacher"](teacher, padding)
+        global_context = parts["student"](student, padding) - parts["teacher"](teacher, padding)
         return {
             "foreground": ((error * covered).sum().reshape(1), self.foreground),
             "background": ((error * background(covered, padding)).sum().reshape(1), self.background),
             "attention": (attention.reshape(1), self.attention),
-            "context": (square_sum(context, padding), self.context),
+            "context": (square_sum(global_context, padding), self.context),
         }
 
     def _attention(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,8 +165,8 @@ class MGD(FeaturePeer):
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
         return Generator(student, teacher)
 
-    def terms(self, module: nn.Module, level: Level, scene: Scene) -> dict[str, tuple[Tensor, float]]:
-        kept = (draw(scene.batch, level) <= 1 - self.masked).to(level.student)
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
+        kept = (draw(context.batch, level) <= 1 - self.masked).to(level.student)
         return {"generated": (square_sum(module(level, kept) - level.teacher, level.padding), self.weight)}
 
 
@@ -219,7 +219,7 @@ class FKD(FeaturePeer):
             }
         )
 
-    def terms(self, module: nn.Module, level: Level, scene: Scene) -> dict[str, tuple[Tensor, float]]:
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
         parts: nn.ModuleDict = module  # type: ignore[assignment]
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
         difference = (teacher - student).masked_fill(padding[..., None], 0)
@@ -289,17 +289,17 @@ class FGFI(FeaturePeer):
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
         return nn.Conv2d(student, teacher, 3, padding=1)
 
-    def terms(self, module: nn.Module, level: Level, scene: Scene) -> dict[str, tuple[Tensor, float]]:
-        near = self.near(level, scene)
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
+        near = self.near(level, context)
         adapted = module(level.as_map(level.student)).flatten(2).transpose(1, 2)
         error = (adapted - level.teacher).square().sum(-1)
         value = (error * near).sum(1) / (2 * near.sum(1)).clamp(min=1)
         return {"imitated": (value.sum().reshape(1), self.weight)}
 
-    def near(self, level: Level, scene: Scene) -> Tensor:
+    def near(self, level: Level, context: StepContext) -> Tensor:
         """[B, L] bool."""
         part = slice(level.start, level.start + level.padding.shape[1])
-        anchors, usable = (values[:, part] for values in token_anchors(scene.memory))
-        targets = scene.targets
+        anchors, usable = (values[:, part] for values in token_anchors(context.memory))
+        targets = context.targets
         iou, _ = iou_giou(to_xyxy(anchors)[targets.image], to_xyxy(targets.boxes.to(anchors.dtype))[:, None])
         return imitated(iou * usable[targets.image], targets.image, len(anchors), self.threshold)

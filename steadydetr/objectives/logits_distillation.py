@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
-from steadydetr.matching import FORBIDDEN, Problem
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import FORBIDDEN, Problem
+from steadydetr.learning.teachers import TeacherOutput
 from steadydetr.objectives.base import Objective, require_teacher
-from steadydetr.scene import Scene
-from steadydetr.structures import Losses, Solved, Stages
-from steadydetr.teachers import Lesson
+from steadydetr.structures import Losses, MatchResult, Stages
 
 MOST_SCORED = 100  # positives of an image that are chosen by their score
 
@@ -84,27 +84,34 @@ class LogitsDistillation(Objective):
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
 
-    def problems(self, scene: Scene, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
-        with torch.no_grad(), torch.autocast(scene.memory.tokens.device.type, enabled=False):
-            view = self._view(scene, stages["main"])
-            positive, negative = self._slots(scene, view)
+    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+        with torch.no_grad(), torch.autocast(context.memory.tokens.device.type, enabled=False):
+            view = self._view(context, stages["main"])
+            positive, negative = self._slots(context, view)
             problems = [self._problem(view, positive, "positive", criterion)]
             if negative is not None:
                 problems.append(self._problem(view, negative, "negative", criterion))
         return problems
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
-        with torch.autocast(scene.memory.tokens.device.type, enabled=False):
-            view = self._view(scene, stages["main"])
-            positive, negative = self._slots(scene, view)
-            self._add(losses, "positive", view, positive, solved, self._positives(scene, view), criterion)
+        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+            view = self._view(context, stages["main"])
+            positive, negative = self._slots(context, view)
+            self._add(losses, "positive", view, positive, solved, self._positives(context, view), criterion)
             if negative is not None:
-                self._add(losses, "negative", view, negative, solved, self._negatives(scene, view), criterion)
+                self._add(losses, "negative", view, negative, solved, self._negatives(context, view), criterion)
 
     def _add(
-        self, losses: Losses, part: str, view: View, slots: Slots, solved: Mapping[str, Solved], normaliser: float, criterion: Criterion
+        self,
+        losses: Losses,
+        part: str,
+        view: View,
+        slots: Slots,
+        solved: Mapping[str, MatchResult],
+        normaliser: float,
+        criterion: Criterion,
     ) -> None:
         match = solved[f"{self.name}/{part}"].match
         ours, theirs = (match.image, match.query), (match.image, slots.query.flatten()[match.target])
@@ -117,8 +124,8 @@ class LogitsDistillation(Objective):
             weight = self.weight * getattr(self.weights, "label" if term == "class" else term)
             losses.add(f"{self.name}/{part}_{term}", by_stage(values, match.image, view) / normaliser, weight)
 
-    def _view(self, scene: Scene, main: Stages) -> View:
-        student, teacher = main.in_float32(), scene.lessons[self.teacher].stages.in_float32()
+    def _view(self, context: StepContext, main: Stages) -> View:
+        student, teacher = main.in_float32(), context.teacher_outputs[self.teacher].stages.in_float32()
         pairs = self._pairs(len(student.logits), len(teacher.logits))
 
         def fold(tensor: Tensor, whose: int) -> Tensor:
@@ -136,7 +143,7 @@ class LogitsDistillation(Objective):
             return grouped_stages(student, teacher)
         return list(enumerate([teacher - 1] * student if self.stages == "last" else teacher_stages(student, teacher).tolist()))
 
-    def _slots(self, scene: Scene, view: View) -> tuple[Slots, Slots | None]:
+    def _slots(self, context: StepContext, view: View) -> tuple[Slots, Slots | None]:
         """The positives, and the negatives where they are to learn."""
         best = view.scores.amax(-1)
         images, queries = best.shape
@@ -147,7 +154,7 @@ class LogitsDistillation(Objective):
             chosen = best.topk(min(MOST_SCORED, queries))
             positive, held = Slots(chosen.indices, chosen.values >= self.threshold), best >= self.threshold
         else:
-            positive = matched_slots(scene.lessons[self.teacher], view.pairs, scene.targets.counts)
+            positive = matched_slots(context.teacher_outputs[self.teacher], view.pairs, context.targets.counts)
             held = torch.zeros(images, queries + 1, dtype=torch.bool, device=best.device)  # the last column takes empty slots
             held = held.scatter(1, torch.where(positive.valid, positive.query, queries), True)[:, :-1]
         if not self.negative_box:
@@ -173,24 +180,24 @@ class LogitsDistillation(Objective):
 
     # Normalisers come from the totals of the step alone, so that they are the same for every rank and micro-batch.  # D-37
 
-    def _positives(self, scene: Scene, view: View) -> float:
+    def _positives(self, context: StepContext, view: View) -> float:
         """How many positives of the whole step are matched: one an object, or as many as there are queries on both sides."""
         if not self.as_released:
-            return scene.normaliser
-        return float(scene.batch.global_totals.images * min(view.logits.shape[1], view.scores.shape[1]))
+            return context.normaliser
+        return float(context.batch.global_totals.images * min(view.logits.shape[1], view.scores.shape[1]))
 
-    def _negatives(self, scene: Scene, view: View) -> float:
+    def _negatives(self, context: StepContext, view: View) -> float:
         """How many negatives of the whole step are matched: as many as there is room for, or as the positives leave."""
-        totals, ours, theirs = scene.batch.global_totals, view.logits.shape[1], view.scores.shape[1]
+        totals, ours, theirs = context.batch.global_totals, view.logits.shape[1], view.scores.shape[1]
         room = totals.images * min(self._room(view), ours)
         if self.positives == "score":
             return float(room)
         return float(max(min(room, totals.images * (min(ours, theirs) if self.rest else theirs) - totals.objects), 1))
 
 
-def matched_slots(lesson: Lesson, pairs: list[tuple[int, int]], counts: tuple[int, ...]) -> Slots:
+def matched_slots(teacher_output: TeacherOutput, pairs: list[tuple[int, int]], counts: tuple[int, ...]) -> Slots:
     """The query that the teacher's match gives every object, object by object."""
-    taught = lesson.holders([t for _, t in pairs]).T  # [G, Q]
+    taught = teacher_output.holders([t for _, t in pairs]).T  # [G, Q]
     slots = pad_sequence(taught.split(counts), batch_first=True, padding_value=-1).permute(2, 0, 1).flatten(0, 1)  # [Q*B, K]
     return Slots(slots.clamp(min=0), slots >= 0)
 

@@ -1,4 +1,4 @@
-"""Matching distillation (OD-DETR 3.2): a query also learns what its twin in the teacher is matched to."""
+"""Matching distillation (OD-DETR 3.2): a query also learns what its counterpart in the teacher is matched to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from steadydetr.equations.online import join_matches
-from steadydetr.matching import paired_iou, query_of_targets
-from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Match, Solved, Stages, Targets
-from steadydetr.teachers import Lesson, Twins
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.matching import paired_iou, query_of_targets
+from steadydetr.learning.teachers import Counterparts, TeacherOutput
+from steadydetr.structures import Assignment, Match, MatchResult, Stages, Targets
 
 CONDITION = 0.5  # IoU from which StageInteractor accepts a further target
 
@@ -23,7 +23,7 @@ class JoinedMatches:
 
     classes: Literal["union", "conditional", "none"] = "union"  # conditional: only where the query's box overlaps the target by half
     boxes: bool = True
-    class_weight: float = 1.0  # of the dearer of two queries that learn one target: in the class loss
+    class_weight: float = 1.0  # of the costlier of two queries that learn one target: in the class loss
     box_weight: float = 0.51  # and in the box losses, w_d of Eq. 4
 
     def __post_init__(self) -> None:
@@ -31,7 +31,7 @@ class JoinedMatches:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
 
-    def assign(self, solved: Solved, taught: Tensor, stages: Stages, targets: Targets) -> Assignment:
+    def assign(self, solved: MatchResult, taught: Tensor, stages: Stages, targets: Targets) -> Assignment:
         """The student's own match joined with the teacher's.
 
         Args:
@@ -46,15 +46,15 @@ class JoinedMatches:
         if self.classes == "conditional":
             boxes = stages.flat[1].detach()[image, taught.clamp(min=0)]
             extra = extra & (paired_iou(boxes, folded.boxes.to(boxes.dtype)) > CONDITION)
-        dearer = (joined.dearer, joined.taught & (own >= 0) & ~joined.dearer)  # of two queries the taught one, the own one
+        costlier = (joined.costlier, joined.taught & (own >= 0) & ~joined.costlier)  # of two queries the taught one, the own one
         match = solved.match
         classes = (
-            weigh(match, extra & dearer[1], self.class_weight),
-            weigh(pick(image, taught, extra), dearer[0], self.class_weight),
+            weigh(match, extra & costlier[1], self.class_weight),
+            weigh(pick(image, taught, extra), costlier[0], self.class_weight),
         )
         learned = joined.taught_box & self.boxes
-        boxes_own = weigh(match, learned & dearer[1], self.box_weight)
-        return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), dearer[0], self.box_weight)))
+        boxes_own = weigh(match, learned & costlier[1], self.box_weight)
+        return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), costlier[0], self.box_weight)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class MatchingDistillation(JoinedMatches):
     """Defaults: OD-DETR's."""
 
     teacher: str = "ema"
-    twins: Twins = "token"
+    counterparts: Counterparts = "token"
 
 
 def pick(image: Tensor, query: Tensor, chosen: Tensor) -> Match:
@@ -71,11 +71,11 @@ def pick(image: Tensor, query: Tensor, chosen: Tensor) -> Match:
     return Match(image[target], query[target], target)
 
 
-def weigh(match: Match, dearer: Tensor, weight: float) -> Match:
-    """The match with `weight` at the targets [R] where its query is the dearer of two, 1 elsewhere."""
+def weigh(match: Match, costlier: Tensor, weight: float) -> Match:
+    """The match with `weight` at the targets [R] where its query is the costlier of two, 1 elsewhere."""
     if weight == 1:
         return match
-    return Match(match.image, match.query, match.target, torch.where(dearer[match.target], weight, 1.0))
+    return Match(match.image, match.query, match.target, torch.where(costlier[match.target], weight, 1.0))
 
 
 def concatenate(a: Match, b: Match) -> Match:
@@ -84,10 +84,10 @@ def concatenate(a: Match, b: Match) -> Match:
     return Match(image, query, target, torch.cat(weights))
 
 
-def taught_queries(lesson: Lesson, scene: Scene, by: Twins) -> Tensor:
-    """[R] the student's query whose twin the teacher matches to each target, stage by stage, -1: none."""
-    rows = len(lesson.solved.cost)
-    query = query_of_targets(lesson.solved.match, rows)
-    image = scene.targets.repeat_batch(len(lesson.stages.logits)).image % len(scene.targets.counts)
-    twin = lesson.twins(scene.queries["main"], by)[image, query.clamp(min=0)]
-    return torch.where(query >= 0, twin, -1)
+def taught_queries(teacher_output: TeacherOutput, context: StepContext, by: Counterparts) -> Tensor:
+    """[R] the student's query whose counterpart the teacher matches to each target, stage by stage, -1: none."""
+    rows = len(teacher_output.solved.cost)
+    query = query_of_targets(teacher_output.solved.match, rows)
+    image = context.targets.repeat_batch(len(teacher_output.stages.logits)).image % len(context.targets.counts)
+    counterpart = teacher_output.counterparts(context.queries["main"], by)[image, query.clamp(min=0)]
+    return torch.where(query >= 0, counterpart, -1)

@@ -12,15 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steadydetr.criterion import Criterion
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
-from steadydetr.matching import paired_iou
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import paired_iou
 from steadydetr.objectives.assignment_distillation import makes_references
 from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.scene import Scene
-from steadydetr.structures import Group, Losses, Match, Solved, Stages, Targets
+from steadydetr.structures import Group, Losses, Match, MatchResult, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,41 @@ class PredictionDistillation(Objective):
                 " detector the position vectors belong to other boxes. Leave --objectives.prediction.position teacher"
             )
 
-    def groups(self, scene: Scene) -> list[Group]:
-        queries = scene.lessons[self.teacher].queries
+    def groups(self, context: StepContext) -> list[Group]:
+        queries = context.teacher_outputs[self.teacher].queries
         if self.position == "student" and queries.position is not None:
-            queries = replace(queries, position=scene.queries["main"].position)
+            queries = replace(queries, position=context.queries["main"].position)
         return [Group(self.name, queries)]
 
     def add_losses(
-        self, losses: Losses, scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion
+        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
     ) -> None:
-        lesson, weights = scene.lessons[self.teacher], criterion.loss_weights
-        with torch.autocast(scene.memory.tokens.device.type, enabled=False):
-            student, teacher = stages[self.name].in_float32(), lesson.stages.in_float32()
+        teacher_output, weights = context.teacher_outputs[self.teacher], criterion.loss_weights
+        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+            student, teacher = stages[self.name].in_float32(), teacher_output.stages.in_float32()
             if self.naive:
-                values = naive_terms(student, teacher, scene.batch.global_totals.images * student.logits.shape[2], criterion)
+                values = naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], criterion)
             else:
-                values = self._terms(student, teacher, lesson.solved.match, scene, criterion)
+                values = self._terms(student, teacher, teacher_output.solved.match, context, criterion)
         for part, value in zip(("class", "l1", "giou"), values, strict=True):
             losses.add(f"{self.name}/{part}", value, getattr(weights, "label" if part == "class" else part))
 
-    def _terms(self, student: Stages, teacher: Stages, match: Match, scene: Scene, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(
+        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """[S] each (Eq. 5, 6)."""
-        targets = scene.targets.repeat_batch(len(student.logits))
+        targets = context.targets.repeat_batch(len(student.logits))
         wanted, weight, iou = teacher_target(teacher, match, targets)
         label = classification_loss(student.flat[0], wanted, wanted > 0, None, criterion.gamma)
         ours, theirs = (part.flat[1][match.image, match.query] for part in (student, teacher))
         l1, giou, _ = box_terms(ours, theirs, criterion.giou_eps)
         own_iou = paired_iou(ours.detach(), targets.boxes[match.target].to(ours.dtype))
         l1, giou = distillation_terms(own_iou, iou, weight, l1, giou, self.listen)
-        stage = match.image // len(scene.targets.counts)
+        stage = match.image // len(context.targets.counts)
         zeros = l1.new_zeros(len(student.logits))
         per_stage = label.unflatten(0, student.logits.shape[:2]).sum((1, 2, 3))
         return tuple(  # type: ignore[return-value]
-            value / scene.normaliser for value in (per_stage, zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou))
+            value / context.normaliser for value in (per_stage, zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou))
         )
 
 

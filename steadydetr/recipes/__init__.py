@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from steadydetr.config import nearest
-from steadydetr.recipe import Recipe
 from steadydetr.recipes import dab, deformable, dino, distill, online, small, stable
+from steadydetr.recipes.base import Recipe
 
 
 def _named(*functions: Callable[[], Recipe]) -> dict[str, Callable[[], Recipe]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DeformableDETRConfig
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
-from steadydetr.training_config import TrainingConfig
+from steadydetr.runs.training_config import TrainingConfig
 
 
 def deformable_detr_r50_50ep() -> Recipe:

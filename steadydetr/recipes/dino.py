@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DINOConfig
 from steadydetr.detectors.dino import DINO_TRANSFORMER
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Denoising, Detection
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
-from steadydetr.training_config import TrainingConfig
+from steadydetr.runs.training_config import TrainingConfig
 
 
 def dino_4scale_r50_12ep() -> Recipe:

@@ -9,13 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig
+from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep
 from steadydetr.recipes.online import stable_od_dino_4scale_r50_12ep
-from steadydetr.teachers import TrainedTeacher
 
 KINDS = (LogitsDistillation, FeatureDistillation, AssignmentDistillation)
 BACKBONES = {"r101": "resnet101.tv_in1k", "r50": "resnet50.tv_in1k", "r18": "resnet18.tv_in1k", "mobilenetv2": "mobilenetv2_100.ra_in1k"}

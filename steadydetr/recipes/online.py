@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steadydetr.classification import PositionModulatedCost, QualityTarget
+from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
+from steadydetr.learning.teachers import EMATeacher
 from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_24ep
 from steadydetr.recipes.deformable import deformable_detr_refine_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
 from steadydetr.recipes.schedules import for_epochs
-from steadydetr.teachers import EMATeacher
 
 PAPERS_TEACHER = EMATeacher(0.9996)
 

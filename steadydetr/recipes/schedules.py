@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 
 COCO = DataConfig(source="coco")  # COCO 2017 in the folder coco; --data names another place
 DROPS = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> the epoch at which the rate drops

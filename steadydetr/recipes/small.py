@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, FeatureDistillation, LogitsDistillation
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
-from steadydetr.teachers import EMATeacher
-from steadydetr.training_config import TrainingConfig
+from steadydetr.runs.training_config import TrainingConfig
 
 
 def quickstart() -> Recipe:

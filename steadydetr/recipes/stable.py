@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from steadydetr.classification import PositionModulatedCost, PositionTarget
+from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
 from steadydetr.objectives import Denoising, Detection
-from steadydetr.recipe import Recipe
+from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep

@@ -70,14 +70,14 @@ def test_against_the_loops() -> None:
 def test_gradients_against_grid_sample(dtype: torch.dtype, tolerance: float) -> None:
     """Of the same numbers in float64; bfloat16 is rounded only at the end, 2^-8 of the largest."""
     ours = inputs(dtype, queries=20)
-    twin = [tensor.detach().double().requires_grad_() for tensor in ours]
+    counterpart = [tensor.detach().double().requires_grad_() for tensor in ours]
     output = sample_values(ours[0], LEVELS, *ours[1:])
-    expected = reference.sample_values_by_grid(twin[0], LEVELS, *twin[1:])
+    expected = reference.sample_values_by_grid(counterpart[0], LEVELS, *counterpart[1:])
     upstream = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     output.backward(upstream)
     expected.backward(upstream.double())
     assert output.dtype == dtype
-    for actual, wanted in [(output, expected), *((a.grad, b.grad) for a, b in zip(ours, twin, strict=True))]:
+    for actual, wanted in [(output, expected), *((a.grad, b.grad) for a, b in zip(ours, counterpart, strict=True))]:
         assert actual is not None and wanted is not None and actual.dtype == dtype
         assert (actual.double() - wanted).abs().max() <= tolerance * wanted.abs().max()
 

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadydetr.convert import Untraced, convert_state_dict, infer_config
+from steadydetr.checkpoints.convert import Untraced, convert_state_dict, infer_config
+from steadydetr.checkpoints.key_maps import recognise, rename
 from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.detectors.deformable import DeformableDetector
-from steadydetr.layouts import recognise, rename
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import Batch, Targets
 
@@ -76,8 +76,10 @@ def owners(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
     """Each official key -> the key among `given` that holds the same parameter; keys without one (buffers) are left out."""
     found = {}
     for key, value in state.items():
-        twins = (other for other in given if other in state and state[other].shape == value.shape and torch.equal(state[other], value))
-        if owner := key if key in given else next(twins, None):
+        counterparts = (
+            other for other in given if other in state and state[other].shape == value.shape and torch.equal(state[other], value)
+        )
+        if owner := key if key in given else next(counterparts, None):
             found[key] = owner
     return found
 

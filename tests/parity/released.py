@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadydetr.classification import ClassTarget, FocalCost, HardTarget, Pairs, PositionTarget
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import half_sine, identity, unit_exponential
-from steadydetr.matching import Problem, pairwise_terms
+from steadydetr.learning.class_terms import ClassTarget, FocalCost, HardTarget, Pairs, PositionTarget
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import Problem, pairwise_terms
 from steadydetr.structures import Stages, Targets
 from tests.reference.stable import released_modulations
 

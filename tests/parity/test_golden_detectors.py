@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DINO
 from steadydetr.detectors.deformable import take, token_anchors, valid_ratio
-from steadydetr.matching import solve
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import solve
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
 from steadydetr.objectives.detection import Detection, proposal_targets
-from steadydetr.scene import Scene
-from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Solved, Stages, Targets
+from steadydetr.structures import Assignment, Group, Losses, MatchResult, Memory, Queries, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs
@@ -29,13 +29,13 @@ EVAL = cases("original/ddetr_plain_*", "original/ddetr_refine_*", "original/ddet
 TRAIN = cases("original/ddetr_train_*", "original/dino_train_*")
 
 
-def run(case: Case) -> tuple[Scene, dict[str, Stages]]:
+def run(case: Case) -> tuple[StepContext, dict[str, Stages]]:
     """One decoder pass: the main queries and, where the case brings them, its denoising queries."""
-    scene = Scene.of(case.batch(), case.detector, Criterion(), {})
-    groups = [Group("main", scene.queries["main"])]
+    context = StepContext.of(case.batch(), case.detector, Criterion(), {})
+    groups = [Group("main", context.queries["main"])]
     if "in.dn_query_label" in case.tensors:
         groups.append(given_denoising(case))
-    return scene, case.detector.decode(scene.memory, groups)
+    return context, case.detector.decode(context.memory, groups)
 
 
 def given_denoising(case: Case) -> Group:
@@ -99,24 +99,24 @@ def test_queries_and_stages(path: Path) -> None:
     config, tensors = load(path)
     case = rebuild(config, tensors, torch.float64)
     with torch.no_grad():
-        scene, stages = run(case)
-        ours = our_proposals(scene) | our_stages(case, stages)
+        context, stages = run(case)
+        ours = our_proposals(context) | our_stages(case, stages)
     found = {name: value for name, value in ours.items() if f"out.{name}" in tensors}
     assert "hs" in found
     for name, value in found.items():
         close(value, tensors[f"out.{name}"], atol=2 * noise(config), name=name)
     if "out.topk_indices" in tensors:
-        assert torch.equal(scene.queries["main"].token, tensors["out.topk_indices"])
+        assert torch.equal(context.queries["main"].token, tensors["out.topk_indices"])
 
 
-def our_proposals(scene: Scene) -> dict[str, Tensor]:
+def our_proposals(context: StepContext) -> dict[str, Tensor]:
     """By the names of the files."""
-    queries = scene.queries["main"]
+    queries = context.queries["main"]
     found = {"init_reference": queries.reference if queries.sized else queries.reference[..., :2]}
-    dense, proposals = scene.memory.dense, scene.proposals
+    dense, proposals = context.memory.dense, context.proposals
     if dense is None or proposals is None or queries.token is None:
         return found
-    if isinstance(scene.student, DINO):
+    if isinstance(context.student, DINO):
         found |= {"enc_logits_all": dense.logits, "interm_logits": proposals.logits[0], "interm_boxes": proposals.boxes[0]}
         return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take(dense.anchors, queries.token)}
     return found | {"enc_logits": proposals.logits[0], "enc_boxes": proposals.boxes[0], "enc_coord_unact": dense.boxes_unsigmoid}
@@ -141,15 +141,15 @@ def test_training_step(path: Path) -> None:
     config, tensors = load(path)
     case = rebuild(config, tensors, torch.float64)
     case.detector.train()
-    scene, stages = run(case)
+    context, stages = run(case)
     close(stages["main"].logits, tensors["out.logits"], atol=1e-4, rtol=1e-5)
     criterion, losses, objective = criterion_of(config), Losses(), Detection()
-    problems = objective.problems(scene, stages, criterion)
+    problems = objective.problems(context, stages, criterion)
     solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
-    check_matching(scene, stages, solved, criterion, tensors)
-    objective.add_losses(losses, scene, stages, solved, criterion)
+    check_matching(context, stages, solved, criterion, tensors)
+    objective.add_losses(losses, context, stages, solved, criterion)
     if "denoising" in stages:
-        add_denoising(losses, scene.targets, stages["denoising"], criterion, config["dn_meta"])
+        add_denoising(losses, context.targets, stages["denoising"], criterion, config["dn_meta"])
     check_losses(losses, tensors, "loss.", "wloss.")
     close(losses.total, tensors["loss.TOTAL"], atol=0, rtol=1e-5)
     losses.total.backward()
@@ -176,15 +176,15 @@ def add_denoising(
 
 
 def check_matching(
-    scene: Scene, stages: Mapping[str, Stages], solved: Mapping[str, Solved], criterion: Criterion, tensors: dict[str, Tensor]
+    context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion, tensors: dict[str, Tensor]
 ) -> None:
-    check_assignment(solved["main"].match, tensors, "", scene.targets, len(stages["main"].logits))
-    check_costs(criterion, stages["main"], scene.targets, tensors, "")
-    if scene.proposals is not None:
+    check_assignment(solved["main"].match, tensors, "", context.targets, len(stages["main"].logits))
+    check_costs(criterion, stages["main"], context.targets, tensors, "")
+    if context.proposals is not None:
         name = "interm" if "idx.interm.0.pred" in tensors else "enc"
-        targets = proposal_targets(scene)
+        targets = proposal_targets(context)
         check_assignment(solved["proposals"].match, tensors, name, targets, 1)
-        check_costs(criterion, scene.proposals, targets, tensors, name)
+        check_costs(criterion, context.proposals, targets, tensors, name)
 
 
 def check_losses(losses: Losses, tensors: dict[str, Tensor], raw: str, weighted: str) -> None:

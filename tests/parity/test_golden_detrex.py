@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.criterion import Criterion
 from steadydetr.detectors import postprocess
-from steadydetr.matching import solve
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import solve
 from steadydetr.objectives.denoising import Draws, group_count, noise_boxes, noise_labels, place
 from steadydetr.objectives.detection import Detection
-from steadydetr.scene import Scene
 from steadydetr.structures import Group, Losses, Queries, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
@@ -32,12 +32,12 @@ def modes(config: dict[str, Any]) -> list[str]:
     return [mode for mode in config["modes"] if mode != "eval"]
 
 
-def training_pass(case: Case, mode: str) -> tuple[Scene, dict[str, Stages]]:
-    scene = Scene.of(case.batch(), case.detector.train(), Criterion(), {})
-    groups = [Group("main", scene.queries["main"])]
+def training_pass(case: Case, mode: str) -> tuple[StepContext, dict[str, Stages]]:
+    context = StepContext.of(case.batch(), case.detector.train(), Criterion(), {})
+    groups = [Group("main", context.queries["main"])]
     if mode == "dn":
-        groups.append(replayed_denoising(case, scene.targets, negative_offset(case.config.get("neg_step_type", "add:1.0"))))
-    return scene, case.detector.decode(scene.memory, groups)
+        groups.append(replayed_denoising(case, context.targets, negative_offset(case.config.get("neg_step_type", "add:1.0"))))
+    return context, case.detector.decode(context.memory, groups)
 
 
 def negative_offset(kind: str) -> float:
@@ -73,22 +73,22 @@ def test_training_mode(path: Path) -> None:
     config, tensors = load(path)
     for mode in modes(config):
         case = rebuild(config, tensors, torch.float32)
-        scene, stages = training_pass(case, mode)
+        context, stages = training_pass(case, mode)
         prefix = f"out.{mode}."
         close(stages["main"].logits, tensors[f"{prefix}logits"], atol=ATOL)
         close(stages["main"].boxes, tensors[f"{prefix}boxes"], atol=ATOL)
         stable = "stable" in path.name
         criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), Detection(), Losses()
-        problems = objective.problems(scene, stages, criterion)
+        problems = objective.problems(context, stages, criterion)
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
-        objective.add_losses(losses, scene, stages, solved, criterion)
+        objective.add_losses(losses, context, stages, solved, criterion)
         if mode == "dn":
             close(stages["denoising"].logits, tensors["out.dn.dn_logits"], atol=ATOL)
             close(stages["denoising"].boxes, tensors["out.dn.dn_boxes"], atol=ATOL)
             groups, rows = int(tensors["out.dn.dn_num"]), stages["denoising"].logits.shape[2]
-            assert groups == group_count(config["dn_number"], max(scene.targets.counts))
+            assert groups == group_count(config["dn_number"], max(context.targets.counts))
             weights = DENOISING_WEIGHTS if stable else None
-            add_denoising(losses, scene.targets, stages["denoising"], criterion, {"num_dn_group": groups, "pad_size": rows}, weights)
+            add_denoising(losses, context.targets, stages["denoising"], criterion, {"num_dn_group": groups, "pad_size": rows}, weights)
         check_losses(losses, tensors, f"{prefix}loss_raw.", f"{prefix}loss_weighted.")
         close(losses.total, tensors[f"{prefix}loss_total"], atol=0, rtol=1e-5)
         losses.total.backward()
@@ -111,28 +111,28 @@ def test_intermediate_values(path: Path) -> None:
     for mode in modes(config):
         prefix = f"out.{mode}."
         with torch.no_grad(), encoder_outputs(case.detector) as memories:
-            scene, stages = training_pass(case, mode)
+            context, stages = training_pass(case, mode)
         masks = [mask.bool() for mask in numbered(tensors, f"{prefix}mask.")]
         if masks:
-            assert torch.equal(scene.memory.padding, torch.cat([mask.flatten(1) for mask in masks], 1))
+            assert torch.equal(context.memory.padding, torch.cat([mask.flatten(1) for mask in masks], 1))
         for ours, expected in zip(positions(case, masks), numbered(tensors, f"{prefix}pos."), strict=True):
             close(ours, expected, atol=2e-6)
-        maps = scene.memory.inputs.split([h * w for h, w in scene.memory.levels], 1)
+        maps = context.memory.inputs.split([h * w for h, w in context.memory.levels], 1)
         for ours, expected in zip(maps, numbered(tensors, f"{prefix}neck."), strict=False):
             close(ours, expected.flatten(2).transpose(1, 2), atol=ATOL)
         for ours, expected in zip(memories, numbered(tensors, f"{prefix}enc_layer."), strict=False):
             close(ours, expected, atol=ATOL)
         if f"{prefix}topk" in tensors:
-            assert torch.equal(scene.queries["main"].token, tensors[f"{prefix}topk"])
-        check = named_values(case, scene, stages) | encoder_values(config, memories)
-        assert scene.memory.tokens is memories[-1]
+            assert torch.equal(context.queries["main"].token, tensors[f"{prefix}topk"])
+        check = named_values(case, context, stages) | encoder_values(config, memories)
+        assert context.memory.tokens is memories[-1]
         found = {name: value for name, value in check.items() if f"{prefix}{name}" in tensors}
         assert {"enc_memory", "dec.states", "dec.refs", "tr.init_reference"} <= found.keys()
         for name, value in found.items():
             close(value, tensors[f"{prefix}{name}"].expand_as(value), atol=ATOL, name=f"{mode} {name}")
 
 
-def named_values(case: Case, scene: Scene, stages: dict[str, Stages]) -> dict[str, Tensor]:
+def named_values(case: Case, context: StepContext, stages: dict[str, Stages]) -> dict[str, Tensor]:
     """Ours by the names of the files; denoising rows first."""
     parts = [stages[name] for name in ("denoising", "main") if name in stages]
     content, reference = torch.cat([part.content for part in parts], 2), torch.cat([part.reference for part in parts], 2)
@@ -143,7 +143,7 @@ def named_values(case: Case, scene: Scene, stages: dict[str, Stages]) -> dict[st
         "dec.refs": torch.cat((reference[1:], last[None])),
         "tr.init_reference": reference[0],
     }
-    dense, proposals = scene.memory.dense, scene.proposals
+    dense, proposals = context.memory.dense, context.proposals
     if dense is None or proposals is None:
         return found
     everywhere = {"tr.enc_logits_all": dense.logits, "tr.enc_boxes_all": dense.boxes_unsigmoid.sigmoid()}

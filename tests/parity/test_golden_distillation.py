@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.equations.distill import pairwise_boxes, soft_label_cost
-from steadydetr.matching import Problem, solve
-from steadydetr.method import Method
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import Problem, solve
+from steadydetr.learning.teachers import Frozen
 from steadydetr.objectives import AssignmentDistillation, Detection, LogitsDistillation, Objective
-from steadydetr.scene import Scene
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Group, Losses, Memory, Queries, Stages
-from steadydetr.teachers import Frozen
 from tests.parity.golden import cases, load
 from tests.parity.models import close, close_to_scale
 from tests.parity.test_golden_mmdet import batch, rebuild
@@ -94,10 +94,10 @@ def test_logits(path: Path, stages: Any) -> None:
     method = given_method(tensors, (Detection(), LogitsDistillation(stages=stages, as_released=True)), main="student")
     student, objective = method.student, method.objectives[1]
     assert isinstance(student, Given)
-    scene = Scene.of(batch(config, tensors), student, CRITERION, method.teaching)  # type: ignore[arg-type]
-    (problem,) = objective.problems(scene, student.decode(scene.memory, [Group("main", scene.queries["main"])]), CRITERION)
+    context = StepContext.of(batch(config, tensors), student, CRITERION, method.teaching)  # type: ignore[arg-type]
+    (problem,) = objective.problems(context, student.decode(context.memory, [Group("main", context.queries["main"])]), CRITERION)
     surplus = unmatched_terms(student, problem)
-    losses = method(scene.batch)
+    losses = method(context.batch)
     prefix = "out.loss." if stages == "progressive" else "out.last_stage_teacher.loss."
     check_terms(losses, tensors, "logits", prefix + "{}loss_{}_distill", surplus)
     check_terms(losses, tensors, "main", "out.loss.{}loss_{}")
@@ -114,11 +114,11 @@ def test_logits_costs_and_assignments(path: Path) -> None:
     """Each term of the cost matrix, and who is matched with whom."""
     config, tensors = load(path)
     method = given_method(tensors, (Detection(), LogitsDistillation(as_released=True)), main="student")
-    scene = Scene.of(batch(config, tensors), method.student, CRITERION, method.teaching)
-    stages = method.student.decode(scene.memory, [Group("main", scene.queries["main"])])
-    (problem,) = method.objectives[1].problems(scene, stages, CRITERION)
+    context = StepContext.of(batch(config, tensors), method.student, CRITERION, method.teaching)
+    stages = method.student.decode(context.memory, [Group("main", context.queries["main"])])
+    (problem,) = method.objectives[1].problems(context, stages, CRITERION)
     match, taught = solve([problem])[0].match, problem.counts[0]
-    images = len(scene.targets.counts)
+    images = len(context.targets.counts)
     for stage in range(len(stages["main"].logits)):
         scores = tensors["in.teacher.cls_logits"][stage].sigmoid()
         close(scores, tensors[f"out.stage{stage}.teacher_target_scores"], atol=1e-6)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.criterion import Criterion
 from steadydetr.equations.distill import background, foreground, query_masks, released_mask
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.teachers import Frozen
 from steadydetr.objectives import FGD, MGD, Detection, FeatureDistillation, feature_distillation, feature_peers
 from steadydetr.objectives.feature_distillation import released_queries, released_terms
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.feature_peers import boxes_in_cells
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Stages, Targets
-from steadydetr.teachers import Frozen
 from tests.parity.golden import cases, load
 from tests.parity.models import close, numbered
 from tests.parity.test_golden_mmdet import CASES as FULL

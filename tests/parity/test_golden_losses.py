@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import postprocess
-from steadydetr.groups import attention_plan
-from steadydetr.matching import pairwise_terms, solve
+from steadydetr.detectors.query_groups import attention_plan
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import pairwise_terms, solve
 from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, place, repeat_stages
 from steadydetr.structures import Assignment, Group, Losses, Queries, Stages, Targets
 from tests.parity.golden import cases, load

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.criterion import Criterion, Weights
 from steadydetr.detectors import DeformableDETRConfig
 from steadydetr.detectors.deformable import DeformableDetector
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets
 from tests.parity.golden import GOLDEN, load
 from tests.parity.models import close, config_of, load_case, numbered

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.classification import ClassTarget, Pairs, PositionModulatedCost
-from steadydetr.criterion import Criterion, Weights
-from steadydetr.matching import Problem, solve
+from steadydetr.learning.class_terms import ClassTarget, Pairs, PositionModulatedCost
+from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.matching import Problem, solve
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import close, close_to_scale

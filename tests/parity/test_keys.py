@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.convert import convert_state_dict
+from steadydetr.checkpoints.convert import convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
 from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_detectors,

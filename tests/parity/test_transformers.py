@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.checkpoint import load_detector
-from steadydetr.convert import Converted, Untraced, convert_file, convert_state_dict
-from steadydetr.criterion import Criterion, Weights
+from steadydetr.checkpoints.convert import Converted, Untraced, convert_file, convert_state_dict
+from steadydetr.checkpoints.folder import load_detector
 from steadydetr.detectors import DeformableDETR, DeformableDETRConfig, DetectorConfig
-from steadydetr.method import Method
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
+from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, Targets
 from tests.parity.models import close_to_scale
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the box functions: one pair at a time, plain numbers."""
+"""Slow, obvious counterparts of the box functions: one pair at a time, plain numbers."""
 
 from __future__ import annotations
 

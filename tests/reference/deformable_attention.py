@@ -1,4 +1,4 @@
-"""Slow, obvious twins of deformable sampling: one number at a time, and PyTorch's own `grid_sample` level by level."""
+"""Slow, obvious counterparts of deformable sampling: one number at a time, and PyTorch's own `grid_sample` level by level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twin of DINO's denoising queries: one copy of one object at a time."""
+"""Slow, obvious counterpart of DINO's denoising queries: one copy of one object at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the detection losses: one query and one class at a time."""
+"""Slow, obvious counterparts of the detection losses: one query and one class at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of offline distillation (DETRDistill Eq. 2-4, 9): one query, one target, one stage, one image at a time.
+"""Slow, obvious counterparts of offline distillation (DETRDistill Eq. 2-4, 9): one query, one target, one stage, one image at a time.
 
 `step` is a training step of detection, logits and assignment distillation: values of autograd come from scalars of torch, assignments
 from scipy image by image, and every group goes through the decoder on its own.

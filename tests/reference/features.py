@@ -1,4 +1,4 @@
-"""Slow, obvious twins of feature distillation: one query, one token, one channel, one box at a time.
+"""Slow, obvious counterparts of feature distillation: one query, one token, one channel, one box at a time.
 
 A level of one image is a list of its valid tokens, a token a list of channels; a query is a list of channels.
 """

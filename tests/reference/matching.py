@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the matcher: one query against one target, every assignment tried."""
+"""Slow, obvious counterparts of the matcher: one query against one target, every assignment tried."""
 
 from __future__ import annotations
 

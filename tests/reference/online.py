@@ -1,4 +1,4 @@
-"""Slow, obvious twins of online distillation (OD-DETR; DETRDistill Eq. 9): one query, one target, one stage, one image at a time.
+"""Slow, obvious counterparts of online distillation (OD-DETR; DETRDistill Eq. 9): one query, one target, one stage, one image at a time.
 
 `step` is the whole training step: values of autograd come from scalars of torch, assignments from scipy image by image, and every
 group, for the auxiliary ones every image of it, goes through the decoder on its own.
@@ -15,6 +15,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from steadydetr.detectors import Detector
+from steadydetr.learning.context import StepContext
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
@@ -24,7 +25,6 @@ from steadydetr.objectives import (
     Objective,
     PredictionDistillation,
 )
-from steadydetr.scene import Scene
 from steadydetr.structures import Batch, Group, Memory, Queries
 from tests.reference.boxes import Box, iou_and_giou, l1
 from tests.reference.detection import cross_entropy
@@ -74,11 +74,11 @@ def join(
             boxes[q] = mine, options.box_weight if cheaper and options.boxes and idle else 1.0
         if theirs is None or theirs == mine:
             continue
-        dearer = own[theirs] >= 0 and cost[theirs][q] >= cost[theirs][own[theirs]]
+        costlier = own[theirs] >= 0 and cost[theirs][q] >= cost[theirs][own[theirs]]
         if options.classes == "union" or (options.classes == "conditional" and iou[theirs][q] > 0.5):
-            classes.setdefault((q, labels[theirs]), (theirs, options.class_weight if dearer else 1.0))
+            classes.setdefault((q, labels[theirs]), (theirs, options.class_weight if costlier else 1.0))
         if mine is None and options.boxes:
-            boxes[q] = theirs, options.box_weight if dearer else 1.0
+            boxes[q] = theirs, options.box_weight if costlier else 1.0
     return classes, boxes
 
 
@@ -190,14 +190,14 @@ class Step:
         with torch.no_grad():
             memory = teacher.encode(batch.images, batch.padding)
             self.teachers_queries = teacher.queries(memory)["main"]
-            self.lesson = teacher.decode(memory, [Group("main", self.teachers_queries)])["main"]
-        self.depth = len(self.lesson.logits)
+            self.teacher_output = teacher.decode(memory, [Group("main", self.teachers_queries)])["main"]
+        self.depth = len(self.teacher_output.logits)
         self.taught = [[assign(self.teachers_view(s, b).costs(t)) for b, t in enumerate(self.targets)] for s in range(self.depth)]
         self.sums = Sums(self.depth)
         self.seen: dict[str, list[bool]] = defaultdict(list)  # of every target at every stage; a measure is the share that is true
 
     def teachers_view(self, stage: int, b: int) -> View:
-        return View(self.lesson.logits[stage, b], self.lesson.boxes[stage, b])
+        return View(self.teacher_output.logits[stage, b], self.teacher_output.boxes[stage, b])
 
     def decoded(self, group: Group, *others: Group, memory: Memory | None = None) -> list[list[View]]:
         """[stage][image]."""
@@ -206,7 +206,7 @@ class Step:
             [View(logits, boxes) for logits, boxes in zip(*pair, strict=True)] for pair in zip(stages.logits, stages.boxes, strict=True)
         ]
 
-    def twin(self, b: int, query: int) -> int:
+    def counterpart(self, b: int, query: int) -> int:
         """The student's query that stands for one of the teacher's."""
         if query < 0 or self.queries.token is None or self.teachers_queries.token is None:
             return query
@@ -220,11 +220,11 @@ class Step:
                 cost = view.costs(targets)
                 own = assign(cost)
                 learned = one_to_one(own, labels)
-                if objective.guide is not None:
-                    taught = [self.twin(b, q) for q in self.taught[s][b]]
+                if objective.teacher_match is not None:
+                    taught = [self.counterpart(b, q) for q in self.taught[s][b]]
                     self.seen["main/same_query_as_teacher"] += [q == other != -1 for q, other in zip(own, taught, strict=True)]
-                    self.seen["main/without_twin"] += [q == -1 for q in taught]
-                    learned = join(own, taught, labels, cost, view.ious(targets), objective.guide)
+                    self.seen["main/without_counterpart"] += [q == -1 for q in taught]
+                    learned = join(own, taught, labels, cost, view.ious(targets), objective.teacher_match)
                 self.sums.detection("main", s, view, *learned, targets, self.normaliser)
         proposals = self.student.proposals(self.memory, self.queries)
         if proposals is None:
@@ -236,9 +236,9 @@ class Step:
             learned = one_to_one(assign(view.costs(targets)), [label for label, _ in targets])
             self.sums.detection("proposals", 0, view, *learned, targets, self.normaliser)
 
-    def denoising(self, objective: Denoising, scene: Scene) -> None:
-        """The noised queries are the objective's, which have twins of their own; they see the main ones."""
-        (group,) = objective.groups(scene)
+    def denoising(self, objective: Denoising, context: StepContext) -> None:
+        """The noised queries are the objective's, which have counterparts of their own; they see the main ones."""
+        (group,) = objective.groups(context)
         assert group.known is not None and group.queries.valid is not None
         known = [m.tolist() for m in (group.known.image, group.known.query, group.known.target)]
         copies = len(known[0]) / self.normaliser
@@ -277,7 +277,7 @@ class Step:
 
     def auxiliary(self, objective: AuxiliaryGroups) -> None:
         """Values by the student's stage, summed over groups."""
-        assert self.lesson.content is not None
+        assert self.teacher_output.content is not None
         n = self.normaliser * (self.depth if objective.reduction == "mean" else 1)
         parts: Sums = Sums(self.depth)
         for t in range(self.depth):
@@ -287,8 +287,8 @@ class Step:
                 labels, chosen = [label for label, _ in targets], cheapest(self.teachers_view(t, b).costs(targets))
                 position = self.teachers_queries.position
                 rows = Queries(
-                    self.lesson.content[t, b, chosen][None],
-                    self.lesson.boxes[t, b, chosen][None],
+                    self.teacher_output.content[t, b, chosen][None],
+                    self.teacher_output.boxes[t, b, chosen][None],
                     position=None if position is None else position[b, chosen][None],
                 )
                 taught = [chosen.index(q) if q in chosen else -1 for q in self.taught[t][b]]
@@ -311,15 +311,15 @@ class Step:
 
 
 def step(
-    student: Detector, teacher: Detector, batch: Batch, objectives: Sequence[Objective], scene: Scene
+    student: Detector, teacher: Detector, batch: Batch, objectives: Sequence[Objective], context: StepContext
 ) -> tuple[Mapping[str, list[Tensor]], dict[str, float]]:
-    """Every loss term by the student's stage, and the measures; `scene` is for denoising only."""
+    """Every loss term by the student's stage, and the measures; `context` is for denoising only."""
     whole = Step(student, teacher, batch)
     for objective in objectives:
         if isinstance(objective, Detection):
             whole.detection(objective)
         elif isinstance(objective, Denoising):
-            whole.denoising(objective, scene)
+            whole.denoising(objective, context)
         elif isinstance(objective, PredictionDistillation):
             whole.prediction(objective)
         elif isinstance(objective, AuxiliaryGroups):

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of the stability measures: images of {target: query}."""
+"""Slow, obvious counterparts of the stability measures: images of {target: query}."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Slow, obvious twins of stable matching (Stable-DINO): one pair, one image, one layer at a time."""
+"""Slow, obvious counterparts of stable matching (Stable-DINO): one pair, one image, one layer at a time."""
 
 from __future__ import annotations
 

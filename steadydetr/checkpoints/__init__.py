@@ -1,0 +1,1 @@
+"""Detectors on disk: our folders, and checkpoints of other projects."""

@@ -1,0 +1,96 @@
+"""The pictures of a run: learning curves, and predictions beside ground truth."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
+
+from steadydetr.data import Dataset
+from steadydetr.drawing.boxes import draw_boxes
+from steadydetr.drawing.panels import COLOURS
+from steadydetr.metrics.evaluation import Prediction
+
+STROKES = {"class": "-", "l1": "--", "giou": ":"}
+
+
+def draw_curves(metrics: Path, output: Path) -> None:
+    """Losses and AP over the steps of a run, from its metrics.jsonl, as one PNG."""
+    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+    training = [r for r in records if r["kind"] == "train"]
+    evaluations = [r for r in records if r["kind"] == "eval"]
+    figure = Figure(figsize=(14, 4), layout="constrained")
+    total, ap, parts = figure.subplots(1, 3)
+    steps = [r["step"] for r in training]
+    total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8)
+    total.set_title("loss")
+    _plot_ap(ap, evaluations)
+    _plot_parts(parts, training)
+    if training:
+        figure.legend(*parts.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    for axes in (total, ap, parts):
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+    figure.savefig(output, dpi=110)
+
+
+def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
+    """A colour an objective, a stroke a term."""
+    names = [name.partition("/")[::2] for name in training[-1]["losses"]] if training else []
+    colours = {objective: COLOURS[i % len(COLOURS)] for i, objective in enumerate(dict.fromkeys(o for o, _ in names))}
+    for objective, term in names:
+        values = [r["losses"].get(f"{objective}/{term}" if term else objective, float("nan")) for r in training]
+        label = f"{objective} {term}".strip()
+        axes.plot([r["step"] for r in training], values, STROKES.get(term, "-"), color=colours[objective], linewidth=0.9, label=label)
+    axes.set_title("losses by term, summed over stages")
+    axes.set_yscale("log")
+
+
+def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
+    for weights, style in (("model", "-"), ("ema", "--")):
+        chosen = [r for r in evaluations if r["weights"] == weights]
+        for metric, colour in (("ap50", "#e07a5f"), ("ap", "#3d405b"), ("ap75", "#81b29a")):
+            if chosen:
+                label = f"{metric.upper()}{'' if weights == 'model' else ' (EMA)'}"
+                values = [r[metric] for r in chosen]
+                axes.plot([r["step"] for r in chosen], values, style, color=colour, marker="o", markersize=3, label=label)
+    axes.set_title("AP on held-out images")
+    axes.set_ylim(0, 100)
+    if evaluations:
+        axes.legend(fontsize=8)
+
+
+def draw_predictions(
+    data: Dataset, positions: Sequence[int], predictions: Sequence[Prediction], output: Path, threshold: float = 0.3, side: int = 320
+) -> None:
+    """One PNG: each column an image, ground truth above, detections at or above `threshold` below."""
+    margin, title = 6, 18
+    sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * (side + title) + margin), "white")
+    for column, (position, (boxes, scores, labels)) in enumerate(zip(positions, predictions, strict=True)):
+        index = data.index
+        image = Image.fromarray(data.load_image(position))
+        scale = side / max(image.size)
+        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        rows = index.rows(position)
+        true_labels = index.labels[rows].tolist()
+        truth = draw_boxes(image, (index.boxes_xyxy[rows] * scale).tolist(), true_labels, [index.classes[k] for k in true_labels])
+        keep = scores >= threshold
+        found = labels[keep].tolist()
+        captions = [f"{index.classes[k]} {s:.2f}" for k, s in zip(found, scores[keep].tolist(), strict=True)]
+        drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
+        left = margin + column * (side + margin)
+        sheet.paste(_titled(truth, "ground truth", side, title), (left, 0))
+        sheet.paste(_titled(drawn, f"detections, score at least {threshold:g}", side, title), (left, side + title))
+    sheet.save(output)
+
+
+def _titled(image: Image.Image, text: str, side: int, height: int) -> Image.Image:
+    sheet = Image.new("RGB", (side, side + height), "white")
+    sheet.paste(image, (0, height))
+    ImageDraw.Draw(sheet).text((2, 3), text, fill="black")
+    return sheet

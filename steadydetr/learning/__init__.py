@@ -1,0 +1,1 @@
+"""How a detector learns: matching, the detection loss, class terms, teachers and what a step sees."""

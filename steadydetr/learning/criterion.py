@@ -1,0 +1,119 @@
+"""The one detection loss: given who learns what, classification, L1 and GIoU of every stage at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from steadydetr.equations.detection import box_terms, classification_loss
+from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, Pairs
+from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
+from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32
+
+CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
+
+
+@dataclass(frozen=True)
+class Weights:
+    label: float = 1.0
+    l1: float = 5.0
+    giou: float = 2.0
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """How a query is priced against a target and what it then learns.
+
+    Defaults: the focal loss and cost of Deformable DETR and DINO (DINO: label weight 1; Deformable DETR: 2).
+    """
+
+    class_cost: ClassCost = FocalCost()
+    class_target: ClassTarget = HardTarget()
+    cost_weights: Weights = Weights(2.0, 5.0, 2.0)
+    loss_weights: Weights = Weights(1.0, 5.0, 2.0)
+    alpha: float | None = 0.25  # None: positives and negatives weigh the same
+    gamma: float = 2.0
+    giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
+
+    def cost(self, terms: PairwiseTerms) -> Tensor:
+        """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
+        weights = self.cost_weights
+        return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
+
+    @torch.no_grad()
+    def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
+        """The assignment problem of every stage with the targets of the batch, priced in float32 or better."""
+        with torch.autocast(stages.logits.device.type, enabled=False):
+            logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
+            stages = Stages(logits, boxes, valid=stages.valid)
+            terms = pairwise_terms(stages, targets, self.giou_eps)
+            return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
+
+    def add_losses(
+        self,
+        losses: Losses,
+        name: str,
+        stages: Stages,
+        assignment: Assignment,
+        targets: Targets,
+        normaliser: float,
+        weights: Weights | None = None,
+    ) -> None:
+        """Add `name`/class, `name`/l1 and `name`/giou, [S] each; the assignment is in folded indices.
+
+        Args:
+            targets: those of the batch; every stage learns from them.
+            normaliser: what the sums are divided by, the objects of the whole step.
+            weights: instead of the criterion's own.
+        """
+        weights = weights or self.loss_weights
+        with torch.autocast(stages.logits.device.type, enabled=False):
+            folded = targets.repeat_batch(stages.logits.shape[0])
+            label = self._class_loss(stages, assignment, targets, folded)
+            l1, giou = self._box_losses(stages, assignment.boxes, folded)
+        losses.add(f"{name}/class", label / normaliser, weights.label)
+        losses.add(f"{name}/l1", l1 / normaliser, weights.l1)
+        losses.add(f"{name}/giou", giou / normaliser, weights.giou)
+
+    def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
+        logits = at_least_float32(stages.logits)
+        if stages.valid is not None:  # replaced before the loss, which then is 0: masked after it, 0 * NaN would reach the gradient
+            logits = torch.where(stages.valid[..., None], logits, CERTAIN_BACKGROUND)
+        logits = logits.flatten(0, 1)
+        wanted = torch.zeros_like(logits)
+        positive = torch.zeros_like(logits, dtype=torch.bool)
+        weight: Tensor | None = None
+        values = self.class_target(self._pairs(stages, assignment.classes, targets, folded)).to(wanted.dtype)
+        targeted = zip(assignment.classes, values.split([len(match.query) for match in assignment.classes]), strict=True)
+        for match, value in reversed(list(targeted)):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3)  # D-30
+            at = (match.image, match.query, folded.labels[match.target])
+            wanted[at] = value
+            positive[at] = True
+            if match.weight is not None or weight is not None:
+                weight = torch.ones_like(wanted) if weight is None else weight
+                weight[at] = 1.0 if match.weight is None else match.weight.to(wanted.dtype)
+        loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma)
+        if weight is not None:
+            loss = loss * weight
+        return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
+
+    def _pairs(self, stages: Stages, matches: Sequence[Match], targets: Targets, folded: Targets) -> Pairs:
+        """Of all matches together: what an image's largest target is, is said of all its pairs."""
+        image, query, target = (torch.cat([getattr(match, part) for match in matches]) for part in ("image", "query", "target"))
+        logits, boxes = (at_least_float32(tensor).detach() for tensor in stages.flat)
+        score = logits[image, query, folded.labels[target]].sigmoid()
+        iou = paired_iou(boxes[image, query], folded.boxes[target], self.giou_eps)
+        detached = Stages(stages.logits.detach(), at_least_float32(stages.boxes.detach()), valid=stages.valid)
+        return Pairs(score, iou, image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
+
+    def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
+        boxes = at_least_float32(stages.flat[1])[match.image, match.query]
+        l1, giou, _ = box_terms(boxes, folded.boxes[match.target].to(boxes.dtype), self.giou_eps)
+        if match.weight is not None:
+            l1, giou = l1 * match.weight, giou * match.weight
+        stage_count, images = stages.logits.shape[:2]
+        zeros, stage = boxes.new_zeros(stage_count), match.image // images
+        return zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou)

@@ -1,0 +1,87 @@
+"""A training step: the same few lines for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from steadydetr.detectors.base import Detector
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import solve
+from steadydetr.learning.teachers import Average, Frozen
+from steadydetr.objectives.base import Objective
+from steadydetr.structures import Batch, Losses
+
+
+class Method(nn.Module):
+    """Student, its teachers and objectives over one criterion; what DistributedDataParallel wraps.
+
+    Losses are divided by the objects of the whole step (`batch.totals`), so the gradients of ranks and of accumulated
+    micro-batches are to be summed. Teachers get no gradient and are always in evaluation mode.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        criterion: Criterion,
+        objectives: tuple[Objective, ...],
+        teachers: Mapping[str, Frozen[Detector]] | None = None,
+    ) -> None:
+        super().__init__()
+        names = [objective.name for objective in objectives]
+        if len(set(names)) < len(names):
+            raise ValueError(f"objectives need names of their own, got {names}")
+        self.student, self.criterion, self.objectives = student, criterion, objectives
+        self.teachers = nn.ModuleDict(dict(teachers or {}))
+        for objective in objectives:
+            objective.check(student, self.teaching)
+        made = {objective.name: objective.prepare(student, self.teaching) for objective in objectives}
+        self.adapters = nn.ModuleDict({name: module for name, module in made.items() if module is not None})
+
+    @property
+    def ema(self) -> Average[Detector] | None:
+        """The teacher that is the average of the student's weights."""
+        return next((teacher for teacher in self.teachers.values() if isinstance(teacher, Average)), None)
+
+    @property
+    def teaching(self) -> dict[str, Detector]:
+        return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
+
+    @property
+    def active_teachers(self) -> dict[str, Detector]:
+        """The teachers that are run in a step, because an objective looks at their teacher_output."""
+        names = {name for objective in self.objectives for name in objective.reads}
+        return {name: teacher for name, teacher in self.teaching.items() if name in names}
+
+    def training_state(self) -> dict[str, Tensor]:
+        """All that training changes: without trained teachers, whose weights have a checkpoint of their own."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}
+
+    def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        missing, unexpected = self.load_state_dict(state, strict=False)
+        missing = [name for name in missing if not name.startswith(self._frozen)]
+        if missing or unexpected:
+            raise ValueError(f"the training state does not fit the recipe: missing {missing}, left over {unexpected}")
+
+    @property
+    def _frozen(self) -> tuple[str, ...]:
+        return tuple(f"teachers.{name}." for name, teacher in self.teachers.items() if not isinstance(teacher, Average))
+
+    def forward(self, batch: Batch) -> Losses:
+        return self.losses(self.look(batch), self.objectives)
+
+    def look(self, batch: Batch) -> StepContext:
+        return StepContext.of(batch, self.student, self.criterion, self.active_teachers, dict(self.adapters))
+
+    def losses(self, context: StepContext, objectives: Sequence[Objective]) -> Losses:
+        """Of some of the method's objectives."""
+        groups = [group for objective in objectives for group in objective.groups(context)]
+        stages = self.student.decode(context.memory, groups)
+        problems = [problem for o in objectives for problem in o.problems(context, stages, self.criterion)]
+        solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
+        losses = Losses()
+        for objective in objectives:
+            objective.add_losses(losses, context, stages, solved, self.criterion)
+        return losses

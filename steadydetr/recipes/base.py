@@ -1,0 +1,46 @@
+"""A recipe: everything that a training run is made of, as plain frozen dataclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from steadydetr.data import DataConfig
+from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
+from steadydetr.objectives import Objective
+from steadydetr.objectives.method import Method
+from steadydetr.runs.training_config import TrainingConfig
+
+Teacher = EMATeacher | TrainedTeacher
+TEACHERS = (EMATeacher, TrainedTeacher)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    detector: DetectorConfig
+    criterion: Criterion
+    objectives: tuple[Objective, ...]
+    data: DataConfig
+    training: TrainingConfig
+    teachers: tuple[Teacher, ...] = ()  # whom objectives learn from, by their names
+    top: int = 300  # detections kept of an image
+    nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
+    reported: str = ""  # what the paper or the original code reports for it
+    notes: str = ""  # one line on what it is, with its source
+
+    def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
+        """The detector and its training method.
+
+        Args:
+            classes: of the data set, whose names a trained teacher must know; or only their number.
+            total_steps: of the run, which an average's horizon may depend on; None: unknown.
+        """
+        student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
+        teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
+        method = Method(student, self.criterion, self.objectives, teachers)
+        if method.ema is not None:  # an objective may have given the student another start
+            method.ema.model.load_state_dict(student.state_dict())
+        return method

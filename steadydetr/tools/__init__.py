@@ -1,0 +1,1 @@
+"""A trained detector in use; recipes compared and priced."""

@@ -1,0 +1,242 @@
+"""Several recipes with several seeds, and which of their differences are more than chance.
+
+OUTPUT/LABEL/recipe.json        what is trained
+OUTPUT/LABEL/seedK/             a run like any other
+OUTPUT/comparison.{json,md}     every number, and the table
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from steadydetr.checkpoints.folder import find_checkpoint
+from steadydetr.config import differences, renewed, to_plain, write_json
+from steadydetr.recipes.base import Recipe
+
+TRAIN = (sys.executable, "-m", "steadydetr", "train")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two recipes, seed by seed; the interval holds the true mean in 95 of 100 such comparisons, if differences are normal."""
+
+    mean: float
+    low: float | None  # None: one seed tells no deviation
+    high: float | None
+    seeds: int
+
+    @property
+    def real(self) -> bool:
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
+    """Student's t interval of the mean of paired differences, 95%."""
+    deltas = [a - b for a, b in zip(values, baseline, strict=True)]
+    mean, count = fmean(deltas), len(deltas)
+    if count < 2:
+        return Difference(mean, None, None, count)
+    half = float(student_t.ppf(0.975, count - 1)) * stdev(deltas) / math.sqrt(count)
+    return Difference(mean, mean - half, mean + half, count)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run came to."""
+
+    seed: int
+    metrics: dict[str, float]  # ap, ap50, ...; ema_* of the averaged weights; unstable_score and instability of the last stage
+    seconds: float
+
+
+def read_outcome(folder: Path, seed: int) -> Outcome | None:
+    """None: the run is not finished."""
+    path = folder / "summary.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    metrics = {name: float(summary[name]) for weights in ("", "ema_") for name in _names(weights) if name in summary}
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for record in (r for r in records if r["kind"] == "stability"):  # the last one stays
+        prefix = "" if record["weights"] == "model" else "ema_"
+        metrics[f"{prefix}unstable_score"] = list(record["unstable_score"].values())[-1]
+        if record["between_epochs"] is not None:
+            metrics[f"{prefix}instability"] = record["between_epochs"]
+    return Outcome(seed, metrics, float(summary["seconds"]))
+
+
+def _names(prefix: str) -> list[str]:
+    return [f"{prefix}{name}" for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50")]
+
+
+def compare(
+    recipes: Mapping[str, Recipe],
+    seeds: int,
+    output: Path,
+    jobs: int = 1,
+    launch: Sequence[str] = TRAIN,
+    say: Callable[[str], None] = print,
+) -> dict[str, list[Outcome]]:
+    """Train every recipe with the seeds 0 .. seeds - 1; what is finished is kept, what was interrupted goes on.
+
+    Args:
+        recipes: by label, the baseline first.
+        jobs: runs at a time, which share the processor's cores.
+        launch: what starts a training, such as torchrun's command line.
+
+    Raises:
+        ValueError: a label cannot be a folder's name, or `output` holds runs of other recipes; says what differs.
+        ChildProcessError: runs failed, after all others are done; names their logs.
+    """
+    for label, recipe in recipes.items():
+        claim_label(output / label, label, recipe)
+    todo = [(label, seed) for seed in range(seeds) for label in recipes if read_outcome(output / label / f"seed{seed}", seed) is None]
+    say(f"{len(recipes)} recipes x {seeds} seeds: {len(recipes) * seeds - len(todo)} are done, {len(todo)} to train, {jobs} at a time")
+    trainer = _Trainer(output, launch, jobs, say)
+    failed = trainer.train(todo)
+    outcomes = {label: _finished(output / label, seeds) for label in recipes}
+    save_table(output, outcomes)
+    if failed:
+        raise ChildProcessError(f"{len(failed)} of {len(todo)} runs failed; the logs say why: {', '.join(map(str, failed))}")
+    return outcomes
+
+
+def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
+    if not label or label != Path(label).name or label.startswith("."):
+        raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
+    path, plain = folder / "recipe.json", json.loads(json.dumps(to_plain(recipe)))
+    if path.exists() and (changed := differences(renewed(json.loads(path.read_text()), str(path)), plain)):
+        raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
+    write_json(path, plain)
+
+
+def _finished(folder: Path, seeds: int) -> list[Outcome]:
+    outcomes = [read_outcome(folder / f"seed{seed}", seed) for seed in range(seeds)]
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+class _Trainer:
+    """Runs trainings as processes of their own, each with its share of the cores."""
+
+    def __init__(self, output: Path, launch: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
+        self.output, self.launch, self.jobs, self.say = output, launch, jobs, say
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self.environment = {"OMP_NUM_THREADS": threads} | os.environ
+        self.running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = threading.Event()
+
+    def train(self, todo: Sequence[tuple[str, int]]) -> list[Path]:
+        """The logs of the runs that failed. An interrupt is passed on to the runs, which then save."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            futures = [pool.submit(self._run, label, seed) for label, seed in todo]
+            try:
+                logs = [future.result() for future in futures]
+            except KeyboardInterrupt:
+                self.stopped.set()
+                for process in self.running.copy():
+                    process.terminate()
+                raise
+        return [log for log in logs if log is not None]
+
+    def _run(self, label: str, seed: int) -> Path | None:
+        if self.stopped.is_set():
+            return None
+        folder = self.output / label / f"seed{seed}"
+        resume = self._prepare(folder)
+        words = [str(self.output / label / "recipe.json"), "--seed", str(seed), "--output", str(folder), *(["--resume"] if resume else [])]
+        log = self.output / label / f"seed{seed}.log"
+        self.say(f"{label}, seed {seed}: {'goes on' if resume else 'starts'}")
+        with open(log, "ab") as file:
+            process = subprocess.Popen([*self.launch, *words], stdout=file, stderr=subprocess.STDOUT, env=self.environment)
+            self.running.add(process)
+            code = process.wait()
+            self.running.discard(process)
+        outcome = read_outcome(folder, seed)
+        if code or outcome is None:
+            self.say(f"{label}, seed {seed}: stopped with code {code}, see {log}")
+            return log
+        self.say(f"{label}, seed {seed}: AP {outcome.metrics['ap']:.1f}, AP50 {outcome.metrics['ap50']:.1f}, {outcome.seconds:.0f} s")
+        return None
+
+    def _prepare(self, folder: Path) -> bool:
+        """Whether there is something to go on from; a run that never saved is moved aside."""
+        if not (folder / "config.json").exists():
+            return False
+        try:
+            find_checkpoint(folder)
+        except FileNotFoundError:
+            number = 1
+            while (aside := folder.with_name(f"{folder.name}-unsaved{number}")).exists():
+                number += 1
+            folder.rename(aside)
+            return False
+        return True
+
+
+def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+    plain: dict[str, Any] = {label: [asdict(outcome) for outcome in found] for label, found in outcomes.items()}
+    write_json(output / "comparison.json", plain)
+    header, *rows = table(outcomes)
+    lines = [header, ["---"] * len(header), *rows]
+    text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    fresh = output / ".comparison.md.new"
+    fresh.write_text(f"{text}\n{NOTE}\n")
+    fresh.replace(output / "comparison.md")
+
+
+NOTE = (
+    "Mean and standard deviation over seeds, at the end of training. Differences to the first row are taken seed by seed; their 95%"
+    " interval (Student's t) shows no difference where it holds 0."
+)
+
+
+def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
+    """Header and a row for every label; the first is the baseline. Columns that no run fills are left out."""
+    known = {name for found in outcomes.values() for outcome in found for name in outcome.metrics}
+    titles = {"ap": "AP", "ap50": "AP50", "ema_ap": "EMA AP", "unstable_score": "unstable score, last layer, %"}
+    names = [name for name in titles if name in known]
+    compared = [name for name in ("ap", "ema_ap") if name in known]
+    rows = [["recipe", "seeds", *(titles[n] for n in names), *(f"{titles[n]} difference" for n in compared), "seconds"]]
+    baseline = next(iter(outcomes.values()))
+    for label, found in outcomes.items():
+        cells = [label, str(len(found)), *(_spread([o.metrics[n] for o in found if n in o.metrics]) for n in names)]
+        cells += ["-" if found is baseline else _delta(found, baseline, n) for n in compared]
+        rows.append([*cells, f"{fmean(o.seconds for o in found):.0f}" if found else "-"])
+    return rows
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
+
+
+def _delta(found: Sequence[Outcome], baseline: Sequence[Outcome], name: str) -> str:
+    """Over the seeds that both have."""
+    theirs = {o.seed: o.metrics[name] for o in baseline if name in o.metrics}
+    ours = {o.seed: o.metrics[name] for o in found if name in o.metrics and o.seed in theirs}
+    if not ours:
+        return "-"
+    d = paired_difference(list(ours.values()), [theirs[seed] for seed in ours])
+    return f"{d.mean:+.1f}" if d.low is None or d.high is None else f"{d.mean:+.1f} [{d.low:+.1f}, {d.high:+.1f}]"
+
+
+def with_labels(entries: Sequence[tuple[str, Recipe]]) -> dict[str, Recipe]:
+    """Recipes by label; a ValueError for a label used twice."""
+    labels = [label for label, _ in entries]
+    if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"the label {twice[0]!r} stands for two recipes: name them, as in LABEL=RECIPE")
+    return {label: replace(recipe, name=label) for label, recipe in entries}

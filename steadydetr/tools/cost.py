@@ -1,0 +1,177 @@
+"""What a recipe costs: parameters, and the multiplications of inference and of a training step with all its parts (DETRDistill, Table 3
+of the supplement).
+
+Everything runs as in training, on the CPU, with random weights and one made-up image; what is counted is what ran. As in the papers
+a multiplication with its addition counts once, and only matrix products, convolutions, attention and sampling count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from steadydetr.checkpoints.folder import find_checkpoint, read_card, without_pretrained
+from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.teachers import Average, EMATeacher, Frozen
+from steadydetr.objectives import Denoising, Detection, Objective
+from steadydetr.objectives.method import Method
+from steadydetr.recipes import find, names
+from steadydetr.recipes.base import Recipe
+from steadydetr.structures import Batch, Losses, Targets
+
+OBJECTS = 7  # of the made-up image: COCO's mean
+
+
+def bag_flops(table: Sequence[int], indices: Sequence[int], *rest: Any, out_val: Any = None, **options: Any) -> int:
+    """Every row that is summed, times its weight: this is how deformable attention samples."""
+    return 2 * indices[0] * table[1]
+
+
+def bag_weight_flops(grad: Sequence[int], table: Sequence[int], indices: Sequence[int], *rest: Any, **options: Any) -> int:
+    """Every row's product with its bag."""
+    return 2 * indices[0] * table[1]
+
+
+SAMPLING = {
+    torch.ops.aten._embedding_bag: bag_flops,
+    torch.ops.aten._embedding_bag_forward_only: bag_flops,
+    torch.ops.aten._embedding_bag_per_sample_weights_backward: bag_weight_flops,
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of a model; numbers of parameters, and multiplications of inference with one image."""
+
+    parameters: int
+    trainable: int
+    inference: int
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiplications with one image."""
+
+    student: Size
+    teachers: dict[str, Size]
+    teaching: int  # the forward passes of those teachers whose teacher_output an objective reads
+    adapters: int  # parameters that objectives train besides the student
+    forward: int  # of a training step without distillation: the student with all that it learns by itself
+    parts: dict[str, int]  # what each distillation objective adds to that
+    step: int  # forward and backward, teachers and distillation included
+    plain_step: int  # the same without teachers and distillation
+
+    def share(self, part: str) -> float:
+        """KD / (teacher + student + KD), with this part alone."""
+        return self.parts[part] / (self.teaching + self.forward + self.parts[part])
+
+    @property
+    def whole_share(self) -> float:
+        """The same with all parts."""
+        added = sum(self.parts.values())
+        return added / (self.teaching + self.forward + added)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All numbers, with the shares."""
+        shares = {name: self.share(name) for name in self.parts}
+        return asdict(self) | {"shares": shares, "whole_share": self.whole_share}
+
+
+def count(run: Callable[[], object]) -> int:
+    """Multiplications of a function."""
+    with FlopCounterMode(display=False, custom_mapping=SAMPLING) as counter:
+        run()
+    return int(counter.get_total_flops()) // 2
+
+
+def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: str = "", classes: int = 80) -> Cost:
+    """Build the recipe without fetching any weights and run its parts.
+
+    Args:
+        size: (height, width) of the image.
+        teacher: recipe, or checkpoint, of the trained teacher, where the recipe has one; only its architecture matters.
+
+    Raises:
+        ValueError, FileNotFoundError: there is no such teacher, or none is named where one is needed.
+    """
+    torch.manual_seed(0)
+    method, batch = build(recipe, teacher, classes), made_up(size, classes)
+    teachers = {name: measure_size(model, batch) for name, model in method.teaching.items()}
+    student = measure_size(method.student, batch)
+    taught = sum(teachers[name].inference for name in method.active_teachers)
+    method.train()
+    contexts: list[StepContext] = []
+    seen = count(lambda: contexts.append(method.look(batch))) - taught
+
+    def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
+        losses: list[Losses] = []
+        return count(lambda: losses.append(method.losses(contexts[0], objectives))), losses[0]
+
+    def backward(losses: Losses) -> int:
+        return count(lambda: losses.total.backward(retain_graph=True))
+
+    plain = own(method.objectives)
+    base, losses = forward(plain)
+    plain_step = seen + base + backward(losses)
+    parts = {o.name: forward((*plain, o))[0] - base for o in method.objectives if o not in plain}
+    step = plain_step
+    if parts:
+        whole, losses = forward(method.objectives)
+        step = taught + seen + whole + backward(losses)
+    return Cost(student, teachers, taught, parameters(method.adapters)[0], seen + base, parts, step, plain_step)
+
+
+def own(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+    """What a detector learns by itself. The teacher_match of matching distillation stays: it multiplies nothing."""
+    return tuple(o for o in objectives if isinstance(o, (Detection, Denoising)))
+
+
+def build(recipe: Recipe, teacher: str, classes: int) -> Method:
+    student = without_pretrained(recipe.detector).build(classes)
+    teachers: dict[str, Frozen[Detector]] = {}
+    for config in recipe.teachers:
+        if isinstance(config, EMATeacher):
+            teachers[config.name] = Average(student, 0.9)
+        else:
+            teachers[config.name] = Frozen(without_pretrained(architecture(teacher or config.checkpoint)).build(classes))
+    if teacher and all(isinstance(config, EMATeacher) for config in recipe.teachers):
+        raise ValueError(f"{recipe.name} learns from no trained teacher: leave --teacher out, or add --teachers.teacher trained-teacher")
+    return Method(student, recipe.criterion, recipe.objectives, teachers)
+
+
+def architecture(teacher: str) -> DetectorConfig:
+    """Of a recipe or a checkpoint."""
+    if not teacher:
+        raise ValueError("the recipe learns from a trained teacher: name its recipe or checkpoint by --teacher")
+    if teacher.replace("_", "-") in names():
+        return find(teacher).detector
+    return read_card(find_checkpoint(Path(teacher).expanduser())).detector
+
+
+def measure_size(detector: Detector, batch: Batch) -> Size:
+    detector.eval()
+    with torch.no_grad():
+        inference = count(lambda: detector(batch.images, batch.padding))
+    return Size(*parameters(detector), inference)
+
+
+def parameters(module: nn.Module) -> tuple[int, int]:
+    """All and trainable ones."""
+    sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
+
+
+def made_up(size: tuple[int, int], classes: int) -> Batch:
+    """One image without padding."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.cat((torch.rand(OBJECTS, 2, generator=generator) * 0.5 + 0.25, torch.full((OBJECTS, 2), 0.2)), 1)
+    labels: Tensor = torch.randint(classes, (OBJECTS,), generator=generator)
+    images, padding = torch.rand(1, 3, *size, generator=generator), torch.zeros(1, *size, dtype=torch.bool)
+    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,), (size,))

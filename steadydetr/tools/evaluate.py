@@ -1,0 +1,107 @@
+"""A checkpoint measured on a data set: its metrics, and how steadily it matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+from torch import Tensor
+
+from steadydetr.checkpoints.folder import (
+    DetectorCard,
+    find_checkpoint,
+    load_models,
+    read_card,
+)
+from steadydetr.config import write_json
+from steadydetr.data import DataConfig, EvalLoader, open_data
+from steadydetr.learning.criterion import Criterion
+from steadydetr.metrics.evaluation import Evaluation, Results, collect, evaluate, predictor
+from steadydetr.metrics.stability import Stability, held_out, measure
+from steadydetr.runs.records import run_criterion
+from steadydetr.tools.image_files import write_results
+from steadydetr.tools.predictor import load
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: str,
+    split: str = "val",
+    batch_size: int = 4,
+    workers: int = 4,
+    device: str = "auto",
+    output: Path | None = None,
+    nms: float | None = None,
+) -> Evaluation:
+    """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
+
+    Args:
+        output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
+        nms: IoU of class-wise suppression instead of the checkpoint's own.
+    """
+    loaded = load(checkpoint, device)
+    dataset = open_data(data, split)
+    index = align_classes(dataset.index.classes, loaded.card)
+    config = DataConfig(resize=loaded.card.resize, workers=workers)
+    predict = predictor(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
+    results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
+    results = relabel(results, index)
+    evaluation = evaluate(results, dataset.index)
+    if output is not None:
+        write_json(output, evaluation.as_dict())
+        write_results(output.with_suffix(".results.json"), results.coco_rows(dataset.index.category_ids))
+    return evaluation
+
+
+def measure_checkpoint(
+    checkpoint: Path,
+    data: str,
+    split: str = "val",
+    images: int | None = None,
+    against: Path | None = None,
+    criterion: Criterion | None = None,
+    batch_size: int = 4,
+    workers: int = 4,
+    device: str = "auto",
+) -> dict[str, Stability]:
+    """Stability measures of a checkpoint's trained weights ("model") and, where it has them, their average ("ema").
+
+    Args:
+        images: only the first images with objects; None: all.
+        against: another checkpoint of the same detector, for the instability between the two.
+        criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
+    """
+    folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=("last", "best"))
+    card = read_card(folder)
+    dataset = held_out(open_data(data, split), images)
+    if dataset.index.classes != card.classes:
+        raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
+    config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)
+    before: dict[str, Tensor] = {}
+    if against is not None:
+        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=("last", "best")), device)
+        _, before = measure(other, matcher, dataset, config, batch_size, {})
+    return measure(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+
+
+def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:
+    """For every class of the checkpoint its place in the data set's list, -1 where it has none.
+
+    Raises ValueError where the two share no name, or the data set has a class that the checkpoint does not know.
+    """
+    unknown = [name for name in classes if name not in card.classes]
+    if unknown:
+        raise ValueError(
+            f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has others: {unknown[:20]}."
+            " Evaluate on data with its classes"
+        )
+    return [classes.index(name) if name in classes else -1 for name in card.classes]
+
+
+def relabel(results: Results, index: Sequence[int]) -> Results:
+    """Results in the data set's class indices; those of classes that it has not are left out."""
+    labels = np.asarray(index, dtype=np.int64)[results.labels]
+    keep = labels >= 0
+    return Results(results.image_ids[keep], results.boxes_xyxy[keep], results.scores[keep], labels[keep])

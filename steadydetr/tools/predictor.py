@@ -1,0 +1,70 @@
+"""A trained detector in use: images in, detections, pictures and COCO results out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import torch
+from PIL import Image
+
+from steadydetr.checkpoints.folder import (
+    DetectorCard,
+    choose_device,
+    load_detector,
+)
+from steadydetr.data.images import Picture, open_picture
+from steadydetr.data.loading import LoadedSample, collate
+from steadydetr.data.transforms import Sample, apply
+from steadydetr.detectors import Detector
+from steadydetr.metrics.evaluation import predictor
+from steadydetr.tools.detections import Detections
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A detector with what its results mean. Made by `load`."""
+
+    detector: Detector
+    card: DetectorCard
+    device: torch.device
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.card.classes
+
+    @overload
+    def predict(self, images: Picture, threshold: float = 0.0) -> Detections: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, images: Sequence[Picture], threshold: float = 0.0) -> list[Detections]: ...
+    def predict(self, images: Picture | Sequence[Picture], threshold: float = 0.0) -> Detections | list[Detections]:
+        """Detections of one image (path, Pillow image or RGB array) or, as one batch, of several.
+
+        Args:
+            threshold: least score that is kept.
+        """
+        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
+        samples = [self._sample(open_picture(picture)) for picture in pictures]
+        found = predictor(self.detector, self.device, self.card.top, self.card.nms)(collate(samples)) if samples else []
+        detections = [Detections(b.cpu(), s.cpu(), l.cpu(), self.names).above(threshold) for b, s, l in found]
+        return detections[0] if single else detections
+
+    def _sample(self, picture: Image.Image) -> LoadedSample:
+        pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+        empty = Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        return LoadedSample(apply(self.card.resize.build(), empty, seed=0), 0, (picture.height, picture.width))
+
+
+def load(path: str | Path, device: str | torch.device = "auto") -> Predictor:
+    """The detector of a run folder (its best), of a checkpoint folder, or of a converted checkpoint.
+
+    Args:
+        device: "cpu", "cuda" or "auto", which takes a GPU if there is one.
+    """
+    chosen = choose_device(device)
+    loaded = load_detector(path, chosen)
+    return Predictor(loaded.detector, loaded.card, chosen)

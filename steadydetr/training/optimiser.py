@@ -1,0 +1,58 @@
+"""AdamW with the papers' parameter groups, and learning-rate schedules as functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from steadydetr.runs.training_config import TrainingConfig
+
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+OFFSETS = ("sampling_offsets", "query_reference")
+
+
+def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
+    """Trainable parameters by rate and weight decay; `lr_factor` of a group scales the schedule.
+
+    Backbone at `backbone_lr_factor`; sampling offsets and reference points at `offset_lr_factor` (Deformable DETR);
+    norms or all vectors without weight decay where the config says so.
+    """
+    norm_parameters = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        factor = 1.0
+        if "backbone" in name.split("."):
+            factor = config.backbone_lr_factor
+        elif any(part in name for part in OFFSETS):
+            factor = config.offset_lr_factor
+        exempt = (not config.decay_norms and id(parameter) in norm_parameters) or (not config.decay_vectors and parameter.ndim <= 1)
+        groups.setdefault((factor, 0.0 if exempt else config.weight_decay), []).append(parameter)
+    return [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]
+
+
+def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
+
+
+def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """What the learning rate is multiplied by at a step: warm-up, then steps down by 10, or half a cosine to 0."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.schedule == "cosine":
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / (config.epochs * steps_per_epoch), 1.0)))
+    return warmup * 0.1 ** sum(step >= round(epoch * steps_per_epoch) for epoch in config.drops)
+
+
+def first_drop(steps_per_epoch: int, config: TrainingConfig) -> int | None:
+    """The first step with a lower rate; None where it never drops at once."""
+    return round(config.drops[0] * steps_per_epoch) if config.drops else None
+
+
+def set_rate(optimiser: torch.optim.Optimizer, factor: float, config: TrainingConfig) -> float:
+    """Set every group's rate; returns that of the groups without a factor of their own."""
+    for group in optimiser.param_groups:
+        group["lr"] = config.lr * factor * group["lr_factor"]
+    return config.lr * factor
