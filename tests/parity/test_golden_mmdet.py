@@ -16,14 +16,11 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets
-from tests.parity.golden import GOLDEN, load
+from tests.parity.golden import files, load
 from tests.parity.models import close, config_of, load_case, numbered
 
 # claimed by test_golden_distillation.py
-PATHS = sorted(GOLDEN.glob("mmdet/detrdistill_full_*"))
-CASES = [pytest.param(path, id=path.stem) for path in PATHS] or [
-    pytest.param(None, marks=pytest.mark.skip(reason=f"no mmdet/detrdistill_full_* in {GOLDEN}"))
-]
+CASES = [pytest.param(path, id=path.stem) for path in files("mmdet/detrdistill_full_*")]
 
 
 class GivenNeck(nn.Module):
