@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 SIDES = {
-    "ours": "from steadydetr.data.folders import read_coco; from pathlib import Path\n"
+    "ours": "from steadydetr.data.layouts.coco import read_coco; from pathlib import Path\n"
     "load = lambda p: read_coco(Path(p), Path('.'), 'x').index",
     "pycocotools": "from pycocotools.coco import COCO\nload = lambda p: COCO(p)",
 }

@@ -6,14 +6,28 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steadydetr.data import open_data
-    from steadydetr.recipes.base import Recipe
+    from steadydetr.kinds import register, use
+    from steadydetr.recipes.base import Recipe, recipe
     from steadydetr.recipes.distill import distilled
     from steadydetr.tools.detections import Detections
     from steadydetr.tools.predictor import Predictor, load
     from steadydetr.training.loop import replay, train
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Predictor", "Recipe", "__version__", "distilled", "load", "open_data", "replay", "train"]
+__all__ = [
+    "Detections",
+    "Predictor",
+    "Recipe",
+    "__version__",
+    "distilled",
+    "load",
+    "open_data",
+    "recipe",
+    "register",
+    "replay",
+    "train",
+    "use",
+]
 
 _HOMES = {
     "Detections": "tools.detections",
@@ -22,8 +36,11 @@ _HOMES = {
     "distilled": "recipes.distill",
     "load": "tools.predictor",
     "open_data": "data",
+    "recipe": "recipes.base",
+    "register": "kinds",
     "replay": "training.loop",
     "train": "training.loop",
+    "use": "kinds",
 }
 
 

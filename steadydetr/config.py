@@ -1,12 +1,10 @@
-"""Configs as JSON and back: frozen dataclasses, tuples and functions by their qualified names, nothing else.
+"""Configs as JSON and back: frozen dataclasses and functions by their kinds, tuples and plain values, nothing else.
 
-Only names of this package are resolved, so that reading a config never runs foreign code.
+A saved file carries the number of its format. Format 1, of version 0.1, named parts by module and class; `old_formats` translates it.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import json
 import os
 import tempfile
@@ -15,61 +13,88 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-PACKAGE = "steadydetr"
+from steadydetr.kinds import find_part, kind_of, nearest
+from steadydetr.old_formats import upgrade
+
+FORMAT = 2
 
 
-def to_plain(value: Any) -> Any:
-    """A config as JSON values: {"type": "module.Class", field: ...}, {"function": "module.name"}."""
+def to_plain(value: Any, where: str = "config") -> Any:
+    """A config as JSON values: {"kind": "focal-cost", field: ...}; a function as {"kind": "half-sine"}.
+
+    Raises:
+        ValueError: something in it cannot be saved; says what, where, and what to do.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        plain = {field.name: to_plain(getattr(value, field.name)) for field in fields(value)}
-        return {"type": f"{type(value).__module__}.{type(value).__qualname__}", **plain}
+        kind = _saved_kind(type(value), where)
+        return {"kind": kind} | {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
     if isinstance(value, FunctionType):
-        return {"function": f"{value.__module__}.{value.__qualname__}"}
+        return {"kind": _saved_kind(value, where)}
     if isinstance(value, (tuple, list)):
-        return [to_plain(item) for item in value]
+        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    raise TypeError(f"a config holds plain values, dataclasses and functions, not {type(value).__name__}: {value!r}")
+    raise ValueError(
+        f"{where} cannot be saved: a config holds plain values, tuples, and parts with a kind, not {type(value).__name__}: {value!r}"
+    )
+
+
+def _saved_kind(part: Any, where: str) -> str:
+    kind = kind_of(part)
+    name = f"{part.__module__}.{part.__qualname__}"
+    if kind is None:
+        raise ValueError(f"{where} cannot be saved: {name} has no kind. Give it one, @steadydetr.register('its-kind') above its definition")
+    if part.__module__ == "__main__":
+        raise ValueError(
+            f"{where} cannot be saved: {part.__qualname__} is defined in the script or notebook itself, where no other program finds it."
+            " Put it into a module of its own and import it from there"
+        )
+    return kind
 
 
 def from_plain(plain: Any, where: str = "config") -> Any:
-    """The object that `to_plain` wrote.
+    """The object that `to_plain` wrote, of this version or an older one.
 
     Raises:
-        ValueError: an unknown key, with the nearest name, or a name outside this package; says where.
+        ValueError: an unknown kind or key, with the nearest one, or a newer format; says where.
     """
+    if isinstance(plain, dict):
+        check_format(plain, where)
+        plain = {key: value for key, value in plain.items() if key != "format"}
+    return _build(upgrade(plain), where)
+
+
+def _build(plain: Any, where: str) -> Any:
     if isinstance(plain, list):
-        return tuple(from_plain(item, f"{where}[{i}]") for i, item in enumerate(plain))
+        return tuple(_build(item, f"{where}[{i}]") for i, item in enumerate(plain))
     if not isinstance(plain, dict):
         return plain
-    if "function" in plain:
-        return resolve(plain["function"], where)
-    if "type" not in plain:
-        raise ValueError(f'{where}: an object needs a "type" or a "function", got the keys {sorted(plain)}')
-    cls = resolve(plain["type"], where)
-    names = [field.name for field in fields(cls)]
-    values = {key: from_plain(value, f"{where}.{key}") for key, value in plain.items() if key != "type"}
+    if not isinstance(plain.get("kind"), str):
+        raise ValueError(f'{where}: an object needs a "kind", got the keys {sorted(map(str, plain))}')
+    part = find_part(plain["kind"], where)
+    if not isinstance(part, type):
+        return part
+    names = [field.name for field in fields(part)]
+    values = {key: _build(value, f"{where}.{key}") for key, value in plain.items() if key != "kind"}
     for key in values:
         if key not in names:
-            raise ValueError(f"{where}: {cls.__name__} has no field {key!r}{nearest(key, names)}")
-    return cls(**values)
+            raise ValueError(f"{where}: {plain['kind']} has no field {key!r}{nearest(key, names)}")
+    return part(**values)
 
 
-def resolve(name: str, where: str) -> Any:
-    """The class or function behind a qualified name of this package."""
-    module, _, attribute = name.rpartition(".")
-    if module != PACKAGE and not module.startswith(f"{PACKAGE}."):
-        raise ValueError(f"{where}: {name!r} is not a name of {PACKAGE}")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError):
-        raise ValueError(f"{where}: there is no {name!r} in this version of {PACKAGE}") from None
+def check_format(plain: dict[str, Any], where: str) -> None:
+    """Raise ValueError for a file that a newer version wrote."""
+    found = plain.get("format", 1)
+    if not isinstance(found, int) or found > FORMAT:
+        raise ValueError(f"{where}: its format is {found!r}, this version of steadydetr reads up to {FORMAT}: update steadydetr")
 
 
-def nearest(wanted: str, known: list[str]) -> str:
-    """' (nearest: ...)' for error messages, or what there is."""
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are {', '.join(known)}"
+def check_savable(value: Any, where: str) -> None:
+    """Raise ValueError, saying why, if `value` would not come back from a file as it is."""
+    plain = json.loads(json.dumps(to_plain(value, where)))
+    again = json.loads(json.dumps(to_plain(from_plain(plain, where), where)))
+    if changed := differences(plain, again):
+        raise ValueError(f"{where} would not come back from a file as it is: {'; '.join(changed)}")
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -19,14 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from steadydetr.config import from_plain, to_plain, write_json
+from steadydetr.config import FORMAT, check_format, from_plain, to_plain, write_json
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.kinds import register
 from steadydetr.nn.backbone import SmallBackboneConfig
 
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
 
 
+@register("detector-card")
 @dataclass(frozen=True)
 class DetectorCard:
     """What a detector's weights need beside them to be used."""
@@ -55,9 +57,9 @@ def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard,
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
-    write_json(fresh / CONFIG, to_plain(card))
+    write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
     if extra is not None:
-        torch.save(extra, fresh / STATE)
+        torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
     for path in fresh.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
@@ -147,7 +149,9 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     """
     if not (folder / STATE).exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
-    return torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    check_format(state, str(folder / STATE))
+    return state
 
 
 def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:

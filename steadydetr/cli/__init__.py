@@ -6,7 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from steadydetr.config import nearest
+from steadydetr.kinds import nearest, use
 
 HELP = """steadydetr: train, evaluate and use detectors of the DETR family
 
@@ -27,6 +27,7 @@ DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itse
 
   steadydetr train quickstart                learns on generated images within minutes, without a GPU
   steadydetr COMMAND --help                  explains a command
+  --plugin MODULE                            anywhere: with the parts of another package, mylab or path/to/mylab.py
   --debug                                    anywhere: full tracebacks instead of one line
   --version"""
 
@@ -61,6 +62,7 @@ def main(words: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    words, plugins = take_plugins(words)
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return
@@ -70,6 +72,8 @@ def main(words: Sequence[str] | None = None) -> None:
         print(__version__)
         return
     try:
+        for plugin in plugins:
+            use(plugin)
         run_command(words[0], words[1:])
     except USER_ERRORS as error:
         if debug:
@@ -81,6 +85,18 @@ def main(words: Sequence[str] | None = None) -> None:
             raise
         print(f"steadydetr {words[0]}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def take_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words without every `--plugin MODULE`, and the modules."""
+    left, plugins = [], []
+    rest = iter(words)
+    for word in rest:
+        if word == "--plugin" or word.startswith("--plugin="):
+            plugins.append(word.partition("=")[2] or next(rest, ""))
+        else:
+            left.append(word)
+    return left, plugins
 
 
 def run_command(command: str, words: Sequence[str]) -> None:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -17,12 +16,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import tyro
 
 from steadydetr.cli.parsing import REGISTRY
-from steadydetr.config import nearest
-from steadydetr.objectives import OBJECTIVES, Objective
-from steadydetr.recipes.base import TEACHERS, Recipe, Teacher
+from steadydetr.kinds import nearest, normal, options, word_of, words_of
+from steadydetr.recipes.base import Recipe
 
 NONE = "none"
-NAMED: dict[Any, tuple[type, ...]] = {Objective: OBJECTIVES, Teacher: TEACHERS}  # what comes in tuples, each by its name
 
 
 @dataclass(frozen=True)
@@ -37,11 +34,18 @@ class Choice:
     def flag(self) -> str:
         return "--" + ".".join(self.path).replace("_", "-")
 
+    def find(self, word: str) -> type | None:
+        """The part that a word means, by any of its words or its kind; ValueError where there is none."""
+        found = [kind for kind in self.kinds.values() if normal(word) in ((NONE,) if kind is None else words_of(kind))]
+        if not found:
+            raise ValueError(f"{self.flag} {word}: there is no such part{nearest(normal(word), list(self.kinds))}")
+        return found[0]
+
 
 @REGISTRY.struct_rule
 def _named_parts(info: tyro.constructors.StructTypeInfo) -> tyro.constructors.StructConstructorSpec | None:
     """The tuples of objectives and of teachers as a group of flags each, by its name: `--objectives.denoising.number 200`."""
-    if get_origin(info.type) is not tuple or get_args(info.type)[0] not in NAMED or not isinstance(info.default, tuple):
+    if role_of(info.type) is None or not isinstance(info.default, tuple):
         return None
     parts = tuple(tyro.constructors.StructFieldSpec(name=part.name, type=type(part), default=part) for part in info.default)
     return tyro.constructors.StructConstructorSpec(instantiate=lambda **named: tuple(named.values()), fields=parts)
@@ -66,10 +70,7 @@ def _exchange(recipe: Recipe, left: list[str]) -> tuple[Recipe, bool]:
         if choice is None:
             return recipe, taken
         at = flags.index(choice.flag)
-        name = left[at + 1].replace("_", "-").lower() if at + 1 < len(left) else ""
-        if name not in choice.kinds:
-            raise ValueError(f"{choice.flag} {name}: there is no such part{nearest(name, list(choice.kinds))}")
-        kind = choice.kinds[name]
+        kind = choice.find(left[at + 1] if at + 1 < len(left) else "")
         recipe = put(recipe, choice.path, None if kind is None else kind())
         del left[at : at + 2]
         taken = True
@@ -80,38 +81,44 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
     hints = get_type_hints(type(value))
     for field in fields(value):
         part, here = getattr(value, field.name), (*path, field.name)
-        if isinstance(part, tuple) and get_args(hints[field.name])[0] in NAMED:
-            yield from _named_choices(part, NAMED[get_args(hints[field.name])[0]], here)
+        if isinstance(part, tuple):
+            if role := role_of(hints[field.name]):
+                yield from _named_choices(part, role, here)
             continue
-        kinds = {NONE if kind is type(None) else part_name(kind): kind for kind in _members(hints[field.name])}
+        kinds = _alternatives(hints[field.name])
         if len(kinds) > 1:
-            current = NONE if part is None else part_name(type(part))
-            yield Choice(here, {name: None if name == NONE else kind for name, kind in kinds.items()}, current)
+            yield Choice(here, kinds, NONE if part is None else word_of(type(part)))
         if is_dataclass(part):
             yield from choices(part, here)
 
 
-def _named_choices(items: tuple[Any, ...], kinds: tuple[type, ...], here: tuple[str, ...]) -> Iterator[Choice]:
-    """Those that are there can be exchanged or left out; one of another name can be added."""
-    by_name: dict[str, type | None] = {part_name(kind): kind for kind in kinds}
-    for item in items:
-        yield Choice((*here, item.name), by_name | {NONE: None}, part_name(type(item)))
-        yield from choices(item, (*here, item.name))
-    for kind in kinds:
-        if kind().name not in {item.name for item in items}:
-            yield Choice((*here, kind().name), {part_name(kind): kind, NONE: None}, NONE)
+def role_of(hint: Any) -> type | None:
+    """What the parts of a tuple are, where each has a name of its own: `tuple[Objective, ...]`."""
+    role = get_args(hint)[0] if get_origin(hint) is tuple and Ellipsis in get_args(hint) else None
+    return role if isinstance(role, type) and hasattr(role, "name") else None
 
 
-def _members(hint: Any) -> list[type]:
-    """The alternatives of a union of dataclasses, with or without None; none for any other type."""
-    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else []
-    return members if any(map(is_dataclass, members)) else []
+def _named_choices(items: tuple[Any, ...], role: type, here: tuple[str, ...]) -> Iterator[Choice]:
+    """A name that is there can be left out or get another part that goes by it; one that is not there can be added."""
+    by_name: dict[str, dict[str, type | None]] = {item.name: {word_of(type(item)): type(item)} for item in items}
+    for word, kind in options(role).items():
+        by_name.setdefault(kind().name, {})[word] = kind
+    current = {item.name: item for item in items}
+    for name, kinds in by_name.items():
+        item = current.get(name)
+        yield Choice((*here, name), kinds | {NONE: None}, NONE if item is None else word_of(type(item)))
+        if item is not None:
+            yield from choices(item, (*here, name))
 
 
-def part_name(kind: type) -> str:
-    """DABDeformableDETRConfig -> dab-deformable-detr, FixedSizeTransform -> fixed-size."""
-    name = re.sub(r"(Config|Transform|Cost|Target)$", "", kind.__name__)
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
+def _alternatives(hint: Any) -> dict[str, type | None]:
+    """The parts that can stand in a field, by the words for them; empty where its type leaves no choice."""
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    found: dict[str, type | None] = {}
+    for member in members:
+        if isinstance(member, type) and member is not type(None) and not issubclass(member, (bool, int, float, str)):
+            found |= options(member)
+    return found | {NONE: None} if found and type(None) in members else found
 
 
 def put(value: Any, path: Sequence[str], part: Any) -> Any:

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import collections.abc
-import importlib
-import pkgutil
 from collections.abc import Callable, Sequence
-from types import FunctionType
 from typing import Any, TypeVar, get_origin
 
 import tyro
 
-from steadydetr.config import PACKAGE, nearest
+from steadydetr.kinds import functions, kind_of, nearest, normal
 
 T = TypeVar("T")
-FUNCTION_PACKAGE = f"{PACKAGE}.equations"  # where a bare name is looked up
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
@@ -30,7 +26,7 @@ def parse(kind: type[T], words: Sequence[str], command: str, description: str, d
 
 @REGISTRY.primitive_rule
 def _function(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A field that holds a function takes its name: `iou_target`, or in full `steadydetr.equations.detection.iou_target`."""
+    """A field that holds a function takes its kind: `half-sine`, `mylab:cubic`."""
     if get_origin(info.type) is not collections.abc.Callable:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
@@ -38,31 +34,13 @@ def _function(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
         metavar="FUNCTION",
         instance_from_str=lambda words: find_function(words[0]),
         is_instance=callable,
-        str_from_instance=lambda function: [function.__name__],
+        str_from_instance=lambda function: [kind_of(function) or function.__qualname__],
     )
 
 
-def find_function(name: str) -> Callable[..., Any]:
-    """A function of this package by its short name (of `equations`) or its full one; a ValueError gives the nearest ones."""
-    module, _, short = name.rpartition(".")
-    known: dict[str, Callable[..., Any]] = {}
-    for place in [module] if module.startswith(f"{PACKAGE}.") else equation_modules():
-        known |= functions_of(place)
-    wanted = short if module.startswith(f"{PACKAGE}.") else name
-    if wanted not in known:
-        raise ValueError(f"there is no function {name!r}{nearest(wanted, list(known))}")
-    return known[wanted]
-
-
-def equation_modules() -> list[str]:
-    package = importlib.import_module(FUNCTION_PACKAGE)
-    return [f"{FUNCTION_PACKAGE}.{module.name}" for module in pkgutil.iter_modules(package.__path__)]
-
-
-def functions_of(module: str) -> dict[str, Callable[..., Any]]:
-    """The functions that are written in a module of this package, by name."""
-    try:
-        content = vars(importlib.import_module(module))
-    except ImportError:
-        raise ValueError(f"there is no module {module!r}") from None
-    return {name: value for name, value in content.items() if isinstance(value, FunctionType) and value.__module__ == module}
+def find_function(word: str) -> Callable[..., Any]:
+    """The registered function of that kind, with - or _; a ValueError gives the nearest ones."""
+    known = functions()
+    if normal(word) not in known:
+        raise ValueError(f"there is no function {word!r}{nearest(normal(word), list(known))}")
+    return known[normal(word)]

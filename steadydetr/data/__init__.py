@@ -1,9 +1,9 @@
 """Data sets: COCO, Pascal VOC and generated shapes; loading, transforms and checks."""
 
-from steadydetr.data.folders import Dataset
+from steadydetr.data.dataset import Dataset, first_images, for_training
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import DataConfig, EvalLoader, TrainLoader, pad_batch
-from steadydetr.data.opening import first_images, for_training, open_data
+from steadydetr.data.opening import open_data
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, ShortestSide
 
 __all__ = [

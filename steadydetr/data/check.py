@@ -7,26 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from PIL import Image
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from steadydetr.data.folders import CocoFile, Dataset, FolderDataset, decode_coco, parts_of
+from steadydetr.data.dataset import Dataset, FolderDataset, parts_of
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.opening import ROBOFLOW, open_data
+from steadydetr.data.layouts import Finding
+from steadydetr.data.opening import layout_of, open_data, places
 
 SMALL, MEDIUM = 32**2, 96**2  # areas in pixels that COCO's sizes part at
-
-
-@dataclass(frozen=True)
-class Finding:
-    kind: str
-    file: str
-    entry: str
-    message: str
-    fatal: bool = False  # training would stop; otherwise the entry is skipped
 
 
 @dataclass(frozen=True)
@@ -61,7 +52,7 @@ def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "te
     datasets: dict[str, Dataset] = {}
     problems: list[ValueError] = []
     for split in splits:
-        raw = list(_check_coco_files(where, split))
+        raw = [finding for place in places(where) for finding in layout_of(place).check(place, split)]
         findings += raw
         try:
             datasets[split] = open_data(where, split)
@@ -78,40 +69,6 @@ def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "te
                 findings += _check_images(part, workers)
     findings += _check_overlap(datasets)
     return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(findings))
-
-
-def _coco_file(where: str | Path, split: str) -> Path | None:
-    root = Path(str(where))
-    candidates = [root / {"val": "valid"}.get(split, split) / ROBOFLOW, *sorted(root.glob(f"annotations/instances_{split}*.json"))]
-    return next((path for path in candidates if path.exists()), None)
-
-
-def _check_coco_files(where: str | Path, split: str) -> Iterator[Finding]:
-    """What keeps a COCO file from being indexed at all."""
-    path = _coco_file(where, split)
-    if path is None:
-        return
-    try:
-        data = decode_coco(path)
-    except (ValueError, msgspec.MsgspecError) as error:
-        yield Finding("not COCO", str(path), "", str(error), fatal=True)
-        return
-    for kind, ids in (("image", [i.id for i in data.images]), ("annotation", [a.id for a in data.annotations])):
-        values, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
-        for value in values[counts > 1].tolist():
-            yield Finding(f"{kind} id used twice", str(path), f"{kind} {value}", "ids must be unique", fatal=kind == "image")
-    yield from _check_references(data, path)
-
-
-def _check_references(data: CocoFile, path: Path) -> Iterator[Finding]:
-    images, categories = {i.id for i in data.images}, {c.id for c in data.categories}
-    for annotation in data.annotations:
-        if annotation.image_id not in images:
-            message = f"refers to image {annotation.image_id}, which the file does not list"
-            yield Finding("unknown image", str(path), f"annotation {annotation.id}", message, fatal=True)
-        if annotation.category_id not in categories:
-            message = f"refers to category {annotation.category_id}, which the file does not list"
-            yield Finding("unknown class", str(path), f"annotation {annotation.id}", message, fatal=True)
 
 
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:

@@ -13,11 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.data.folders import Dataset
-from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, apply
+from steadydetr.data.dataset import Dataset
+from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
+from steadydetr.kinds import register
 from steadydetr.structures import Batch, Targets
 
 
+@register("data")
 @dataclass(frozen=True)
 class DataConfig:
     """What is trained and evaluated on, and how it is prepared."""
@@ -45,16 +47,22 @@ class Samples:
     """Map-style source of prepared samples; its keys are (position, seed of the transform)."""
 
     dataset: Dataset
-    transform: TrainTransform | EvalTransform
+    transform: Transform
 
     def __getitem__(self, key: tuple[int, int]) -> LoadedSample:
         position, seed = key
+        index, transform = self.dataset.index, self.transform
+        with seeded(seed):
+            sample = apply(transform.build(), transform.gather(self._load, position, len(index)))
+        height, width = index.sizes[position].tolist()
+        return LoadedSample(sample, int(index.image_ids[position]), (height, width))
+
+    def _load(self, position: int) -> Sample:
+        """The image at `position` as it lies on disk."""
         index = self.dataset.index
         image = torch.from_numpy(self.dataset.load_image(position).copy()).permute(2, 0, 1)
         rows = index.rows(position)
-        boxes, labels = torch.from_numpy(index.boxes_xyxy[rows]), torch.from_numpy(index.labels[rows]).long()
-        sample = apply(self.transform.build(), Sample(image, boxes, labels), seed)
-        return LoadedSample(sample, int(index.image_ids[position]), (image.shape[1], image.shape[2]))
+        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]), torch.from_numpy(index.labels[rows]).long())
 
 
 def collate(samples: list[LoadedSample]) -> Batch:

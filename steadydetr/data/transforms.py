@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from steadydetr.kinds import register
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -19,8 +24,29 @@ class Sample:
     labels: Tensor  # [n]
 
 
+class Transform(ABC):
+    """How an image with its boxes becomes a sample: a frozen dataclass. Random numbers are torch's, seeded for every image and epoch."""
+
+    def gather(self, load: Callable[[int], Sample], position: int, images: int) -> Sample:
+        """What `build` is applied to: the image at `position`. A mosaic loads others of the 0 .. `images` - 1 besides."""
+        return load(position)
+
+    @abstractmethod
+    def build(self) -> v2.Transform:
+        """What is applied to the gathered image, its boxes and labels."""
+
+
+class TrainTransform(Transform):
+    """One that augments training images."""
+
+
+class EvalTransform(Transform):
+    """One that only resizes, for evaluation and use."""
+
+
+@register("detr-transform", "detr")
 @dataclass(frozen=True)
-class DetrTransform:
+class DetrTransform(TrainTransform):
     """The recipe of DETR: flip, then either resize, or resize, crop and resize again."""
 
     shortest: tuple[int, ...] = tuple(range(480, 801, 32))
@@ -35,8 +61,9 @@ class DetrTransform:
         return v2.Compose([v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
 
 
+@register("fixed-size-transform", "fixed-size")
 @dataclass(frozen=True)
-class FixedSizeTransform:
+class FixedSizeTransform(TrainTransform):
     """Every image to one size, for small detectors; `zoom` < 1 crops that share of the sides at the least, at random."""
 
     height: int = 128
@@ -55,8 +82,9 @@ class FixedSizeTransform:
         return v2.Compose(steps)
 
 
+@register("shortest-side")
 @dataclass(frozen=True)
-class ShortestSide:
+class ShortestSide(EvalTransform):
     """Evaluation resize that keeps proportions."""
 
     shortest: int = 800
@@ -66,8 +94,9 @@ class ShortestSide:
         return v2.Resize(self.shortest, max_size=self.longest)
 
 
+@register("fixed-size")
 @dataclass(frozen=True)
-class FixedSize:
+class FixedSize(EvalTransform):
     """Evaluation resize to one size."""
 
     height: int = 128
@@ -75,10 +104,6 @@ class FixedSize:
 
     def build(self) -> v2.Transform:
         return v2.Resize((self.height, self.width))
-
-
-TrainTransform = DetrTransform | FixedSizeTransform
-EvalTransform = ShortestSide | FixedSize
 
 
 class RandomSizeCrop(v2.Transform):
@@ -111,11 +136,17 @@ def _draw(low: int, high: int) -> int:
     return int(torch.randint(low, high + 1, ()))
 
 
-def apply(transform: v2.Transform, sample: Sample, seed: int) -> Sample:
-    """The sample under `transform`, with the random numbers of `seed`."""
+def apply(transform: v2.Transform, sample: Sample) -> Sample:
+    """The sample under `transform`; what is random in it comes from torch's generator."""
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
+    out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
+    return Sample(out["image"].as_subclass(Tensor), out["boxes"].as_subclass(Tensor), out["labels"])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's generator starts from `seed` within the block, and is as it was after it."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
-    return Sample(out["image"].as_subclass(Tensor), out["boxes"].as_subclass(Tensor), out["labels"])
+        yield

@@ -16,6 +16,7 @@ from steadydetr.detectors.deformable import (
     selected_proposals,
     take,
 )
+from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, Stages
@@ -23,6 +24,7 @@ from steadydetr.structures import Memory, Queries, Stages
 DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
 
 
+@register("dab-deformable-detr")
 @dataclass(frozen=True)
 class DABDeformableDETRConfig:
     """Defaults: the one-stage detector of detrex with R50."""

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.query_groups import Joined, join
+from steadydetr.kinds import register
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
@@ -26,6 +27,7 @@ from steadydetr.nn.positions import feature_position
 from steadydetr.structures import DenseProposals, Group, Memory, Queries, Stages
 
 
+@register("transformer")
 @dataclass(frozen=True)
 class TransformerConfig:
     """Sizes of the deformable encoder and decoder; defaults: Deformable DETR's."""

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import SMALL, Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
+from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages
 
 
+@register("deformable-detr")
 @dataclass(frozen=True)
 class DeformableDETRConfig:
     """Defaults: the paper's plain detector. Two-stage needs `refine`."""

@@ -15,6 +15,7 @@ from steadydetr.detectors.deformable import (
     selected_proposals,
     take,
 )
+from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, Stages
@@ -22,6 +23,7 @@ from steadydetr.structures import Memory, Queries, Stages
 DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
 
 
+@register("dino")
 @dataclass(frozen=True)
 class DINOConfig:
     """Defaults: DINO 4-scale with R50. 5-scale: a backbone map more (stride 4) and `transformer.levels` 5."""

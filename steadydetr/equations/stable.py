@@ -10,21 +10,27 @@ import math
 import torch
 from torch import Tensor
 
+from steadydetr.kinds import register
 
+
+@register("identity")
 def identity(s: Tensor) -> Tensor:
     return s
 
 
+@register("exponential")
 def exponential(s: Tensor) -> Tensor:
     """e^s (Table 7). At least 1, so it only makes sense where targets are rescaled."""
     return s.exp()
 
 
+@register("unit-exponential")
 def unit_exponential(s: Tensor) -> Tensor:
     """(e^s - 1) / (e - 1) (Table 7), convex from 0 to 1."""
     return s.expm1() / math.expm1(1)
 
 
+@register("half-sine")
 def half_sine(s: Tensor) -> Tensor:
     """sin(s pi / 2) (Table 7), concave from 0 to 1."""
     return (s * (math.pi / 2)).sin()

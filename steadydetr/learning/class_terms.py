@@ -11,9 +11,11 @@ from torch import Tensor
 
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import exponential, identity, modulation, rescale_modulation, rescale_targets
+from steadydetr.kinds import register
 from steadydetr.learning.matching import PairwiseTerms
 
 
+@register("focal-cost", "focal")
 @dataclass(frozen=True)
 class FocalCost:
     """The class cost of Deformable DETR and DINO."""
@@ -26,6 +28,7 @@ class FocalCost:
         return focal_cost(terms.logits.sigmoid(), self.alpha, self.gamma)
 
 
+@register("position-modulated-cost", "position-modulated")
 @dataclass(frozen=True)
 class PositionModulatedCost:
     """Stable-DINO Eq. 4: a query whose box is far from the target cannot be cheap by its class score. A quantity per pair (D-20)."""
@@ -54,6 +57,7 @@ class Pairs:
     largest_iou: Callable[[], Tensor]  # () -> [S * B] over every query and target of the image at that stage
 
 
+@register("hard-target", "hard")
 @dataclass(frozen=True)
 class HardTarget:
     """1: the focal loss."""
@@ -63,6 +67,7 @@ class HardTarget:
         return torch.ones_like(pairs.iou)
 
 
+@register("quality-target", "quality")
 @dataclass(frozen=True)
 class QualityTarget:
     """The IoU itself: with `alpha` None the quality focal loss (OD-DETR Eq. 2)."""
@@ -72,6 +77,7 @@ class QualityTarget:
         return pairs.iou
 
 
+@register("position-target", "position")
 @dataclass(frozen=True)
 class PositionTarget:
     """Stable-DINO Eq. 3: t = epsilon(f1(s)), f1(s) = warp(s^exponent), with s the IoU of a prediction with its target.

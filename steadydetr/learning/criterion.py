@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.equations.detection import box_terms, classification_loss
+from steadydetr.kinds import register
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, Pairs
 from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32
@@ -16,6 +17,7 @@ from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at
 CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
 
 
+@register("loss-weights")
 @dataclass(frozen=True)
 class Weights:
     label: float = 1.0
@@ -23,6 +25,7 @@ class Weights:
     giou: float = 2.0
 
 
+@register("criterion")
 @dataclass(frozen=True)
 class Criterion:
     """How a query is priced against a target and what it then learns.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
 from steadydetr.detectors import Detector
+from steadydetr.kinds import register
 from steadydetr.learning.matching import query_of_targets
 from steadydetr.structures import MatchResult, Memory, Queries, Stages
 
@@ -50,6 +51,7 @@ class Average(Frozen[Model]):
             mine[name].copy_(theirs[name])
 
 
+@register("ema-teacher")
 @dataclass(frozen=True)
 class EMATeacher:
     """The average of the student's weights as its teacher (OD-DETR)."""
@@ -75,6 +77,7 @@ class EMATeacher:
         return Average(student, self.decay_for(total_steps))
 
 
+@register("trained-teacher")
 @dataclass(frozen=True)
 class TrainedTeacher:
     """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""

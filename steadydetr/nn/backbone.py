@@ -20,7 +20,10 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from steadydetr.kinds import register
 
+
+@register("timm-backbone", "timm", "backbone")
 @dataclass(frozen=True)
 class BackboneConfig:
     """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
@@ -37,6 +40,7 @@ class BackboneConfig:
         return Backbone(self)
 
 
+@register("small-backbone")
 @dataclass(frozen=True)
 class SmallBackboneConfig:
     """One basic residual block a stage, trained from scratch with its own batch norm; maps of stride 8, 16, 32."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import teacher_stages
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem
@@ -20,6 +21,7 @@ from steadydetr.objectives.matching_distillation import pick
 from steadydetr.structures import Assignment, Group, Losses, Match, MatchResult, Queries, Stages
 
 
+@register("assignment-distillation")
 @dataclass(frozen=True)
 class AssignmentDistillation(Objective):
     """Default: Teacher Assigned. The supplement's Table 4 also has `matching own` (Teacher Group) and `init` (Teacher Init).

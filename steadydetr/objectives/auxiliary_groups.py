@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.detectors.base import Detector
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, cheapest_queries, query_of_targets
@@ -23,6 +24,7 @@ from steadydetr.structures import Assignment, Group, Losses, MatchResult, Querie
 CHEAPEST = 2  # queries of each target
 
 
+@register("auxiliary-groups")
 @dataclass(frozen=True)
 class AuxiliaryGroups(Objective):
     """Defaults: OD-DETR's. Its Table 6 varies `matching`."""

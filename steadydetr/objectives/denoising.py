@@ -15,6 +15,7 @@ from torch import Tensor
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.dino import DINO
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives.base import Objective
@@ -31,6 +32,7 @@ class Draws:
     part: Tensor  # [2K, T, 4] in 0..1
 
 
+@register("denoising")
 @dataclass(frozen=True)
 class Denoising(Objective):
     """DINO's defaults; the official 4-scale scripts train with box_noise 1.0."""

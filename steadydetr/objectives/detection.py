@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from steadydetr.detectors.base import Detector
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, query_of_targets
@@ -16,6 +17,7 @@ from steadydetr.objectives.matching_distillation import MatchingDistillation, ta
 from steadydetr.structures import Assignment, Group, Losses, MatchResult, Stages, Targets
 
 
+@register("set-prediction", "detection")
 @dataclass(frozen=True)
 class Detection(Objective):
     """Owner of the group "main" and of the proposals."""

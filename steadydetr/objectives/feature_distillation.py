@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from steadydetr.boxes import iou_giou, to_xyxy
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import over_tokens, quality_score, released_mask, token_error, weighted_squares
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
@@ -27,6 +28,7 @@ from steadydetr.structures import Losses, Match, MatchResult, Stages, Targets
 RELEASED_TOP = 100  # pairs of a query and a class that the released code takes, by score
 
 
+@register("feature-distillation")
 @dataclass(frozen=True)
 class FeatureDistillation(Objective):
     """Defaults: the paper's. `mask` mean is its Eq. 6 (Table 2), ones is FitNet (Tables 1 and 3)."""

@@ -28,6 +28,7 @@ from steadydetr.equations.distill import (
     spatial_attention,
     spatial_weights,
 )
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.objectives.base import Objective
@@ -89,6 +90,7 @@ def boxes_in_cells(targets: Targets, level: Level) -> Tensor:
 # FGD
 
 
+@register("fgd")
 @dataclass(frozen=True)
 class FGD(FeaturePeer):
     """Focal and global distillation (Yang et al. 2022). Weights: those for anchor-based one-stage detectors, as in DETRDistill's code."""
@@ -151,6 +153,7 @@ class ContextBlock(nn.Module):
 # MGD
 
 
+@register("mgd")
 @dataclass(frozen=True)
 class MGD(FeaturePeer):
     """Masked generative distillation (Yang et al. 2022): the teacher's map has to come out of the student's with places left out."""
@@ -195,6 +198,7 @@ def draw(batch: Batch, level: Level) -> Tensor:
 # FKD
 
 
+@register("fkd")
 @dataclass(frozen=True)
 class FKD(FeaturePeer):
     """Attention-guided and non-local distillation (Zhang and Ma 2021). Weights and temperature: those for two-stage detectors."""
@@ -271,6 +275,7 @@ class NonLocalBlock(nn.Module):
 # FGFI
 
 
+@register("fgfi")
 @dataclass(frozen=True)
 class FGFI(FeaturePeer):
     """Fine-grained feature imitation (Wang et al. 2019): only near objects, as the overlaps of anchors tell.

@@ -18,6 +18,7 @@ from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import FORBIDDEN, Problem
@@ -48,6 +49,7 @@ class View:
     targets: Tensor  # [Q*B, M, 4] its boxes
 
 
+@register("logits-distillation")
 @dataclass(frozen=True)
 class LogitsDistillation(Objective):
     """Defaults: the paper's. Its Table 6 varies the three parts, Table 7 `stages`.

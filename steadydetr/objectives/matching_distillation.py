@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.equations.online import join_matches
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import paired_iou, query_of_targets
 from steadydetr.learning.teachers import Counterparts, TeacherOutput
@@ -17,6 +18,7 @@ from steadydetr.structures import Assignment, Match, MatchResult, Stages, Target
 CONDITION = 0.5  # IoU from which StageInteractor accepts a further target
 
 
+@register("joined-matches")
 @dataclass(frozen=True, kw_only=True)
 class JoinedMatches:
     """What a query learns of its own match and of the teacher's. Table 3 varies `classes`, Table 4 `boxes` and the weights."""
@@ -57,6 +59,7 @@ class JoinedMatches:
         return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), costlier[0], self.box_weight)))
 
 
+@register("matching-distillation")
 @dataclass(frozen=True, kw_only=True)
 class MatchingDistillation(JoinedMatches):
     """Defaults: OD-DETR's."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
+from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
@@ -23,6 +24,7 @@ from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.structures import Group, Losses, Match, MatchResult, Stages, Targets
 
 
+@register("prediction-distillation")
 @dataclass(frozen=True)
 class PredictionDistillation(Objective):
     """Defaults: OD-DETR's. Its Table 5: `naive`, then without `listen`; Stop Update is the teacher's."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.kinds import PACKAGE, register
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.objectives import Objective
@@ -17,6 +18,17 @@ Teacher = EMATeacher | TrainedTeacher
 TEACHERS = (EMATeacher, TrainedTeacher)
 
 
+RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls them
+
+
+def recipe(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
+    """Enter a function into the list of recipes, by its name with hyphens; one of a package mylab is called `mylab:its-name`."""
+    package, name = function.__module__.partition(".")[0], function.__name__.replace("_", "-")
+    RECIPES[name if package == PACKAGE else f"{package}:{name}"] = function
+    return function
+
+
+@register("recipe")
 @dataclass(frozen=True)
 class Recipe:
     name: str

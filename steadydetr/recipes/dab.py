@@ -7,11 +7,12 @@ from dataclasses import replace
 from steadydetr.detectors import DABDeformableDETRConfig
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
 
 
+@recipe
 def dab_deformable_detr_r50_50ep() -> Recipe:
     """steadydetr train dab-deformable-detr-r50-50ep --data COCO."""
     return Recipe(
@@ -26,14 +27,17 @@ def dab_deformable_detr_r50_50ep() -> Recipe:
     )
 
 
+@recipe
 def dab_deformable_detr_r50_24ep() -> Recipe:
     return for_epochs(dab_deformable_detr_r50_50ep(), 24, "24ep")
 
 
+@recipe
 def dab_deformable_detr_r50_12ep() -> Recipe:
     return for_epochs(dab_deformable_detr_r50_50ep(), 12, "12ep", "44.2 (Stable-DINO Table 5)")
 
 
+@recipe
 def dab_deformable_detr_two_stage_r50_50ep() -> Recipe:
     one_stage = dab_deformable_detr_r50_50ep()
     return replace(

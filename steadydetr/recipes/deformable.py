@@ -8,11 +8,12 @@ from dataclasses import replace
 from steadydetr.detectors import DeformableDETRConfig
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Detection
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
 
 
+@recipe
 def deformable_detr_r50_50ep() -> Recipe:
     """steadydetr train deformable-detr-r50-50ep --data COCO; 8 x 32 GB, about 325 GPU hours in the paper."""
     return Recipe(
@@ -28,14 +29,17 @@ def deformable_detr_r50_50ep() -> Recipe:
     )
 
 
+@recipe
 def deformable_detr_r50_24ep() -> Recipe:
     return for_epochs(deformable_detr_r50_50ep(), 24, "24ep")
 
 
+@recipe
 def deformable_detr_r50_12ep() -> Recipe:
     return for_epochs(deformable_detr_r50_50ep(), 12, "12ep")
 
 
+@recipe
 def deformable_detr_refine_r50_50ep() -> Recipe:
     plain = deformable_detr_r50_50ep()
     return replace(
@@ -47,14 +51,17 @@ def deformable_detr_refine_r50_50ep() -> Recipe:
     )
 
 
+@recipe
 def deformable_detr_refine_r50_24ep() -> Recipe:
     return for_epochs(deformable_detr_refine_r50_50ep(), 24, "24ep")
 
 
+@recipe
 def deformable_detr_refine_r50_12ep() -> Recipe:
     return for_epochs(deformable_detr_refine_r50_50ep(), 12, "12ep")
 
 
+@recipe
 def deformable_detr_two_stage_r50_50ep() -> Recipe:
     plain = deformable_detr_r50_50ep()
     return replace(
@@ -66,9 +73,11 @@ def deformable_detr_two_stage_r50_50ep() -> Recipe:
     )
 
 
+@recipe
 def deformable_detr_two_stage_r50_24ep() -> Recipe:
     return for_epochs(deformable_detr_two_stage_r50_50ep(), 24, "24ep")
 
 
+@recipe
 def deformable_detr_two_stage_r50_12ep() -> Recipe:
     return for_epochs(deformable_detr_two_stage_r50_50ep(), 12, "12ep")

@@ -9,11 +9,12 @@ from steadydetr.detectors.dino import DINO_TRANSFORMER
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Denoising, Detection
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
 
 
+@recipe
 def dino_4scale_r50_12ep() -> Recipe:
     """steadydetr train dino-4scale-r50-12ep --data COCO."""
     return Recipe(
@@ -28,14 +29,17 @@ def dino_4scale_r50_12ep() -> Recipe:
     )
 
 
+@recipe
 def dino_4scale_r50_24ep() -> Recipe:
     return for_epochs(dino_4scale_r50_12ep(), 24, "24ep", "50.4 (DINO Table 2)")
 
 
+@recipe
 def dino_4scale_r50_36ep() -> Recipe:
     return for_epochs(dino_4scale_r50_12ep(), 36, "36ep", "50.9 (DINO Table 2)")
 
 
+@recipe
 def dino_5scale_r50_12ep() -> Recipe:
     four = dino_4scale_r50_12ep()
     return replace(
@@ -47,6 +51,7 @@ def dino_5scale_r50_12ep() -> Recipe:
     )
 
 
+@recipe
 def dino_4scale_swin_l_12ep() -> Recipe:
     """Swin-L of ImageNet-22K at 384 px, nothing of it frozen."""
     four = dino_4scale_r50_12ep()
@@ -62,9 +67,11 @@ def dino_4scale_swin_l_12ep() -> Recipe:
     )
 
 
+@recipe
 def dino_4scale_swin_l_24ep() -> Recipe:
     return for_epochs(dino_4scale_swin_l_12ep(), 24, "24ep")
 
 
+@recipe
 def dino_4scale_swin_l_36ep() -> Recipe:
     return for_epochs(dino_4scale_swin_l_12ep(), 36, "36ep", "58.0 (DINO repository)")

@@ -12,7 +12,7 @@ from steadydetr.data import DataConfig
 from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep
 from steadydetr.recipes.online import stable_od_dino_4scale_r50_12ep
@@ -54,6 +54,7 @@ def _plain(backbone: str) -> Recipe:
     return replace(start, detector=replace(start.detector, transformer=replace(start.detector.transformer, neck_bias=False)))
 
 
+@recipe
 def deformable_detr_r101_50ep() -> Recipe:
     """The teacher: steadydetr train deformable-detr-r101-50ep --data COCO."""
     return replace(
@@ -69,24 +70,29 @@ def _deformable(student: str, teacher: str, reported: str = "") -> Recipe:
     return _named(_plain(student), name, reported, f"Deformable DETR, plain, {student} taught by {teacher} (DETRDistill)")
 
 
+@recipe
 def detrdistill_deformable_detr_r101_r50_50ep() -> Recipe:
     """steadydetr distill detrdistill-deformable-detr-r101-r50-50ep --teacher runs/deformable-detr-r101-50ep --data COCO."""
     return _deformable("r50", "r101", "46.6 (DETRDistill Table 3)")
 
 
+@recipe
 def detrdistill_deformable_detr_r50_r50_50ep() -> Recipe:
     """Self-distillation."""
     return _deformable("r50", "r50")
 
 
+@recipe
 def detrdistill_deformable_detr_r101_r18_50ep() -> Recipe:
     return _deformable("r18", "r101")
 
 
+@recipe
 def detrdistill_deformable_detr_r101_mobilenetv2_50ep() -> Recipe:
     return _deformable("mobilenetv2", "r101")
 
 
+@recipe
 def dino_4scale_r101_12ep() -> Recipe:
     """The teacher of DINO's students."""
     return replace(
@@ -97,12 +103,14 @@ def dino_4scale_r101_12ep() -> Recipe:
     )
 
 
+@recipe
 def detrdistill_dino_4scale_r101_r18_12ep() -> Recipe:
     start = _with_backbone(dino_4scale_r50_12ep(), "r18")
     notes = "DINO, 4 scales, r18 with 900 queries taught by r101 (DETRDistill)"
     return _named(start, "detrdistill-dino-4scale-r101-r18-12ep", "47.9 (DETRDistill, supplement Table 1)", notes)
 
 
+@recipe
 def detrdistill_dino_4scale_r101_r50_12ep() -> Recipe:
     """300 queries, of a teacher with 900."""
     start = dino_4scale_r50_12ep()
@@ -117,20 +125,24 @@ def _on_voc(recipe: Recipe, name: str, reported: str) -> Recipe:
     return replace(recipe, name=name, data=data, reported=reported, notes=f"{recipe.notes}, on Pascal VOC 2007 + 2012")
 
 
+@recipe
 def deformable_detr_r101_voc() -> Recipe:
     return _on_voc(deformable_detr_r101_50ep(), "deformable-detr-r101-voc", "AP50 81.00, mAP 80.99 (supplement Table 2)")
 
 
+@recipe
 def detrdistill_deformable_detr_r101_r18_voc() -> Recipe:
     start = detrdistill_deformable_detr_r101_r18_50ep()
     return _on_voc(start, "detrdistill-deformable-detr-r101-r18-voc", "AP50 79.00, mAP 78.99 (supplement Table 2)")
 
 
+@recipe
 def detrdistill_deformable_detr_r101_r50_voc() -> Recipe:
     start = detrdistill_deformable_detr_r101_r50_50ep()
     return _on_voc(start, "detrdistill-deformable-detr-r101-r50-voc", "AP50 81.60, mAP 81.61 (supplement Table 2)")
 
 
+@recipe
 def steady_dino_4scale_r50_12ep() -> Recipe:
     """DETRDistill, OD-DETR and stable matching in one run: a trained teacher and the student's own average."""
     start = stable_od_dino_4scale_r50_12ep()

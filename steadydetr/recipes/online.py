@@ -10,7 +10,7 @@ from dataclasses import replace
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_24ep
 from steadydetr.recipes.deformable import deformable_detr_refine_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
@@ -33,6 +33,7 @@ def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = 
     )
 
 
+@recipe
 def od_deformable_detr_r50_12ep() -> Recipe:
     """All decoder stages share one set of parameters, heads included (Table 8)."""
     start = deformable_detr_refine_r50_12ep()
@@ -41,34 +42,42 @@ def od_deformable_detr_r50_12ep() -> Recipe:
     return online(replace(start, detector=shared, training=training), "od-deformable-detr-r50-12ep")
 
 
+@recipe
 def od_deformable_detr_r50_24ep() -> Recipe:
     return for_epochs(od_deformable_detr_r50_12ep(), 24, "24ep", "47.7 (Table 1)")
 
 
+@recipe
 def od_dab_deformable_detr_r50_24ep() -> Recipe:
     return online(dab_deformable_detr_r50_24ep(), "od-dab-deformable-detr-r50-24ep", "50.2 (Table 1)")
 
 
+@recipe
 def od_dino_4scale_r50_12ep() -> Recipe:
     return online(dino_4scale_r50_12ep(), "od-dino-4scale-r50-12ep", "50.4 (Table 1)")
 
 
+@recipe
 def od_dino_4scale_r50_24ep() -> Recipe:
     return for_epochs(od_dino_4scale_r50_12ep(), 24, "24ep", "51.8 (Table 1)")
 
 
+@recipe
 def od_dino_5scale_r50_12ep() -> Recipe:
     return online(dino_5scale_r50_12ep(), "od-dino-5scale-r50-12ep", "52.0 (Table 1)")
 
 
+@recipe
 def od_dino_4scale_swin_l_12ep() -> Recipe:
     return online(dino_4scale_swin_l_12ep(), "od-dino-4scale-swin-l-12ep", "57.7 (Table 11)")
 
 
+@recipe
 def od_dino_4scale_swin_l_24ep() -> Recipe:
     return for_epochs(od_dino_4scale_swin_l_12ep(), 24, "24ep", "58.8 (Table 11)")
 
 
+@recipe
 def stable_od_dino_4scale_r50_12ep() -> Recipe:
     """OD-DINO with the position-modulated cost and dense memory fusion of Stable-DINO; the class target stays OD-DETR's."""
     start = od_dino_4scale_r50_12ep()
@@ -82,5 +91,6 @@ def stable_od_dino_4scale_r50_12ep() -> Recipe:
     )
 
 
+@recipe
 def stable_od_dino_4scale_r50_24ep() -> Recipe:
     return for_epochs(stable_od_dino_4scale_r50_12ep(), 24, "24ep")

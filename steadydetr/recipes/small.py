@@ -10,18 +10,20 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, FeatureDistillation, LogitsDistillation
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
 
 
+@recipe
 def quickstart() -> Recipe:
     """steadydetr train quickstart --output runs/quickstart: within 10 minutes on 2 cores; docs/results.md has what it reaches."""
     return replace(small_od_dino(), name="quickstart")
 
 
+@recipe
 def small_dino() -> Recipe:
     """The baseline: focal loss and cost."""
     transformer = TransformerConfig(
@@ -56,12 +58,14 @@ def small_dino() -> Recipe:
     )
 
 
+@recipe
 def small_stable_dino() -> Recipe:
     """Stable matching as it was tuned for few queries: targets rescaled to 1. No suppression, so that every part shows by itself."""
     start = small_dino()
     return replace(stable(start, "one", ""), name="small-stable-dino", nms=None, training=start.training)
 
 
+@recipe
 def small_deformable_detr() -> Recipe:
     """A two-stage Deformable DETR at the size of the quickstart."""
     start = small_dino()
@@ -76,11 +80,13 @@ def small_deformable_detr() -> Recipe:
     )
 
 
+@recipe
 def small_stable_deformable_detr() -> Recipe:
     start = small_deformable_detr()
     return replace(stable(start, "one", ""), name="small-stable-deformable-detr", nms=None, training=start.training)
 
 
+@recipe
 def small_refine_deformable_detr() -> Recipe:
     """One-stage, with iterative refinement: what OD-DETR builds on."""
     start = small_deformable_detr()
@@ -90,15 +96,18 @@ def small_refine_deformable_detr() -> Recipe:
     return replace(start, name="small-refine-deformable-detr", detector=detector, notes=notes)
 
 
+@recipe
 def small_od_deformable_detr() -> Recipe:
     """The teacher's horizon is the same share of the run as in the paper (EMATeacher.decay None)."""
     return online(small_refine_deformable_detr(), "small-od-deformable-detr", teacher=EMATeacher())
 
 
+@recipe
 def small_od_dino() -> Recipe:
     return online(small_dino(), "small-od-dino", teacher=EMATeacher())
 
 
+@recipe
 def small_teacher_deformable_detr() -> Recipe:
     """A teacher of three times the student's size, trained three times as long."""
     start = small_refine_deformable_detr()
@@ -113,6 +122,7 @@ def small_teacher_deformable_detr() -> Recipe:
     )
 
 
+@recipe
 def small_distill_deformable_detr() -> Recipe:
     """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
     start = small_refine_deformable_detr()

@@ -10,7 +10,7 @@ from typing import Literal
 
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
 from steadydetr.objectives import Denoising, Detection
-from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
@@ -57,31 +57,38 @@ def _stable_dino(recipe: Recipe, reported: str) -> Recipe:
     return stable(recipe, "max", reported)
 
 
+@recipe
 def stable_dino_4scale_r50_12ep() -> Recipe:
     """steadydetr train stable-dino-4scale-r50-12ep --data COCO."""
     return _stable_dino(dino_4scale_r50_12ep(), "50.4 (Table 2; its prose: 50.2)")
 
 
+@recipe
 def stable_dino_4scale_r50_24ep() -> Recipe:
     return for_epochs(stable_dino_4scale_r50_12ep(), 24, "24ep", "51.5 (Table 2)")
 
 
+@recipe
 def stable_dino_5scale_r50_12ep() -> Recipe:
     return _stable_dino(dino_5scale_r50_12ep(), "50.5 (Table 2)")
 
 
+@recipe
 def stable_dino_4scale_swin_l_12ep() -> Recipe:
     return _stable_dino(dino_4scale_swin_l_12ep(), "57.7 (Table 3)")
 
 
+@recipe
 def stable_dino_4scale_swin_l_24ep() -> Recipe:
     return for_epochs(stable_dino_4scale_swin_l_12ep(), 24, "24ep", "58.6 (Table 3)")
 
 
+@recipe
 def stable_deformable_detr_r50_12ep() -> Recipe:
     """Two-stage with refinement: the only Deformable DETR that comes near the paper's baseline of 43.8 in 12 epochs (D-23)."""
     return stable(deformable_detr_two_stage_r50_12ep(), "one", "45.1 (Table 5)", "stable-deformable-detr-r50-12ep")
 
 
+@recipe
 def stable_dab_deformable_detr_r50_12ep() -> Recipe:
     return stable(dab_deformable_detr_r50_12ep(), "one", "45.2 (Table 5)")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from steadydetr.kinds import register
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 
+@register("training")
 @dataclass(frozen=True)
 class TrainingConfig:
     """Defaults: DINO's 12 epochs (lr x 0.1 at epoch 11, batch 16, backbone at a tenth of the rate)."""

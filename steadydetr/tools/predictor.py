@@ -56,7 +56,7 @@ class Predictor:
     def _sample(self, picture: Image.Image) -> LoadedSample:
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
         empty = Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        return LoadedSample(apply(self.card.resize.build(), empty, seed=0), 0, (picture.height, picture.width))
+        return LoadedSample(apply(self.card.resize.build(), empty), 0, (picture.height, picture.width))
 
 
 def load(path: str | Path, device: str | torch.device = "auto") -> Predictor:

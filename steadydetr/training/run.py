@@ -26,9 +26,9 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_training_state, save_detector
-from steadydetr.config import differences, from_plain, renewed, to_plain, write_json
+from steadydetr.config import FORMAT, check_format, differences, from_plain, renewed, to_plain, write_json
 from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.folders import FolderDataset, parts_of
+from steadydetr.data.dataset import FolderDataset, parts_of
 from steadydetr.detectors import Detector
 from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
 from steadydetr.drawing.sampling_points import draw_looks
@@ -190,11 +190,17 @@ def open_both(recipe: Recipe, progress: Progress) -> tuple[Dataset, Dataset]:
 def claim_folder(recipe: Recipe, output: Path, index: AnnotationIndex, resume: bool, accelerator: Accelerator) -> Path | None:
     """Make the run folder, or, to resume, compare its config and give its checkpoint. Nothing in it is ever overwritten."""
     path = output / "config.json"
-    plain = {"recipe": to_plain(recipe), "classes": list(index.classes), "category_ids": list(index.category_ids)}
+    plain = {
+        "format": FORMAT,
+        "recipe": to_plain(recipe, "recipe"),
+        "classes": list(index.classes),
+        "category_ids": list(index.category_ids),
+    }
     if resume:
         checkpoint = find_checkpoint(output, prefer=("last", "best"))
         before = json.loads(path.read_text())
-        before["recipe"] = renewed(before["recipe"], f"{path}: recipe")
+        check_format(before, str(path))
+        before |= {"format": FORMAT, "recipe": renewed(before["recipe"], f"{path}: recipe")}
         if changed := differences(without_places(before), without_places(json.loads(json.dumps(plain)))):
             raise ValueError(f"{output} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
         return checkpoint

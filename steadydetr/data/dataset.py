@@ -1,0 +1,131 @@
+"""Data sets in memory: an index of annotations, and where its images come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadydetr.data.images import open_picture
+from steadydetr.data.index import AnnotationIndex, join
+
+
+class Dataset(Protocol):
+    """What loading needs of a data set."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def index(self) -> AnnotationIndex: ...
+    def load_image(self, position: int) -> NDArray[np.uint8]:
+        """RGB [H, W, 3]."""
+
+
+@dataclass(frozen=True)
+class FolderDataset:
+    index: AnnotationIndex
+    folder: Path  # what the index's file names are relative to
+    name: str
+
+    def load_image(self, position: int) -> NDArray[np.uint8]:
+        """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
+        path = self.folder / self.index.file(position)
+        try:
+            pixels = np.asarray(open_picture(path))
+        except ValueError as error:
+            raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
+        if pixels.shape[:2] != tuple(self.index.sizes[position]):
+            height, width = self.index.sizes[position]
+            raise ValueError(
+                f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotation says {width} x {height}: boxes would be misplaced"
+            )
+        return pixels
+
+    def missing_files(self) -> list[str]:
+        """Names of the index that are not on disk; one listing a folder, not one look a file."""
+        names = [self.index.file(i) for i in range(len(self.index))]
+        present: dict[str, set[str]] = {}
+        for parent in {os.path.dirname(name) for name in names}:
+            folder = self.folder / parent
+            present[parent] = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
+        return [name for name in names if os.path.basename(name) not in present[os.path.dirname(name)]]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a data set, or some of its annotations, under a new index."""
+
+    index: AnnotationIndex
+    source: Dataset
+    positions: NDArray[np.int64]
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def load_image(self, position: int) -> NDArray[np.uint8]:
+        return self.source.load_image(int(self.positions[position]))
+
+
+@dataclass(frozen=True)
+class JoinedDataset:
+    """Several data sets one after the other."""
+
+    index: AnnotationIndex
+    parts: tuple[Dataset, ...]
+
+    @property
+    def name(self) -> str:
+        return "+".join(part.name for part in self.parts)
+
+    def load_image(self, position: int) -> NDArray[np.uint8]:
+        for part in self.parts:
+            if position < len(part.index):
+                return part.load_image(position)
+            position -= len(part.index)
+        raise IndexError(position)
+
+
+def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
+    """The data sets that it takes its images from."""
+    if isinstance(dataset, Subset):
+        return parts_of(dataset.source)
+    return tuple(p for part in dataset.parts for p in parts_of(part)) if isinstance(dataset, JoinedDataset) else (dataset,)
+
+
+def join_data(parts: list[Dataset]) -> JoinedDataset:
+    return JoinedDataset(join([part.index for part in parts]), tuple(parts))
+
+
+def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None = None) -> tuple[Dataset, int]:
+    """The data set without crowd regions and boxes that cannot be trained on, and how many of the latter were dropped.
+
+    Args:
+        filter_empty: leave out images that have no object left.
+        limit: only the first images.
+    """
+    usable = dataset.index.usable()
+    dropped = int((~usable & ~dataset.index.crowd).sum())
+    index = dataset.index.keep_rows(usable)
+    positions = np.flatnonzero(index.counts > 0) if filter_empty else np.arange(len(index))
+    positions = positions[:limit]
+    if not len(positions):
+        raise ValueError(f"{dataset.name} has no image to train on")
+    return Subset(index.keep_images(positions), dataset, positions), dropped
+
+
+def first_images(dataset: Dataset, limit: int | None) -> Dataset:
+    if limit is None or limit >= len(dataset.index):
+        return dataset
+    positions = np.arange(limit)
+    return Subset(dataset.index.keep_images(positions), dataset, positions)
+
+
+def first_few(values: Iterable[object], limit: int = 10) -> str:
+    listed = [str(value) for value in values]
+    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

@@ -1,0 +1,187 @@
+"""The one table of parts: what saved files call them, what the command line calls them, and which package brings them.
+
+A part is a frozen dataclass that recipes, checkpoints or data sets are made of, or a function that one of them names. Its kind stands
+in saved files and never changes: `dino`, `focal-cost`. A part of another package has the name of that package before it:
+`mylab:entropy`. Other packages come in by an entry point of the group `steadydetr.plugins`, or because the user names them.
+A name in a file is only ever looked up in this table; it never causes an import.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import FunctionType
+from typing import Any, TypeVar
+
+PACKAGE = "steadydetr"
+ENTRY_POINTS = "steadydetr.plugins"
+OWN_PARTS = (f"{PACKAGE}.checkpoints.folder", f"{PACKAGE}.recipes")  # with what they import, all modules that hold parts of ours
+Part = TypeVar("Part", bound=Callable[..., Any])
+
+_parts: dict[str, Any] = {}  # by kind
+_words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the first one in help
+_kinds: dict[Any, str] = {}  # by part
+_failed: dict[str, Exception] = {}  # plugins that could not be imported, by the name of their package
+_installed_are_loaded = False
+used: list[str] = []  # plugins that the user named, for processes that are started with the same ones
+
+
+def register(kind: str, *words: str) -> Callable[[Part], Part]:
+    """Enter a class or function into the table: `@register("focal-cost", "focal")`.
+
+    Args:
+        kind: what saved files call it, for good: lower-case words with hyphens.
+        words: what the command line calls it; the kind itself if none is given. The kind is understood as well.
+
+    Raises:
+        ValueError: the kind is taken, or no kind at all.
+        TypeError: the class is no frozen dataclass.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", kind):
+        raise ValueError(f"a kind is made of lower-case words with hyphens, as in focal-cost, not {kind!r}")
+
+    def enter(value: Part) -> Part:
+        if not isinstance(value, FunctionType) and not _is_frozen_dataclass(value):
+            raise TypeError(f"{value.__qualname__} must be a function or a dataclass: @register({kind!r}) above @dataclass(frozen=True)")
+        origin = value.__module__.partition(".")[0]
+        full = kind if origin == PACKAGE else f"{origin}:{kind}"
+        before = _parts.get(full)
+        if before is not None and (before.__module__, before.__qualname__) != (value.__module__, value.__qualname__):
+            raise ValueError(f"the kind {full!r} is taken by {before.__module__}.{before.__qualname__}")
+        _parts[full], _kinds[value] = value, full
+        _words[full] = words if words and origin == PACKAGE else (full,)
+        return value
+
+    return enter
+
+
+def _is_frozen_dataclass(value: Any) -> bool:
+    return is_dataclass(value) and value.__dataclass_params__.frozen  # type: ignore[union-attr]
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind of a class or function; None where it has none."""
+    return _kinds.get(value)
+
+
+def word_of(value: type) -> str:
+    """What the command line calls a part."""
+    kind = _kinds.get(value)
+    return value.__qualname__ if kind is None else _words[kind][0]
+
+
+def words_of(value: type) -> tuple[str, ...]:
+    """All that the command line understands for a part."""
+    kind = _kinds[value]
+    return (kind, *_words[kind])
+
+
+def find_part(kind: str, where: str) -> Any:
+    """The class or function of that kind.
+
+    Raises:
+        ValueError: there is none, or it belongs to a package that is not in use; says `where` and what to do.
+    """
+    if kind not in _parts:
+        load_own()
+    if kind not in _parts and ":" in kind:
+        load_installed()
+    if kind in _parts:
+        return _parts[kind]
+    package = kind.partition(":")[0]
+    if ":" not in kind:
+        raise ValueError(f"{where}: there is no {kind!r} in this version of {PACKAGE}{nearest(kind, own_kinds())}")
+    if package in _failed:
+        raise ValueError(f"{where}: {kind!r} belongs to the plugin {package}, which could not be imported: {_failed[package]}")
+    if known := [other for other in _parts if other.startswith(f"{package}:")]:
+        raise ValueError(f"{where}: the plugin {package} has no {kind!r}{nearest(kind, known)}")
+    raise ValueError(
+        f"{where}: {kind!r} belongs to the package {package}, which is not in use. Name it, --plugin {package} or"
+        f" steadydetr.use({package!r}), if you trust it"
+    )
+
+
+def own_kinds() -> list[str]:
+    return [kind for kind in _parts if ":" not in kind]
+
+
+def options(role: type) -> dict[str, type]:
+    """All parts that can stand where `role` is asked for, by the word that help shows; those of plugins too."""
+    load_own()
+    load_installed()
+    return {_words[kind][0]: value for kind, value in _parts.items() if isinstance(value, type) and issubclass(value, role)}
+
+
+def functions() -> dict[str, Callable[..., Any]]:
+    """All functions of the table, by kind."""
+    load_own()
+    load_installed()
+    return {kind: value for kind, value in _parts.items() if isinstance(value, FunctionType)}
+
+
+def normal(word: str) -> str:
+    """A kind as users may write it: `Half_Sine` is half-sine, `my_lab:Half_Sine` my_lab:half-sine."""
+    package, colon, kind = word.rpartition(":")
+    return f"{package}{colon}{kind.replace('_', '-').lower()}"
+
+
+def load_own() -> None:
+    """Import the modules of this package that hold parts, all of them."""
+    for module in OWN_PARTS:
+        importlib.import_module(module)
+
+
+def load_installed() -> None:
+    """Import the plugins that are installed, once. One that fails is kept in mind, and named where a part of it is asked for."""
+    global _installed_are_loaded
+    if _installed_are_loaded:
+        return
+    _installed_are_loaded = True
+    for entry in entry_points(group=ENTRY_POINTS):
+        try:
+            importlib.import_module(entry.module)
+        except Exception as error:  # whatever a foreign module raises
+            _failed[entry.module.partition(".")[0]] = error
+            print(f"the plugin {entry.name} ({entry.module}) could not be imported: {type(error).__name__}: {error}", file=sys.stderr)
+
+
+def use(name: str) -> None:
+    """Bring in the parts of another package: import a module, of the current folder too, or a file by its path.
+
+    Args:
+        name: `mylab`, `mylab.detectors` or `path/to/mylab.py`.
+
+    Raises:
+        ValueError: there is no such module or file, or it cannot be imported; says why.
+    """
+    if not name or name.startswith("-"):
+        raise ValueError("--plugin names no module: give mylab or path/to/mylab.py after it")
+    module = name
+    if name.endswith(".py"):
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise ValueError(f"--plugin {name}: there is no such file")
+        module = path.stem
+        sys.path.append(str(path.parent))
+    elif str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the command, unlike python -m, does not look there
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            raise ValueError(f"--plugin {name}: there is no module {module!r}, neither installed nor in the current folder") from None
+        raise ValueError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
+    if name not in used:
+        used.append(name)
+
+
+def nearest(wanted: str, known: Sequence[str]) -> str:
+    """The end of an error message: what was probably meant, or what there is."""
+    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are {', '.join(known)}"
