@@ -147,8 +147,8 @@ def test_errors_are_short_and_name_what_to_do(
     [
         (["--training.epohcs", "3"], "--training.epochs"),
         (["--criterion.class-target", "positon"], "did you mean 'position'"),
-        (["--criterion.class-target", "position", "--criterion.class-target.warp", "half_sin"], "did you mean 'half_sine'"),
-        (["--criterion.class-target.warp", "steadydetr.equations.stabel.half_sine"], "there is no module"),
+        (["--criterion.class-target", "position", "--criterion.class-target.warp", "half_sin"], "did you mean 'half-sine'"),
+        (["--criterion.class-target.warp", "steadydetr.equations.stabel.half_sine"], "there is no function"),
         (["--criterion.class-target.warp", "exponential", "--criterion.class-target.rescale", "none"], "needs class_target.rescale"),
         (["--training.epochs", "many"], "many"),
         (["--detector.transformer.heads", "5"], "transformer.heads"),

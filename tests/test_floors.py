@@ -100,3 +100,22 @@ def test_reading_of_imports() -> None:
     assert resolve("nn.layers.MLP") == "nn.layers"
     assert resolve("__version__") == "__init__"
     assert resolve("detectors.DINO") == "detectors"
+
+
+def rooms_of_the_readme() -> list[str]:
+    """Rooms and files of the package, in the order of the tree in the README."""
+    tree = (PACKAGE.parent / "README.md").read_text().split("```\nsteadydetr/\n")[1].split("```")[0]
+    return [line.split()[0] for line in tree.splitlines() if line.startswith("  ")]
+
+
+def test_readme_shows_the_rooms_there_are() -> None:
+    there = {path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert set(rooms_of_the_readme()) == there - {"__init__.py", "__main__.py"}
+
+
+def test_imports_point_up_in_the_tree_of_the_readme() -> None:
+    """From later lines to earlier ones, as the README says."""
+    line = {room.removesuffix("/").removesuffix(".py"): number for number, room in enumerate(rooms_of_the_readme())}
+    for module in MODULES:
+        later = [name for name in imports(module) if line.get(top(name), 0) > line.get(top(module), len(line))]
+        assert not later, f"{module} imports {later}, which the README shows below it"

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import types
+from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -95,20 +96,20 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
 def role_of(hint: Any) -> type | None:
     """What the parts of a tuple are, where each has a name of its own: `tuple[Objective, ...]`."""
     role = get_args(hint)[0] if get_origin(hint) is tuple and Ellipsis in get_args(hint) else None
-    return role if isinstance(role, type) and hasattr(role, "name") else None
+    return role if isinstance(role, ABCMeta) and hasattr(role, "name") else None
 
 
 def _named_choices(items: tuple[Any, ...], role: type, here: tuple[str, ...]) -> Iterator[Choice]:
-    """A name that is there can be left out or get another part that goes by it; one that is not there can be added."""
-    by_name: dict[str, dict[str, type | None]] = {item.name: {word_of(type(item)): type(item)} for item in items}
+    """Those that are there can be exchanged or left out; one of another name can be added."""
+    kinds: dict[str, type | None] = {**options(role)}
+    for item in items:
+        yield Choice((*here, item.name), kinds | {NONE: None}, word_of(type(item)))
+        yield from choices(item, (*here, item.name))
+    absent: dict[str, dict[str, type | None]] = {}  # by name: several parts can go by one, of which a recipe has one at a time
     for word, kind in options(role).items():
-        by_name.setdefault(kind().name, {})[word] = kind
-    current = {item.name: item for item in items}
-    for name, kinds in by_name.items():
-        item = current.get(name)
-        yield Choice((*here, name), kinds | {NONE: None}, NONE if item is None else word_of(type(item)))
-        if item is not None:
-            yield from choices(item, (*here, name))
+        absent.setdefault(kind().name, {})[word] = kind
+    for name in [name for name in absent if name not in {item.name for item in items}]:
+        yield Choice((*here, name), absent[name] | {NONE: None}, NONE)
 
 
 def _alternatives(hint: Any) -> dict[str, type | None]:

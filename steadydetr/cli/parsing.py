@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_origin
 import tyro
 
 from steadydetr.kinds import functions, kind_of, nearest, normal
+from steadydetr.old_formats import upgrade
 
 T = TypeVar("T")
 REGISTRY = tyro.constructors.ConstructorRegistry()
@@ -39,8 +40,8 @@ def _function(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.Pr
 
 
 def find_function(word: str) -> Callable[..., Any]:
-    """The registered function of that kind, with - or _; a ValueError gives the nearest ones."""
-    known = functions()
-    if normal(word) not in known:
-        raise ValueError(f"there is no function {word!r}{nearest(normal(word), list(known))}")
-    return known[normal(word)]
+    """The registered function of that kind, with - or _, or by the full name that version 0.1 took; a ValueError gives the nearest ones."""
+    known, kind = functions(), normal(upgrade({"function": word})["kind"])
+    if kind not in known:
+        raise ValueError(f"there is no function {word!r}{nearest(kind, list(known))}")
+    return known[kind]

@@ -17,7 +17,7 @@ from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at
 CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
 
 
-@register("loss-weights")
+@register("loss-weights", "weights")
 @dataclass(frozen=True)
 class Weights:
     label: float = 1.0

@@ -206,4 +206,3 @@ def run_criterion(folder: Path) -> Criterion:
     if path.exists() and "recipe" in (plain := json.loads(path.read_text())):
         return from_plain(plain["recipe"]["criterion"], str(path))
     return Criterion()
-

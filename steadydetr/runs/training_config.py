@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from steadydetr.kinds import register
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from steadydetr.kinds import register
 
 
 @register("training")

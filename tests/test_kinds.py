@@ -1,0 +1,174 @@
+"""The table of parts: what saved files and flags call them, and what becomes of names that it does not hold."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import steadydetr
+from steadydetr import kinds
+from steadydetr.config import FORMAT, check_savable, from_plain, to_plain
+from steadydetr.kinds import find_part, kind_of, load_own, own_kinds, register, use
+from steadydetr.learning.class_terms import ClassCost, FocalCost, PositionTarget
+from steadydetr.learning.criterion import Criterion
+from steadydetr.old_formats import KINDS_OF_0_1, upgrade
+from steadydetr.recipes import find
+
+# Kinds stand in files that users have: this list only grows.
+RELEASED_KINDS = {*KINDS_OF_0_1.values()}
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    """The table as it was, after tests that enter something."""
+    before = {name: getattr(kinds, name).copy() for name in ("_parts", "_words", "_kinds")}
+    yield
+    for name, value in before.items():
+        setattr(kinds, name, value)
+
+
+def test_kinds_stay() -> None:
+    load_own()
+    assert set(own_kinds()) >= RELEASED_KINDS
+
+
+def test_every_part_of_a_recipe_comes_back() -> None:
+    for name in ("steady-dino-4scale-r50-12ep", "small-stable-dino"):
+        plain = json.loads(json.dumps(to_plain(find(name))))
+        assert from_plain(plain) == find(name)
+        assert '"type"' not in json.dumps(plain) and "steadydetr." not in json.dumps(plain)
+
+
+def test_functions_have_kinds() -> None:
+    plain = to_plain(PositionTarget(rescale="one"))
+    assert plain["warp"] == {"kind": "identity"} and from_plain(plain) == PositionTarget(rescale="one")
+
+
+def test_old_names_are_read() -> None:
+    old = {
+        "type": "steadydetr.classification.PositionTarget",
+        "exponent": 1.0,
+        "warp": {"function": "steadydetr.equations.stable.half_sine"},
+    }
+    assert upgrade(old) == {"kind": "position-target", "exponent": 1.0, "warp": {"kind": "half-sine"}}
+    assert upgrade(upgrade(old)) == upgrade(old)
+
+
+@pytest.mark.parametrize("name", ["steadydetr.__main__", "os.system", "steadydetr.cli.main", "builtins.eval", "../../etc", ""])
+def test_a_file_names_kinds_and_nothing_else(name: str) -> None:
+    for plain in ({"type": name}, {"function": name}, {"kind": name}):
+        with pytest.raises(ValueError, match=r"there is no|needs a"):
+            from_plain(plain)
+
+
+def test_a_file_never_causes_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"belongs to the package evil, which is not in use. Name it, --plugin evil"):
+        from_plain({"kind": "evil:part"})
+    with pytest.raises(ValueError, match="there is no 'evil.part'"):
+        from_plain({"type": "evil.part"})
+    assert "evil" not in sys.modules
+
+
+def test_newer_files_say_so() -> None:
+    with pytest.raises(ValueError, match=rf"its format is {FORMAT + 1}, this version of steadydetr reads up to {FORMAT}: update"):
+        from_plain({"format": FORMAT + 1} | to_plain(Criterion()), "config.json")
+
+
+@pytest.mark.usefixtures("table")
+def test_what_has_no_kind_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Unnamed(ClassCost):
+        def __call__(self, terms: Any) -> Any: ...
+
+    with pytest.raises(
+        ValueError, match=r"recipe.criterion.class_cost cannot be saved: .*Unnamed has no kind"
+    ):
+        check_savable(replace(find("small-dino"), criterion=Criterion(class_cost=Unnamed())), "recipe")
+
+
+@pytest.mark.usefixtures("table")
+def test_what_does_not_come_back_is_refused() -> None:
+    @register("counting")
+    @dataclass(frozen=True)
+    class Counting(ClassCost):
+        names: Any = None
+
+        def __post_init__(self) -> None:
+            object.__setattr__(self, "names", [*(self.names or ()), "again"])
+
+        def __call__(self, terms: Any) -> Any: ...
+
+    with pytest.raises(ValueError, match=r"would not come back from a file as it is: class_cost\.names"):
+        check_savable(Criterion(class_cost=Counting()), "criterion")
+    with pytest.raises(ValueError, match=r"criterion.class_cost.names\[0\] cannot be saved: .* not object"):
+        check_savable(Criterion(class_cost=Counting((object(),))), "criterion")
+
+
+def test_parts_of_a_script_are_refused(tmp_path: Path) -> None:
+    """A class of __main__ would be found by no other program."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from dataclasses import dataclass, replace\nfrom pathlib import Path\nimport steadydetr\n"
+        "from steadydetr.learning.class_terms import FocalCost\nfrom steadydetr.recipes import find\n"
+        "@steadydetr.register('mine')\n@dataclass(frozen=True)\nclass Mine(FocalCost):\n    pass\n"
+        "recipe = find('small-dino')\n"
+        "steadydetr.train(replace(recipe, criterion=replace(recipe.criterion, class_cost=Mine())), Path('run'))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode and "Mine is defined in the script or notebook itself" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("table")
+def test_registering() -> None:
+    @register("sharp")
+    @dataclass(frozen=True)
+    class Sharp(FocalCost):
+        power: float = 3.0
+
+    assert kind_of(Sharp) == "tests:sharp" and find_part("tests:sharp", "") is Sharp
+    assert from_plain(to_plain(Criterion(class_cost=Sharp(power=2.0)))).class_cost == Sharp(power=2.0)
+    with pytest.raises(ValueError, match="the kind 'tests:sharp' is taken by"):
+        register("sharp")(dataclass(frozen=True)(type("Other", (), {"__module__": __name__})))
+    with pytest.raises(ValueError, match="lower-case words with hyphens"):
+        register("Sharp_Cost")
+    with pytest.raises(TypeError, match="must be a function or a dataclass"):
+        register("loose")(type("Loose", (), {"__module__": __name__}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("focal-cots", "there is no 'focal-cots' in this version of steadydetr; did you mean 'focal-cost'"),
+        ("nowhere:entropy", "belongs to the package nowhere, which is not in use"),
+    ],
+)
+def test_unknown_kinds_name_the_mend(kind: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        find_part(kind, "config.json")
+
+
+def test_use_names_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no module 'no_such_lab'"):
+        use("no_such_lab")
+    with pytest.raises(ValueError, match="there is no such file"):
+        use(str(tmp_path / "lab.py"))
+    (tmp_path / "broken_lab.py").write_text("import no_such_dependency")
+    with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError: No module named 'no_such_dependency'"):
+        use(str(tmp_path / "broken_lab.py"))
+    for name in ("", "--data"):
+        with pytest.raises(ValueError, match="names no module"):
+            use(name)
+
+
+def test_public_names() -> None:
+    assert all(getattr(steadydetr, name) is not None for name in steadydetr.__all__)
