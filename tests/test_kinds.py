@@ -73,7 +73,7 @@ def test_a_file_never_causes_an_import(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match=r"belongs to the package evil, which is not in use. Name it, --plugin evil"):
         from_plain({"kind": "evil:part"})
-    with pytest.raises(ValueError, match="there is no 'evil.part'"):
+    with pytest.raises(ValueError, match=r"there is no 'evil\.part'"):
         from_plain({"type": "evil.part"})
     assert "evil" not in sys.modules
 
