@@ -155,22 +155,22 @@ def use(name: str) -> None:
     """Bring in the parts of another package: import a module, of the current folder too, or a file by its path.
 
     Args:
-        name: `mylab`, `mylab.detectors` or `path/to/mylab.py`.
+        name: `mylab`, `mylab.detectors`, or by its path a file or the folder of a package, `path/to/mylab.py`, `path/to/mylab`.
 
     Raises:
         ValueError: there is no such module or file, or it cannot be imported; says why.
     """
     if not name or name.startswith("-"):
         raise ValueError("--plugin names no module: give mylab or path/to/mylab.py after it")
-    module = name
-    if name.endswith(".py"):
-        path = Path(name).expanduser().resolve()
-        if not path.is_file():
-            raise ValueError(f"--plugin {name}: there is no such file")
-        module = path.stem
-        sys.path.append(str(path.parent))
-    elif str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # the command, unlike python -m, does not look there
+    path, module = Path(name).expanduser(), name
+    if name.endswith(".py") or path.name != name:
+        if not path.is_file() and not (path / "__init__.py").is_file():
+            raise ValueError(f"--plugin {name}: there is no such file, and no package in such a folder")
+        module, folder = path.stem, path.resolve().parent
+    else:
+        folder = Path.cwd()  # where python -m looks as well, but not the command steadydetr
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
     try:
         importlib.import_module(module)
     except Exception as error:

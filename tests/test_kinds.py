@@ -89,9 +89,7 @@ def test_what_has_no_kind_is_refused() -> None:
     class Unnamed(ClassCost):
         def __call__(self, terms: Any) -> Any: ...
 
-    with pytest.raises(
-        ValueError, match=r"recipe.criterion.class_cost cannot be saved: .*Unnamed has no kind"
-    ):
+    with pytest.raises(ValueError, match=r"recipe.criterion.class_cost cannot be saved: .*Unnamed has no kind"):
         check_savable(replace(find("small-dino"), criterion=Criterion(class_cost=Unnamed())), "recipe")
 
 

@@ -56,7 +56,7 @@ def run(words: Sequence[str]) -> None:
     for text in arguments.recipes:
         name, *flags = shlex.split(text)
         label, _, recipe = name.rpartition("=")
-        entries.append((label or recipe, read(recipe, [*data, *shared, *flags])[0]))
+        entries.append((label or recipe.replace(":", "-"), read(recipe, [*data, *shared, *flags])[0]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
     console = Console(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
