@@ -1,0 +1,30 @@
+"""The losses of the runs over their logged steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+
+from steadydetr.drawing.panels.base import LOSSES, Panel, Record, ReportFigure, over_logged_steps
+from steadydetr.runs.records import Records
+
+
+def total_loss(runs: Sequence[Records]) -> list[Panel]:
+    return [Panel("Total loss", "step", over_logged_steps(runs, itemgetter("loss")), "no step logged yet", logarithmic=True)]
+
+
+def loss_terms(runs: Sequence[Records]) -> list[Panel]:
+    """A panel for every term that any run has."""
+    terms = dict.fromkeys(name for run in runs for record in run.by_kind["train"] for name in record["losses"])
+    return [Panel(term, "step", over_logged_steps(runs, _term(term)), "has no such term", logarithmic=True) for term in terms]
+
+
+def _term(name: str) -> Callable[[Record], float | None]:
+    def value(record: Record) -> float | None:
+        found: float | None = record["losses"].get(name)
+        return found
+
+    return value
+
+
+FIGURES = (ReportFigure("loss", LOSSES, total_loss), ReportFigure("loss-terms", LOSSES, loss_terms))
