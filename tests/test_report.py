@@ -20,7 +20,7 @@ import pytest
 
 from steadydetr.cli import main
 from steadydetr.config import write_json
-from steadydetr.drawing.recipe_text import flatten, outline
+from steadydetr.drawing.recipe_text import flatten, recipe_outline
 from steadydetr.drawing.report import write_report
 from steadydetr.runs.records import groups, read, read_all
 from steadydetr.training.loop import train
@@ -362,7 +362,7 @@ def test_configs_are_readable() -> None:
     flat = flatten(plain)
     assert flat["detector"] == "DINOConfig" and flat["detector.backbone.channels"] == "4, 8, 8, 8"
     assert (flat["nms"], flat["detector.look_forward_twice"], flat["objectives.denoising"]) == ("none", "yes", "Denoising")
-    assert "objectives: Denoising" in outline(plain) and "        width: 16" in outline(plain)
+    assert "objectives: Denoising" in recipe_outline(plain) and "        width: 16" in recipe_outline(plain)
 
 
 # in a browser

@@ -15,12 +15,12 @@ from PIL import Image
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import REPORT_FIGURES, Panel, Section
-from steadydetr.drawing.recipe_text import flatten, outline
+from steadydetr.drawing.recipe_text import flatten, recipe_outline
 from steadydetr.metrics.table import METRICS
 from steadydetr.runs.records import WEIGHTS, Records, groups
 
-PREDICTIONS = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
-SAMPLING = (
+PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
+SAMPLING_TEXT = (
     "Where the query of an image's largest object looks in the last decoder stage, in the trained and the averaged weights: sampling"
     " points, the brighter the more they count; reference point (star), predicted box (white) and true box (green)."
 )
@@ -46,21 +46,21 @@ class Lack:
 
 
 @dataclass(frozen=True)
-class Picture:
+class EmbeddedPicture:
     source: str  # data: URL
     description: str
 
     @staticmethod
-    def of(kind: str, content: bytes, description: str) -> Picture:
-        return Picture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", description)
+    def of(kind: str, content: bytes, description: str) -> EmbeddedPicture:
+        return EmbeddedPicture(f"data:image/{kind};base64,{base64.b64encode(content).decode()}", description)
 
 
 def page_sections(runs: Sequence[Records]) -> list[Any]:
     """Every section of the page, in order."""
     learning, *other_figures = figure_sections(runs)
     sections = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
-    sections.append(run_pictures("Predictions", PREDICTIONS, runs, "predictions.png", "Ground truth and detections"))
-    sections.append(run_pictures("Where queries look", SAMPLING, runs, "sampling.png", "Sampling points"))
+    sections.append(run_pictures("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
+    sections.append(run_pictures("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
     if len(runs) > 1:
         sections.append(differing(runs))
     sections.append(Configurations([Configuration(run.label, configuration_text(run)) for run in runs]))
@@ -229,7 +229,7 @@ class KeyEntry:
 @dataclass(frozen=True)
 class PanelFigure:
     title: str
-    picture: Picture | None  # None where no run has such values
+    picture: EmbeddedPicture | None  # None where no run has such values
     absent: Lack
 
 
@@ -277,7 +277,7 @@ def panel_figure(panel: Panel, runs: Sequence[Records], colour: Mapping[str, str
         return PanelFigure(panel.title, None, absent)
     ends = (f"{line.label} ({WEIGHTS[line.weights]}) ends at {line.y[-1]:.4g}" for line in panel.lines[:12])
     described = f"{panel.title} over {panel.x_name}: {'; '.join(ends)}"
-    return PanelFigure(panel.title, Picture.of("svg+xml", panel_svg(panel, colour), described), absent)
+    return PanelFigure(panel.title, EmbeddedPicture.of("svg+xml", panel_svg(panel, colour), described), absent)
 
 
 # pictures that the runs have drawn
@@ -286,7 +286,7 @@ def panel_figure(panel: Panel, runs: Sequence[Records], colour: Mapping[str, str
 @dataclass(frozen=True)
 class RunPicture:
     name: RunName | None  # None where there is only one run
-    picture: Picture | None
+    picture: EmbeddedPicture | None
     absent: Lack  # why there is none
 
 
@@ -303,14 +303,14 @@ def run_pictures(title: str, text: str, runs: Sequence[Records], file_name: str,
     for run in runs:
         found = run_picture(run, file_name, described)
         name = name_of(run, runs) if len(runs) > 1 else None
-        if isinstance(found, Picture):
+        if isinstance(found, EmbeddedPicture):
             pictures.append(RunPicture(name, found, Lack((), "")))
         else:
             pictures.append(RunPicture(name, None, Lack.of([run], found)))
     return PictureSection(title, text, pictures)
 
 
-def run_picture(run: Records, file_name: str, described: str) -> Picture | str:
+def run_picture(run: Records, file_name: str, described: str) -> EmbeddedPicture | str:
     """A picture in a run's folder as JPEG, which takes a fifth of the space, or why there is none."""
     path = run.folder / file_name
     if not path.exists():
@@ -318,7 +318,7 @@ def run_picture(run: Records, file_name: str, described: str) -> Picture | str:
     try:
         with Image.open(path) as image, io.BytesIO() as file:
             image.convert("RGB").save(file, "JPEG", quality=88)
-            return Picture.of("jpeg", file.getvalue(), f"{described} of {run.label}")
+            return EmbeddedPicture.of("jpeg", file.getvalue(), f"{described} of {run.label}")
     except OSError:
         return f"its {file_name} cannot be read"
 
@@ -371,4 +371,4 @@ def differing_rows(
 
 def configuration_text(run: Records) -> str:
     """The recipe and the classes of a run."""
-    return "\n".join([*outline(run.recipe), "", f"{len(run.classes)} classes: {', '.join(run.classes)}"])
+    return "\n".join([*recipe_outline(run.recipe), "", f"{len(run.classes)} classes: {', '.join(run.classes)}"])

@@ -31,7 +31,7 @@ COCO_METRICS = (  # in the order in which the evaluator gives them
     Metric("ar_medium", "AR medium"),
     Metric("ar_large", "AR large"),
 )
-CLASS_METRICS = (Metric("per_class", "AP", in_summary=True, required=True), Metric("per_class_ap50", "AP50"))
+COCO_CLASS_METRICS = (Metric("per_class", "AP", in_summary=True, required=True), Metric("per_class_ap50", "AP50"))
 
 
 def measure_coco(results: Results, index: AnnotationIndex) -> Values:
@@ -46,7 +46,7 @@ def measure_coco(results: Results, index: AnnotationIndex) -> Values:
     }
 
 
-MEASURER = Measurer(measure_coco, COCO_METRICS, CLASS_METRICS)
+MEASURER = Measurer(measure_coco, COCO_METRICS, COCO_CLASS_METRICS)
 
 
 def run_coco(results: Results, index: AnnotationIndex) -> hotcoco.COCOeval:

@@ -1,6 +1,6 @@
-"""What a figure of the report is: a panel shows one quantity of all runs, a line of it one run.
+"""What a figure of the report consists of: a panel shows one quantity of all runs, and each line in it belongs to one run.
 
-Here are the types, the report's sections of figures, and what makes lines from a run's records.
+This file has the types, the sections of the report that show figures, and the functions that make lines of runs' records.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Panel:
     title: str
     x_name: str
     lines: tuple[Line, ...]
-    needs: str  # what a run lacks that has no line here
+    needs: str  # what a run without a line here would need, or why it has none
     logarithmic: bool = False  # where all values are positive
     x_names: tuple[str, ...] = ()  # of x = 0, 1, ..., where x is no number
     drops: tuple[float, ...] = ()  # vertical lines where the learning rate drops
@@ -53,8 +53,8 @@ class ReportFigure:
 
     name: str  # of its file
     section: Section
-    panels: Callable[[Sequence[Records]], list[Panel]]  # of all runs; a single panel, unless the runs say how many there are
-    paper: str = ""  # the paper's figure that it repeats; `steadydetr figures` draws those that have one
+    panels: Callable[[Sequence[Records]], list[Panel]]  # from all runs; one panel, or as many as the runs have losses
+    paper: str = ""  # where a paper has this figure; `steadydetr figures` draws the figures that have such a place
 
 
 LEARNING = Section("Learning", "AP on the held-out images at every evaluation. Dotted lines: the learning rate drops.")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 
-from steadydetr.drawing.panels.base import LOSSES, Panel, Record, ReportFigure, over_logged_steps
+from steadydetr.drawing.panels.base import LOSSES, Panel, ReportFigure, over_logged_steps
 from steadydetr.runs.records import Records
 
 
@@ -16,15 +16,12 @@ def total_loss(runs: Sequence[Records]) -> list[Panel]:
 def loss_terms(runs: Sequence[Records]) -> list[Panel]:
     """A panel for every term that any run has."""
     terms = dict.fromkeys(name for run in runs for record in run.by_kind["train"] for name in record["losses"])
-    return [Panel(term, "step", over_logged_steps(runs, _term(term)), "has no such term", logarithmic=True) for term in terms]
+    return [loss_term(term, runs) for term in terms]
 
 
-def _term(name: str) -> Callable[[Record], float | None]:
-    def value(record: Record) -> float | None:
-        found: float | None = record["losses"].get(name)
-        return found
-
-    return value
+def loss_term(term: str, runs: Sequence[Records]) -> Panel:
+    lines = over_logged_steps(runs, lambda record: record["losses"].get(term))
+    return Panel(term, "step", lines, "has no such term", logarithmic=True)
 
 
 FIGURES = (ReportFigure("loss", LOSSES, total_loss), ReportFigure("loss-terms", LOSSES, loss_terms))

@@ -13,9 +13,9 @@ def images_per_second(runs: Sequence[Records]) -> list[Panel]:
     return [Panel("Images per second", "step", over_logged_steps(runs, itemgetter("images_per_second")), "no step logged yet")]
 
 
-def peak_memory(runs: Sequence[Records]) -> list[Panel]:
+def peak_memory_by_step(runs: Sequence[Records]) -> list[Panel]:
     lines = over_logged_steps(runs, lambda record: record.get("memory_gib"))
     return [Panel("Peak memory, GiB", "step", lines, "its version logged none")]
 
 
-FIGURES = (ReportFigure("images-per-second", SPEED, images_per_second), ReportFigure("peak-memory", SPEED, peak_memory))
+FIGURES = (ReportFigure("images-per-second", SPEED, images_per_second), ReportFigure("peak-memory", SPEED, peak_memory_by_step))
