@@ -15,7 +15,9 @@ from pycocotools.cocoeval import COCOeval
 from timing import paired, print_row
 
 from steadydetr.data import AnnotationIndex
-from steadydetr.metrics.evaluation import METRICS, Results, _run_coco, evaluate
+from steadydetr.metrics.coco import COCO_METRICS, run_coco
+from steadydetr.metrics.evaluation import evaluate
+from steadydetr.metrics.results import Results
 
 IMAGES, OBJECTS, DETECTIONS, CLASSES = 1_000, 7_000, 100_000, 80
 
@@ -75,9 +77,11 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     index, results = example()
     ours, peer = evaluate(results, index), pycocotools(index, results)
-    same = all(getattr(ours, name) == (value * 100 if value >= 0 else -1) for name, value in zip(METRICS, peer.stats, strict=True))
+    same = all(
+        ours.values[metric.name] == (value * 100 if value >= 0 else -1) for metric, value in zip(COCO_METRICS, peer.stats, strict=True)
+    )
     print(f"{IMAGES} images, {OBJECTS} objects, {DETECTIONS} detections; the twelve numbers are equal: {same}; {rounds} paired rounds")
-    print_row("COCO's twelve numbers", *paired(lambda: _run_coco(results, index), lambda: pycocotools(index, results), rounds))
+    print_row("COCO's twelve numbers", *paired(lambda: run_coco(results, index), lambda: pycocotools(index, results), rounds))
     print_row(
         "everything (with VOC's and per class)", *paired(lambda: evaluate(results, index), lambda: pycocotools(index, results), rounds)
     )

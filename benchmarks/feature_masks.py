@@ -15,9 +15,9 @@ from torch import Tensor
 from steadydetr.boxes import to_xyxy
 from steadydetr.checkpoints.folder import find_checkpoint, load_detector
 from steadydetr.data import DataConfig, open_data
-from steadydetr.drawing.feature_masks import answer
-from steadydetr.drawing.sampling_points import first_objects
+from steadydetr.drawing.example_images import first_objects
 from steadydetr.learning.criterion import Criterion
+from steadydetr.metrics.feature_masks import view_of_teacher
 from steadydetr.objectives import FeatureDistillation
 from steadydetr.recipes import find
 from steadydetr.runs.records import run_criterion
@@ -48,7 +48,7 @@ def main() -> None:
         detector, criterion, config = recipe.detector.build(6).eval(), Criterion(), recipe.data
     found: dict[tuple[str, int], list[tuple[float, float]]] = {}
     for _, batch, _ in first_objects(open_data(arguments.data, "val"), config, arguments.images):
-        seen = answer(detector, criterion, batch)
+        seen = view_of_teacher(detector, criterion, batch)
         quality = seen.quality[None] / len(seen.quality)
         parts = seen.memory.tokens.split([h * w for h, w in seen.memory.levels], 1)
         for stride, tokens, size in zip(detector.strides, parts, seen.memory.levels, strict=True):

@@ -17,7 +17,8 @@ from steadydetr.data.check import check_data, render
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import pad_batch
 from steadydetr.data.shapes import CLASSES, ShapesConfig, ShapesDataset
-from steadydetr.metrics.evaluation import Results, evaluate
+from steadydetr.metrics.evaluation import evaluate
+from steadydetr.metrics.results import Results
 from steadydetr.recipes import find
 from steadydetr.training.progress import Progress
 from steadydetr.training.run import open_both

@@ -13,7 +13,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from steadydetr.data import AnnotationIndex, open_data
-from steadydetr.metrics.evaluation import METRICS, Results, evaluate, voc_ap50
+from steadydetr.metrics.coco import COCO_METRICS
+from steadydetr.metrics.evaluation import evaluate
+from steadydetr.metrics.low_ap import explain_low_ap
+from steadydetr.metrics.results import Results
+from steadydetr.metrics.table import CLASS_METRICS, METRICS, REQUIRED_NAMES, SUMMARY_NAMES
+from steadydetr.metrics.voc import voc_ap50
 
 
 def jittered(index: AnnotationIndex, copies: int = 8, seed: int = 0) -> Results:
@@ -38,8 +43,8 @@ def test_same_numbers_as_pycocotools_to_the_last_digit(shared: Path, seed: int) 
         peer.evaluate()
         peer.accumulate()
         peer.summarize()
-    for name, value in zip(METRICS, peer.stats, strict=True):
-        assert getattr(ours, name) == value * 100
+    for metric, value in zip(COCO_METRICS, peer.stats, strict=True):
+        assert getattr(ours, metric.name) == value * 100
     assert 10 < ours.ap < 60
     precision = peer.eval["precision"]
     for k, name in enumerate(index.classes):
@@ -80,7 +85,39 @@ def test_a_low_ap_is_explained() -> None:
     good = Results(np.ones(1, np.int64), np.array([[0.1, 0.1, 0.6, 0.6]], np.float32), np.ones(1, np.float32), np.zeros(1, np.int64))
     assert "normalised" in evaluate(good, index).warnings[0]
     other_image = replace(good, image_ids=np.array([7]), boxes_xyxy=index.boxes_xyxy)
-    from steadydetr.metrics.evaluation import explain
-
-    assert "image ids belong to another" in explain(other_image, index)[0]
+    assert "image ids belong to another" in explain_low_ap(other_image, index)[0]
     assert evaluate(replace(good, boxes_xyxy=index.boxes_xyxy), index).ap == pytest.approx(100)
+
+
+def test_low_scores_explain_a_low_ap() -> None:
+    """Boxes in the wrong place: nothing is said of their scores unless all of them are below 0.05."""
+    index = one_class([[10, 10, 60, 60]], [False])
+
+    def notes(*scores: float) -> tuple[str, ...]:
+        count = len(scores)
+        boxes = np.tile(np.array([70, 70, 90, 90], np.float32), (count, 1))
+        results = Results(np.ones(count, np.int64), boxes, np.array(scores, np.float32), np.zeros(count, np.int64))
+        return evaluate(results, index).warnings
+
+    assert notes(0.049, 0.01) == ("no score reaches 0.05: the detector has hardly been trained yet",)
+    assert notes(0.01, 0.051) == ()
+
+
+def test_what_is_written_keeps_its_names_and_order() -> None:
+    """Files of every version have them, so that runs of several versions can be compared."""
+    coco = ["ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"]
+    index = one_class([[10, 10, 60, 60]], [False])
+    found = evaluate(Results(np.ones(1, np.int64), index.boxes_xyxy, np.ones(1, np.float32), np.zeros(1, np.int64)), index)
+    written = found.as_dict()
+    assert list(written) == [*coco, "voc_ap50", "voc07_ap50", "images", "per_class", "per_class_ap50", "warnings"]
+    assert all(getattr(found, name) == value for name, value in written.items())
+    assert found.ap_large == -1 and found.per_class == {"thing": pytest.approx(100)} and found.images == 1
+    with pytest.raises(AttributeError, match="no metric 'ap60'; there are ap, ap50"):
+        _ = found.ap60
+
+
+def test_every_metric_has_one_name_and_one_label() -> None:
+    for metrics in (METRICS, CLASS_METRICS):
+        assert len({metric.label for metric in metrics}) == len({metric.name for metric in metrics}) == len(metrics)
+    assert SUMMARY_NAMES == ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")
+    assert {*SUMMARY_NAMES, "ap_small", "ap_medium", "ap_large", "ar100"} == set(REQUIRED_NAMES)

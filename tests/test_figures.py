@@ -1,4 +1,4 @@
-"""The papers' figures of runs, as files; where queries look."""
+"""Figures of the papers, drawn of runs, as files; sampling points and feature masks."""
 
 from __future__ import annotations
 
@@ -17,15 +17,19 @@ from PIL import Image
 
 from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
 from steadydetr.cli import main
+from steadydetr.cli.figures import DESCRIPTION
 from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
-from steadydetr.drawing import panels as figures
 from steadydetr.drawing import paper_figures
-from steadydetr.drawing.feature_masks import Answer, answer
-from steadydetr.drawing.panels import Line, Panel
-from steadydetr.drawing.paper_figures import MASKS, write_figures
-from steadydetr.drawing.sampling_points import draw_looks, first_objects, look
+from steadydetr.drawing.example_images import first_objects
+from steadydetr.drawing.feature_masks import MASK_FIGURES
+from steadydetr.drawing.panels import REPORT_FIGURES, Line, Panel
+from steadydetr.drawing.paper_figures import write_figures
+from steadydetr.drawing.plot import plot_panel
+from steadydetr.drawing.sampling_points import draw_sampling_points, plot_sampling_points
 from steadydetr.learning.criterion import Criterion
+from steadydetr.metrics.feature_masks import TeacherView, view_of_teacher
+from steadydetr.metrics.sampling_points import SamplingPoints, sampling_points_of
 from steadydetr.training.loop import train
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference.features import dot
@@ -42,13 +46,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_every_figure_is_drawn(run: Path, tmp_path: Path) -> None:
     written, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", objects=2, teacher=str(run))
-    names = ["unstable-score", "instability", "consistency", "ap-around-drop", "instability-by-stage", "sampling-points"]
+    names = ["ap-around-drop", "unstable-score", "instability-by-stage", "instability", "consistency", "sampling-points"]
     names += ["query-masks", "level-masks", "activation"]
     assert [path.stem for path in written] == names and not missing
     for path in written:
         with Image.open(path) as image:
             low, high = image.convert("L").getextrema()
             assert min(image.size) > 200 and low < high
+
+
+def test_every_figure_has_a_name_of_its_own_and_is_in_the_help() -> None:
+    names = [figure.name for figure in REPORT_FIGURES] + list(MASK_FIGURES)
+    assert len(set(names)) == len(names)
+    for figure in REPORT_FIGURES:
+        assert not figure.paper or f"{figure.paper}:" in next(
+            line for line in DESCRIPTION.splitlines() if line.startswith(f"{figure.name} ")
+        )
 
 
 def test_what_cannot_be_drawn_is_said(run: Path, tmp_path: Path) -> None:
@@ -65,7 +78,7 @@ def test_what_cannot_be_drawn_is_said(run: Path, tmp_path: Path) -> None:
 def test_seeds_are_faint_and_their_mean_stands_out() -> None:
     lines = (Line("a/seed0", "ema", [1, 2], [0.0, 4.0]), Line("a/seed1", "ema", [2, 3], [2.0, 5.0]), Line("b", "ema", [1], [7.0]))
     axes = Figure().subplots()
-    figures._plot(axes, Panel("AP", "epoch", lines, ""), {"a/seed0": "red", "a/seed1": "red", "b": "blue"})
+    plot_panel(axes, Panel("AP", "epoch", lines, ""), {"a/seed0": "red", "a/seed1": "red", "b": "blue"})
     drawn = [(list(line.get_xdata()), list(line.get_ydata()), line.get_alpha()) for line in axes.lines]
     assert [(x, y) for x, y, alpha in drawn if alpha > 0.5] == [([2], [3.0]), ([1], [7.0])]
     assert [(x, y) for x, y, alpha in drawn if alpha < 0.5] == [([1, 2], [0.0, 4.0]), ([2, 3], [2.0, 5.0])]
@@ -76,11 +89,11 @@ def test_a_run_leaves_its_sampling_points(run: Path) -> None:
         assert image.width > 600  # two columns: trained and averaged weights
 
 
-def test_a_look_is_what_the_attention_sampled(detector_config: DetectorConfig) -> None:
+def test_sampling_points_are_those_of_the_attention(detector_config: DetectorConfig) -> None:
     """Weights of a head sum to 1; an untrained query samples around its reference; levels, heads and points are all there."""
     torch.manual_seed(0)
     detector, batch = detector_config.build(CLASSES), make_batch((3,))
-    seen = look(detector, Criterion(), batch, 1)
+    seen = sampling_points_of(detector, Criterion(), batch, 1)
     assert seen is not None
     config = detector_config.transformer
     assert len(seen.points) == config.heads * config.levels * config.decoder_points == len(seen.weights)
@@ -88,7 +101,21 @@ def test_a_look_is_what_the_attention_sampled(detector_config: DetectorConfig) -
     assert torch.allclose(seen.points.mean(0), seen.reference, atol=0.3)
     assert 0 <= seen.score <= 1 and detector.training
     with pytest.raises(ValueError, match="has 3 objects"):
-        look(detector, Criterion(), batch, 3)
+        sampling_points_of(detector, Criterion(), batch, 3)
+
+
+def test_the_highest_weights_are_drawn_last() -> None:
+    """What is drawn later covers what is drawn earlier, and each point has the colour of its own weight."""
+    points, weights = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, 0.6], [0.7, 0.8]]), torch.tensor([0.3, 0.9, 0.1, 0.5])
+    box = torch.tensor([0.2, 0.2, 0.6, 0.6])
+    axes = Figure().subplots()
+    picture = torch.zeros(50, 100, 3, dtype=torch.uint8).numpy()
+    plot_sampling_points(axes, picture, SamplingPoints(points, weights, torch.tensor([0.5, 0.5]), box, 0.4, 0.2), box, "model")
+    [drawn] = axes.collections
+    assert drawn.get_array().tolist() == pytest.approx([0.1, 0.3, 0.5, 0.9])
+    assert drawn.get_offsets().tolist() == [pytest.approx(place) for place in ([50, 30], [10, 10], [70, 40], [30, 20])]
+    outlines = [patch.get_bbox().bounds for patch in axes.patches]
+    assert outlines == [pytest.approx((20, 10, 40, 20))] * 2
 
 
 def test_points_are_of_the_image_not_of_its_padding() -> None:
@@ -99,7 +126,7 @@ def test_points_are_of_the_image_not_of_its_padding() -> None:
     padding = torch.zeros(1, 64, 96, dtype=torch.bool)
     padding[..., 64:] = True
     padded = replace(plain, images=torch.cat((plain.images, torch.zeros(1, 3, 64, 32)), 3), padding=padding)
-    one, other = (look(detector, Criterion(), batch, 0) for batch in (plain, padded))
+    one, other = (sampling_points_of(detector, Criterion(), batch, 0) for batch in (plain, padded))
     assert one is not None and other is not None
     assert torch.allclose(one.reference, other.reference, atol=1e-5)
     assert torch.allclose(other.points.mean(0), other.reference, atol=0.3)
@@ -108,28 +135,30 @@ def test_points_are_of_the_image_not_of_its_padding() -> None:
 def test_an_object_may_be_left_without_a_query(tmp_path: Path) -> None:
     torch.manual_seed(0)
     detector = replace(DETECTORS["deformable"], queries=2).build(CLASSES)
-    looks = [look(detector, Criterion(), make_batch((3,)), target) for target in range(3)]
-    assert sum(seen is None for seen in looks) == 1
+    found = [sampling_points_of(detector, Criterion(), make_batch((3,)), target) for target in range(3)]
+    assert sum(points is None for points in found) == 1
     data = open_data("shapes:size=64,images=40,most=6", "val")
     single = replace(DETECTORS["deformable"], queries=1).build(6)
-    draw_looks({"a": single}, Criterion(), data, DataConfig(resize=FixedSize(64, 64), workers=0), tmp_path / "looks.png", objects=4)
-    assert (tmp_path / "looks.png").exists()
+    draw_sampling_points(
+        {"a": single}, Criterion(), data, DataConfig(resize=FixedSize(64, 64), workers=0), tmp_path / "points.png", objects=4
+    )
+    assert (tmp_path / "points.png").exists()
 
 
 def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
     data = open_data("shapes:size=64,images=2", "val")
     config = DataConfig(resize=FixedSize(64, 64), workers=0)
-    draw_looks({"a": DETECTORS["dino"].build(6)}, Criterion(), data, config, tmp_path / "none.png", objects=0)
+    draw_sampling_points({"a": DETECTORS["dino"].build(6)}, Criterion(), data, config, tmp_path / "none.png", objects=0)
     assert not (tmp_path / "none.png").exists()
 
 
 def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs' own is taken; without one, or where it is gone, the other figures are drawn all the same."""
-    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
-    monkeypatch.setattr(paper_figures, "draw_masks", lambda teacher, *_: [tmp_path / f"{type(teacher).__name__}.png"])
+    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "draw_feature_masks", lambda teacher, *_: [tmp_path / f"{type(teacher).__name__}.png"])
     data = "shapes:size=64,images=5"
     missing = write_figures([run], tmp_path, data=data)[1]
-    assert missing == dict.fromkeys(MASKS, "needs a run with a trained teacher, or --teacher CHECKPOINT")
+    assert missing == dict.fromkeys(MASK_FIGURES, "needs a run with a trained teacher, or --teacher CHECKPOINT")
     taught = tmp_path / "taught"
     shutil.copytree(run, taught)
     plain = json.loads((taught / "config.json").read_text())
@@ -155,20 +184,22 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
         state[name] = torch.stack(rows)
     other.load_state_dict(state)
     save_detector(tmp_path / "other", other.state_dict(), DetectorCard(DETECTORS["refine"], classes, tuple(range(len(classes)))))
-    drawn: list[Answer] = []
-    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
-    monkeypatch.setattr(paper_figures, "draw_masks", lambda teacher, *_: drawn.append(answer(teacher, Criterion(), batch)) or [])
+    drawn: list[TeacherView] = []
+    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
+    monkeypatch.setattr(
+        paper_figures, "draw_feature_masks", lambda teacher, *_: drawn.append(view_of_teacher(teacher, Criterion(), batch)) or []
+    )
     for name in ("plain", "other"):
         _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=str(tmp_path / name))
-        assert not set(MASKS) & missing.keys()
+        assert not set(MASK_FIGURES) & missing.keys()
     assert drawn[0].quality.count_nonzero() and torch.equal(drawn[0].quality, drawn[1].quality)
 
 
 def test_a_teacher_of_other_classes_draws_no_masks(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_figures, "_draw_sampling", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
     strangers = save_teacher(tmp_path / "strangers", DETECTORS["refine"], ("cat", "dog"))
     _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=strangers)
-    assert all("strangers knows the classes ['cat', 'dog'], but not" in missing[name] for name in MASKS)
+    assert all("strangers knows the classes ['cat', 'dog'], but not" in missing[name] for name in MASK_FIGURES)
 
 
 def test_masks_are_products_of_queries_and_tokens(detector_config: DetectorConfig) -> None:
@@ -178,7 +209,7 @@ def test_masks_are_products_of_queries_and_tokens(detector_config: DetectorConfi
     padding = torch.zeros(1, 64, 96, dtype=torch.bool)
     padding[..., 64:] = True
     batch = replace(plain, images=torch.cat((plain.images, torch.zeros(1, 3, 64, 32)), 3), padding=padding)
-    found = answer(teacher, Criterion(), batch)
+    found = view_of_teacher(teacher, Criterion(), batch)
     assert teacher.training and 0 < len(found.quality.nonzero()) <= 3
     tokens, queries = found.memory.tokens[0].tolist(), found.queries.tolist()
     for q in (0, 5):
@@ -191,7 +222,7 @@ def test_masks_are_products_of_queries_and_tokens(detector_config: DetectorConfi
 
 def test_levels_are_averaged_at_the_size_of_the_finest() -> None:
     torch.manual_seed(0)
-    found = answer(DETECTORS["refine"].build(CLASSES), Criterion(), make_batch((1,)))
+    found = view_of_teacher(DETECTORS["refine"].build(CLASSES), Criterion(), make_batch((1,)))
     lengths = [h * w for h, w in found.memory.levels]
     values = torch.cat([torch.full((n,), value) for n, value in zip(lengths, (1.0, 2.0, 6.0), strict=True)])
     assert torch.allclose(found.over_levels(values), torch.full((8, 8), 3.0))

@@ -9,8 +9,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,8 @@ import pytest
 
 from steadydetr.cli import main
 from steadydetr.config import write_json
-from steadydetr.drawing.report import flatten, outline, write_report
+from steadydetr.drawing.recipe_text import flatten, recipe_outline
+from steadydetr.drawing.report import write_report
 from steadydetr.runs.records import groups, read, read_all
 from steadydetr.training.loop import train
 from tests.test_train import tiny
@@ -261,6 +264,47 @@ def test_strings_of_a_run_are_escaped(copy: Callable[..., Path], tmp_path: Path)
         assert page.count(html.escape(EVIL)) >= 5
 
 
+def test_strings_in_place_of_numbers_are_no_markup(copy: Callable[..., Path]) -> None:
+    """What a record should count may be any JSON in a damaged or foreign run; it is shown as it is, escaped."""
+
+    def change(record: Record) -> Record | None:
+        if record["kind"] == "stability" or record.get("weights") == "model":
+            return None
+        record["epoch"] = EVIL
+        if record["kind"] == "eval":
+            record |= {"ap": float("inf"), "voc_ap50": EVIL}
+            record["per_class"] = {"disc": EVIL}
+        return record
+
+    page = write_report([copy(change=change)]).read_text()
+    shown = html.escape(EVIL)
+    assert "<script" not in page
+    for place in (f"epoch {shown}, average", f"<td>{shown} of 2</td>", f"<td>{shown}</td>"):
+        assert place in page
+
+
+def test_the_template_trusts_nothing() -> None:
+    """No value is exempt from escaping, and the page can neither load, nor send, nor run anything."""
+    template = (files("steadydetr.drawing") / "report.html.jinja").read_text()
+    assert not re.search(r"\|\s*safe|autoescape", template)
+    policy = re.search('"Content-Security-Policy" content="(.*?)"', template)
+    assert policy and policy[1].split("; ") == [
+        *("default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", "form-action 'none'", "base-uri 'none'"),
+    ]
+
+
+def test_drawing_is_loaded_when_it_is_used() -> None:
+    """A training that only begins, and the panels' values, need neither matplotlib nor jinja2."""
+    code = """
+import sys
+import steadydetr.drawing.panels, steadydetr.drawing.report, steadydetr.drawing.run_pictures, steadydetr.drawing.sampling_points
+import steadydetr.training.loop
+print([name for name in ("matplotlib", "jinja2") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_damage_is_named(copy: Callable[..., Path]) -> None:
     run = copy()
     path = run / "metrics.jsonl"
@@ -318,7 +362,7 @@ def test_configs_are_readable() -> None:
     flat = flatten(plain)
     assert flat["detector"] == "DINOConfig" and flat["detector.backbone.channels"] == "4, 8, 8, 8"
     assert (flat["nms"], flat["detector.look_forward_twice"], flat["objectives.denoising"]) == ("none", "yes", "Denoising")
-    assert "objectives: Denoising" in outline(plain) and "        width: 16" in outline(plain)
+    assert "objectives: Denoising" in recipe_outline(plain) and "        width: 16" in recipe_outline(plain)
 
 
 # in a browser

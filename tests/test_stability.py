@@ -14,7 +14,7 @@ from steadydetr.data import DataConfig, FixedSize, open_data
 from steadydetr.detectors import DetectorConfig
 from steadydetr.equations.stability import consistency, held_targets, instability, unstable_score
 from steadydetr.learning.criterion import Criterion
-from steadydetr.metrics.stability import compare, held_out, match
+from steadydetr.metrics.stability import compare_matches, held_out, match_dataset
 from steadydetr.tools.evaluate import measure_checkpoint
 from steadydetr.training.loop import train
 from tests.conftest import CLASSES, DETECTORS
@@ -74,21 +74,21 @@ CONFIG = DataConfig("shapes:size=64,images=7", resize=FixedSize(64, 64), workers
 def test_any_batch_size_measures_the_same(detector_config: DetectorConfig) -> None:
     torch.manual_seed(0)
     detector, data = detector_config.build(6), held_out(open_data(CONFIG.source, "val"), None)
-    one, many = (match(detector, Criterion(), data, CONFIG, size) for size in (1, 4))
+    one, many = (match_dataset(detector, Criterion(), data, CONFIG, size) for size in (1, 4))
     assert torch.equal(one.query, many.query) and torch.equal(one.image, many.image)
-    assert (one.images, one.identities) == (many.images, many.identities)
+    assert (one.images, one.ids) == (many.images, many.ids)
     assert detector.training  # left as it was
 
 
 def test_a_model_is_consistent_with_itself(detector_config: DetectorConfig) -> None:
     torch.manual_seed(0)
     detector, data = detector_config.build(6), held_out(open_data(CONFIG.source, "val"), None)
-    matching = match(detector, Criterion(), data, CONFIG, 4)
-    measured = compare(matching, matching.query[-1], matching)
+    matched = match_dataset(detector, Criterion(), data, CONFIG, 4)
+    measured = compare_matches(matched, matched.query[-1], matched)
     assert measured.between_epochs == 0 and measured.consistency == [100.0, 100.0]
-    two_stage = matching.proposal is not None
+    two_stage = matched.proposal is not None
     assert list(measured.unstable_score) == (["1", "2"] if two_stage else ["2"]) and len(measured.between_stages) == 1
-    assert matching.query.min() >= 0 and matching.query.max() < matching.identities
+    assert matched.query.min() >= 0 and matched.query.max() < matched.ids
     assert measured.objects == len(data.index.labels) and measured.images == len(data.index)
 
 
@@ -96,7 +96,7 @@ def test_two_stage_queries_go_by_their_token() -> None:
     """The rank of a query is no identity: another image's scores reorder it."""
     torch.manual_seed(0)
     detector, data = DETECTORS["dino"].build(CLASSES + 1), held_out(open_data(CONFIG.source, "val"), 1)
-    assert match(detector, Criterion(), data, CONFIG, 1).identities == 8 * 8 + 4 * 4 + 2 * 2
+    assert match_dataset(detector, Criterion(), data, CONFIG, 1).ids == 8 * 8 + 4 * 4 + 2 * 2
 
 
 def stability_records(run: Path) -> list[dict]:

@@ -41,18 +41,19 @@ class EvalArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
+    from steadydetr.metrics.table import CLASS_METRICS, METRICS
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
     console = Console()
     table = Table("metric", "%")
-    for key, value in evaluation.as_dict().items():
-        if isinstance(value, float):
-            table.add_row(key.replace("_", " "), f"{value:.2f}" if value >= 0 else "no such objects")
+    for metric in METRICS:
+        value = getattr(evaluation, metric.name)
+        table.add_row(metric.label, f"{value:.2f}" if value >= 0 else "no such objects")
     console.print(table)
-    classes = Table("class", "AP", "AP50")
-    for name, value in evaluation.per_class.items():
-        classes.add_row(name, f"{value:.2f}", f"{evaluation.per_class_ap50[name]:.2f}")
+    classes = Table("class", *(metric.label for metric in CLASS_METRICS))
+    for name in evaluation.per_class:
+        classes.add_row(name, *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
     console.print(classes)
     for warning in evaluation.warnings:
         console.print(f"AP is low: {warning}")

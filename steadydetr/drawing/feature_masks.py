@@ -1,172 +1,135 @@
-"""What a teacher's features answer to: its queries' masks and its activation, drawn on the image (DETRDistill Fig. 2, 4, 6).
-
-Legend: M queries, d channels, L tokens of all levels.
-"""
+"""The masks of a teacher's queries and the activation of its features, drawn on images (DETRDistill Fig. 2, 4, 6)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.data import DataConfig, Dataset
 from steadydetr.detectors import Detector
-from steadydetr.drawing.sampling_points import first_objects
-from steadydetr.equations.distill import query_masks, spatial_attention
+from steadydetr.drawing.example_images import first_objects
+from steadydetr.drawing.image_axes import outline_box
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import solve
-from steadydetr.objectives.feature_distillation import matched_quality
-from steadydetr.structures import Batch, Group, Memory
+from steadydetr.metrics.feature_masks import TeacherView, view_of_teacher
+from steadydetr.structures import Batch
 
-GOOD, POOR = 3, 2  # queries that are drawn: the best by quality, the last by score
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One image as its teacher sees it."""
-
-    memory: Memory
-    queries: Tensor  # [M, d] output of the last decoder stage
-    quality: Tensor  # [M] (Eq. 7)
-    score: Tensor  # [M] of the best class
-    boxes_xyxy: Tensor  # [M, 4] predicted, in 0..1
-
-    @property
-    def masks(self) -> Tensor:
-        """psi of every query, [M, L] (Eq. 6)."""
-        return query_masks(self.memory.tokens.float(), self.queries[None])[0]
-
-    @property
-    def weighted(self) -> Tensor:
-        """sum_i q_i psi_i, [L] (Fig. 6)."""
-        return self.quality @ self.masks
-
-    def levels(self, values: Tensor) -> list[Tensor]:
-        """[L] -> a map [h, w] of the image's part of every level."""
-        parts = values.split([h * w for h, w in self.memory.levels])
-        maps = []
-        for part, (h, w), ratio in zip(parts, self.memory.levels, self.memory.valid_ratios[0].tolist(), strict=True):
-            maps.append(part.view(h, w)[: round(h * ratio[1]), : round(w * ratio[0])])
-        return maps
-
-    def over_levels(self, values: Tensor) -> Tensor:
-        """[L] -> the mean over the levels, at the size of the finest, [h, w]."""
-        maps = self.levels(values)
-        size = maps[0].shape
-        grown = [F.interpolate(m[None, None], size=size, mode="bilinear", align_corners=False)[0, 0] for m in maps]
-        return torch.stack(grown).mean(0)
-
-
-@torch.no_grad()
-def answer(teacher: Detector, criterion: Criterion, batch: Batch) -> Answer:
-    """`batch` is one image."""
-    training = teacher.training
-    teacher.eval()
-    memory = teacher.encode(batch.images, batch.padding)
-    stages = teacher.decode(memory, [Group("main", teacher.queries(memory)["main"])])["main"][-1:].in_float32()
-    teacher.train(training)
-    match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
-    assert stages.content is not None
-    quality = matched_quality(stages, match, batch.targets, gamma=0.5)[0, 0]
-    return Answer(memory, stages.content[0, 0], quality, stages.logits[0, 0].sigmoid().amax(-1), to_xyxy(stages.boxes[0, 0]))
-
-
-def draw_masks(
-    teacher: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, output: Path, suffix: str, objects: int = 3
-) -> list[Path]:
-    """query-masks, level-masks and activation in the folder `output`: a row for each of the first images with an object.
-
-    Returns:
-        The files; none where no image has an object.
-    """
-    device = next(teacher.parameters()).device
-    rows = []
-    for position, batch, _ in first_objects(dataset, config, objects):
-        rows.append((dataset.load_image(position), batch, answer(teacher, criterion, batch.to(device))))
-    if not rows:
-        return []
-    drawn = {
-        "query-masks": [list(_by_query(found)) for _, _, found in rows],
-        "level-masks": [list(_by_level(found, teacher.strides)) for _, _, found in rows],
-        "activation": [list(_activation(found)) for _, _, found in rows],
-    }
-    files = []
-    for name, panels in drawn.items():
-        files.append(output / f"{name}.{suffix}")
-        _save([(picture, batch, row) for (picture, batch, _), row in zip(rows, panels, strict=True)], files[-1])
-    return files
+BEST, POOREST = 3, 2  # queries that are drawn: the best by quality, the poorest by score
 
 
 @dataclass(frozen=True)
-class Panel:
+class MaskImage:
+    """One column: a map that is laid over the image."""
+
     title: str
     values: Tensor  # [h, w]
     box_xyxy: Tensor | None = None  # [4] in 0..1
 
 
-def _by_query(found: Answer) -> Iterator[Panel]:
-    """Fig. 4: the mean over the levels of psi, of the best and the poorest queries."""
-    masks = found.masks
-    good = found.quality.topk(min(GOOD, len(masks))).indices.tolist()
-    poor = found.score.topk(min(POOR, len(masks)), largest=False).indices.tolist()
-    for kind, queries in (("quality", good), ("poor, score", poor)):
-        for query in queries:
-            value = found.quality[query] if kind == "quality" else found.score[query]
-            yield Panel(f"query {query}: {kind} {float(value):.2f}", found.over_levels(masks[query]), found.boxes_xyxy[query])
+@dataclass(frozen=True)
+class MaskRow:
+    """One row: an image, its objects, and the maps that are laid over it."""
+
+    picture: np.ndarray
+    batch: Batch
+    masks: Sequence[MaskImage]
 
 
-def _by_level(found: Answer, strides: Sequence[int]) -> Iterator[Panel]:
-    for stride, values in zip(strides, found.levels(found.weighted), strict=True):
-        yield Panel(f"all queries by quality, stride {stride}", values)
+def query_mask_images(view: TeacherView, strides: Sequence[int]) -> Iterator[MaskImage]:
+    """Fig. 4: the masks of the best and the poorest queries, as the mean over the levels."""
+    masks = view.masks
+    best = view.quality.topk(min(BEST, len(masks))).indices.tolist()
+    poorest = view.score.topk(min(POOREST, len(masks)), largest=False).indices.tolist()
+    for query in best:
+        title = f"query {query}: quality {float(view.quality[query]):.2f}"
+        yield MaskImage(title, view.over_levels(masks[query]), view.boxes_xyxy[query])
+    for query in poorest:
+        title = f"query {query}: poor, score {float(view.score[query]):.2f}"
+        yield MaskImage(title, view.over_levels(masks[query]), view.boxes_xyxy[query])
 
 
-def _activation(found: Answer) -> Iterator[Panel]:
-    """Fig. 2: the mean of |F| over channels and levels."""
-    memory = found.memory
-    for title, tokens in (("activation before the encoder", memory.inputs), ("activation after the encoder", memory.tokens)):
-        yield Panel(title, found.over_levels(spatial_attention(tokens.float())[0]))
+def level_mask_images(view: TeacherView, strides: Sequence[int]) -> Iterator[MaskImage]:
+    """Fig. 6: the masks of all queries together, weighted by their quality, at every level."""
+    for stride, values in zip(strides, view.levels(view.weighted), strict=True):
+        yield MaskImage(f"all queries by quality, stride {stride}", values)
 
 
-def _save(rows: Sequence[tuple[Any, Batch, Sequence[Panel]]], output: Path) -> None:
-    columns = 1 + max(len(panels) for _, _, panels in rows)
+def activation_images(view: TeacherView, strides: Sequence[int]) -> Iterator[MaskImage]:
+    """Fig. 2: the mean of |F| over channels and levels, before and after the encoder."""
+    yield MaskImage("activation before the encoder", view.over_levels(view.activation_before_encoder))
+    yield MaskImage("activation after the encoder", view.over_levels(view.activation_after_encoder))
+
+
+MASK_FIGURES = {"query-masks": query_mask_images, "level-masks": level_mask_images, "activation": activation_images}
+
+
+def draw_feature_masks(
+    teacher: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, output: Path, suffix: str, objects: int = 3
+) -> list[Path]:
+    """Every figure of MASK_FIGURES in the folder `output`: a row for each of the first images with an object.
+
+    Returns:
+        The files; none where no image has an object.
+    """
+    device = next(teacher.parameters()).device
+    examples = [(dataset.load_image(position), batch) for position, batch, _ in first_objects(dataset, config, objects)]
+    if not examples:
+        return []
+    views = [view_of_teacher(teacher, criterion, batch.to(device)) for _, batch in examples]
+    files = []
+    for name, mask_images in MASK_FIGURES.items():
+        masks = [list(mask_images(view, teacher.strides)) for view in views]
+        files.append(output / f"{name}.{suffix}")
+        _save_rows([MaskRow(*example, images) for example, images in zip(examples, masks, strict=True)], files[-1])
+    return files
+
+
+def _save_rows(rows: Sequence[MaskRow], output: Path) -> None:
+    columns = 1 + max(len(row.masks) for row in rows)
     figure = Figure(figsize=(2.6 * columns, 2.8 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (picture, batch, panels) in zip(grid, rows, strict=True):
-        _draw(axes_row[0], picture, None)
-        for box in to_xyxy(batch.targets.boxes):
-            _box(axes_row[0], picture, box, "#19c37d")
-        axes_row[0].set_title("image", fontsize=8)
-        for axes, panel in zip(axes_row[1:], panels, strict=True):
-            _draw(axes, picture, panel)
+    for axes_row, row in zip(grid, rows, strict=True):
+        _plot_objects(axes_row[0], row)
+        for axes, mask in zip(axes_row[1:], row.masks, strict=True):
+            _plot_mask(axes, row.picture, mask)
     figure.savefig(output, dpi=110)
 
 
-def _draw(axes: Axes, picture: np.ndarray, panel: Panel | None) -> None:
-    """The image, under its mask in grey; the lowest value of a mask is blue, the highest red."""
+def _plot_objects(axes: Axes, row: MaskRow) -> None:
+    """The image with the boxes of its objects."""
+    axes.imshow(row.picture, extent=_edges(row.picture))
+    _fit(axes, row.picture)
+    for box in to_xyxy(row.batch.targets.boxes):
+        outline_box(axes, row.picture, box, "#19c37d")
+    axes.set_title("image", fontsize=8)
+
+
+def _plot_mask(axes: Axes, picture: np.ndarray, mask: MaskImage) -> None:
+    """A mask over the image in grey; its lowest value is blue, its highest red."""
+    edges = _edges(picture)
+    axes.imshow(picture.mean(-1), cmap="gray", extent=edges)
+    axes.imshow(mask.values.cpu().numpy(), cmap="jet", alpha=0.55, extent=edges, interpolation="bilinear")
+    axes.set_title(mask.title, fontsize=8)
+    if mask.box_xyxy is not None:
+        outline_box(axes, picture, mask.box_xyxy, "#ffffff")
+    _fit(axes, picture)
+
+
+def _edges(picture: np.ndarray) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of the image in pixels."""
     height, width = picture.shape[:2]
-    edges = (-0.5, width - 0.5, height - 0.5, -0.5)
-    axes.imshow(picture if panel is None else picture.mean(-1), cmap="gray", extent=edges)
-    if panel is not None:
-        axes.imshow(panel.values.cpu().numpy(), cmap="jet", alpha=0.55, extent=edges, interpolation="bilinear")
-        axes.set_title(panel.title, fontsize=8)
-        if panel.box_xyxy is not None:
-            _box(axes, picture, panel.box_xyxy.cpu(), "#ffffff")
+    return -0.5, width - 0.5, height - 0.5, -0.5
+
+
+def _fit(axes: Axes, picture: np.ndarray) -> None:
+    """The axes show the image and nothing beside it."""
+    edges = _edges(picture)
     axes.set_xlim(*edges[:2])
     axes.set_ylim(*edges[2:])
     axes.set_axis_off()
-
-
-def _box(axes: Axes, picture: np.ndarray, box_xyxy: Tensor, colour: str) -> None:
-    height, width = picture.shape[:2]
-    left, top, right, bottom = (box_xyxy * torch.tensor((width, height, width, height))).tolist()
-    axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.4))

@@ -1,4 +1,4 @@
-"""The papers' figures of any runs, as files."""
+"""Figures of the papers, drawn of any runs, as files."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, load_models, read_card
 from steadydetr.data import DataConfig, Dataset, open_data
 from steadydetr.detectors import Detector
-from steadydetr.drawing import panels as figures
-from steadydetr.drawing.feature_masks import draw_masks
-from steadydetr.drawing.sampling_points import draw_looks
+from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
+from steadydetr.drawing.panels import REPORT_FIGURES
+from steadydetr.drawing.plot import save_panel
+from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.records import WEIGHTS, Records, read_all, run_criterion
-
-MASKS = ("query-masks", "level-masks", "activation")
 
 
 def write_figures(
@@ -39,48 +38,47 @@ def write_figures(
     """
     found = read_all(runs)
     output.mkdir(parents=True, exist_ok=True)
-    by_layer, _, by_stage, epochs, consistency, _ = figures.stability(found)
-    panels = {
-        "unstable-score": by_layer,
-        "instability": epochs,
-        "consistency": consistency,
-        "ap-around-drop": figures.around_the_drop(found),
-        "instability-by-stage": by_stage,
-    }
-    written, missing = [], {}
-    for name, panel in panels.items():
-        if panel.lines:
-            figures.save(panel, found, output / f"{name}.{suffix}")
-            written.append(output / f"{name}.{suffix}")
-        else:
-            missing[name] = panel.needs
+    written, missing = _write_panels(found, output, suffix)
     if data is None:
-        missing |= dict.fromkeys(["sampling-points", *MASKS], "needs --data")
+        missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
         return written, missing
     dataset = open_data(data, split)
     written.append(output / f"sampling-points.{suffix}")
-    _draw_sampling(found, dataset, objects, written[-1])
+    _sampling_points_of_runs(found, dataset, objects, written[-1])
     try:
         folder, loaded = _load_teacher(found, teacher, dataset.index.classes)
     except (FileNotFoundError, ValueError) as error:
-        return written, missing | dict.fromkeys(MASKS, str(error))
+        return written, missing | dict.fromkeys(MASK_FIGURES, str(error))
     config = DataConfig(resize=loaded.card.resize, workers=0)
-    written += draw_masks(loaded.detector, run_criterion(folder), dataset, config, output, suffix, objects)
+    written += draw_feature_masks(loaded.detector, run_criterion(folder), dataset, config, output, suffix, objects)
     return written, missing
 
 
-def _draw_sampling(runs: Sequence[Records], dataset: Dataset, objects: int, output: Path) -> None:
-    """A column for the trained and one for the averaged weights of every run; all see the images as the first one does."""
+def _write_panels(runs: Sequence[Records], output: Path, suffix: str) -> tuple[list[Path], dict[str, str]]:
+    """The figures of runs' records: the files, and what the runs lack for those that could not be drawn."""
+    written, missing = [], {}
+    for figure in (figure for figure in REPORT_FIGURES if figure.paper):
+        [panel] = figure.panels(runs)
+        if panel.lines:
+            written.append(output / f"{figure.name}.{suffix}")
+            save_panel(panel, runs, written[-1])
+        else:
+            missing[figure.name] = panel.needs
+    return written, missing
+
+
+def _sampling_points_of_runs(runs: Sequence[Records], dataset: Dataset, objects: int, output: Path) -> None:
+    """A column for the trained and one for the averaged weights of every run; all get the images resized as for the first run."""
     models: dict[str, Detector] = {}
     folders = [find_checkpoint(run.folder, prefer=("last", "best")) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         models |= {f"{run.label}, {WEIGHTS[name]}": model for name, model in load_models(folder, "cpu").items()}
     config = DataConfig(resize=read_card(folders[0]).resize, workers=0)
-    draw_looks(models, run_criterion(folders[0]), dataset, config, output, objects)
+    draw_sampling_points(models, run_criterion(folders[0]), dataset, config, output, objects)
 
 
 def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str]) -> tuple[Path, LoadedDetector]:
-    """Its folder and itself, scoring the classes of the data.
+    """The teacher whose masks are drawn, with its folder. Its class scores are put into the order of the data's classes.
 
     Raises:
         FileNotFoundError: there is none, or its checkpoint is gone.

@@ -1,27 +1,35 @@
-"""The pictures of a run: learning curves, and predictions beside ground truth."""
+"""The pictures that a run leaves when it is finished: learning curves, and predictions below ground truth."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw
 
 from steadydetr.data import Dataset
 from steadydetr.drawing.boxes import draw_boxes
-from steadydetr.drawing.panels import COLOURS
-from steadydetr.metrics.evaluation import Prediction
+from steadydetr.drawing.colours import COLOURS
+from steadydetr.metrics.results import Prediction
+from steadydetr.metrics.table import LABELS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 STROKES = {"class": "-", "l1": "--", "giou": ":"}
+AP_COLOURS = {"ap50": "#e07a5f", "ap": "#3d405b", "ap75": "#81b29a"}
 
 
-def draw_curves(metrics: Path, output: Path) -> None:
-    """Losses and AP over the steps of a run, from its metrics.jsonl, as one PNG."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
+    """Losses and AP over the steps of a run, as one PNG.
+
+    Args:
+        metrics: the records of its metrics.jsonl.
+    """
+    from matplotlib.figure import Figure
+
+    records = list(metrics)
     training = [r for r in records if r["kind"] == "train"]
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(14, 4), layout="constrained")
@@ -40,7 +48,7 @@ def draw_curves(metrics: Path, output: Path) -> None:
 
 
 def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
-    """A colour an objective, a stroke a term."""
+    """A line for every loss: its colour is that of its objective, its stroke that of its term."""
     names = [name.partition("/")[::2] for name in training[-1]["losses"]] if training else []
     colours = {objective: COLOURS[i % len(COLOURS)] for i, objective in enumerate(dict.fromkeys(o for o, _ in names))}
     for objective, term in names:
@@ -54,9 +62,9 @@ def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
 def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     for weights, style in (("model", "-"), ("ema", "--")):
         chosen = [r for r in evaluations if r["weights"] == weights]
-        for metric, colour in (("ap50", "#e07a5f"), ("ap", "#3d405b"), ("ap75", "#81b29a")):
+        for metric, colour in AP_COLOURS.items():
             if chosen:
-                label = f"{metric.upper()}{'' if weights == 'model' else ' (EMA)'}"
+                label = f"{LABELS[metric]}{'' if weights == 'model' else ' (EMA)'}"
                 values = [r[metric] for r in chosen]
                 axes.plot([r["step"] for r in chosen], values, style, color=colour, marker="o", markersize=3, label=label)
     axes.set_title("AP on held-out images")
@@ -84,12 +92,13 @@ def draw_predictions(
         captions = [f"{index.classes[k]} {s:.2f}" for k, s in zip(found, scores[keep].tolist(), strict=True)]
         drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
         left = margin + column * (side + margin)
-        sheet.paste(_titled(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_titled(drawn, f"detections, score at least {threshold:g}", side, title), (left, side + title))
+        sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
+        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, side + title))
     sheet.save(output)
 
 
-def _titled(image: Image.Image, text: str, side: int, height: int) -> Image.Image:
+def _with_title(image: Image.Image, text: str, side: int, height: int) -> Image.Image:
+    """The image on white, below a line of text of this height."""
     sheet = Image.new("RGB", (side, side + height), "white")
     sheet.paste(image, (0, height))
     ImageDraw.Draw(sheet).text((2, 3), text, fill="black")

@@ -1,1 +1,1 @@
-"""COCO and Pascal VOC metrics, and measures of how steadily a detector matches."""
+"""What is measured of a detector: COCO and VOC metrics, the stability of its matching, sampling points and feature masks."""

@@ -1,4 +1,9 @@
-"""How steadily a detector matches: the same held-out images, matched at every stage, compared between stages, epochs and models."""
+"""How steadily a detector matches queries to objects.
+
+The same held-out images are matched at every decoder stage, and the matches are compared between stages, epochs and models.
+Legend: S stages, G objects of all images, B images, Q query ids of an image. The id of a query is the encoder token that it comes
+from, in two-stage detectors, or its number.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +23,24 @@ from steadydetr.structures import Batch, Group, Queries, Stages, Targets
 
 
 @dataclass(frozen=True)
-class Matching:
-    """Who holds the targets of a fixed set of images, by the detector's own matcher."""
+class MatchedQueries:
+    """Which query is matched to each object of a fixed set of images, by the detector's own matcher."""
 
-    query: Tensor  # [S, G] identity of the matched query: the encoder token it comes from, or its number; -1: none
-    proposal: Tensor | None  # [G] the same of the encoder's proposals; None for one-stage detectors
-    image: Tensor  # [G]
-    images: int
-    identities: int  # Q, of the image with most
+    query: Tensor  # [S, G] id of the matched query, -1 where there is none
+    proposal: Tensor | None  # [G] id of the matched encoder proposal; None for one-stage detectors
+    image: Tensor  # [G] image of each object
+    images: int  # B
+    ids: int  # Q, of the image with most
 
     @property
-    def held(self) -> Tensor:
-        """[S, M, Q] the target that every query holds, -1 for none."""
-        return held_targets(self.query, self.image, self.images, self.identities)
+    def objects_of_queries(self) -> Tensor:
+        """[S, B, Q] the object that every query is matched to, -1 for none."""
+        return held_targets(self.query, self.image, self.images, self.ids)
 
 
 @dataclass(frozen=True)
 class Stability:
-    """The measures of one model at one moment; all of the issue's figures are drawn from these."""
+    """The measures of one model at one moment; the report and `steadydetr figures` draw them."""
 
     unstable_score: dict[str, float]  # percent, by decoder layer; layer 1 is compared with the encoder's proposals
     between_stages: list[float]  # IS^k of stages k and k + 1
@@ -50,7 +55,7 @@ def held_out(dataset: Dataset, images: int | None) -> Dataset:
     return for_training(dataset, filter_empty=True, limit=images)[0]
 
 
-def match(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> Matching:
+def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> MatchedQueries:
     """Match every image of `dataset` at every stage, in evaluation mode, in the order of the data."""
     device = next(detector.parameters()).device
     training = detector.training
@@ -59,18 +64,19 @@ def match(detector: Detector, criterion: Criterion, dataset: Dataset, config: Da
     with torch.no_grad():
         parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
     detector.train(training)
-    first = torch.tensor([part.images for part in parts]).cumsum(0) - torch.tensor([part.images for part in parts])
+    counts = torch.tensor([part.images for part in parts])
+    first_image = counts.cumsum(0) - counts  # of every batch
     proposals = [part.proposal for part in parts if part.proposal is not None]
-    return Matching(
+    return MatchedQueries(
         torch.cat([part.query for part in parts], 1),
         torch.cat(proposals) if proposals else None,
-        torch.cat([part.image + start for part, start in zip(parts, first, strict=True)]),
+        torch.cat([part.image + start for part, start in zip(parts, first_image, strict=True)]),
         sum(part.images for part in parts),
-        max(part.identities for part in parts),
+        max(part.ids for part in parts),
     )
 
 
-def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Matching:
+def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> MatchedQueries:
     memory = detector.encode(batch.images, batch.padding)
     queries = detector.queries(memory)["main"]
     stages = detector.decode(memory, [Group("main", queries)])["main"]
@@ -79,9 +85,9 @@ def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Matc
     if proposals is not None:
         problems.append(_proposal_problem(proposals, queries, detector, criterion, targets))
     main, *others = solve(problems)
-    return Matching(
-        _identities(main, targets, queries, len(stages.logits)).cpu(),
-        _identities(others[0], targets, queries, 1)[0].cpu() if others else None,
+    return MatchedQueries(
+        _matched_ids(main, targets, queries, len(stages.logits)).cpu(),
+        _matched_ids(others[0], targets, queries, 1)[0].cpu() if others else None,
         targets.image.cpu(),
         len(targets.counts),
         queries.content.shape[1] if queries.token is None else memory.tokens.shape[1],
@@ -89,7 +95,7 @@ def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Matc
 
 
 def _proposal_problem(proposals: Stages, queries: Queries, detector: Detector, criterion: Criterion, targets: Targets) -> Problem:
-    """Of the proposals that became queries, whatever others are supervised besides."""
+    """The matching of the proposals that became queries, also where training supervises the proposals of all tokens."""
     if queries.token is not None and proposals.logits.shape[2] != queries.content.shape[1]:
         proposals = Stages(take(proposals.logits[0], queries.token)[None], take(proposals.boxes[0], queries.token)[None])
     if detector.class_agnostic_proposals:
@@ -97,32 +103,33 @@ def _proposal_problem(proposals: Stages, queries: Queries, detector: Detector, c
     return criterion.problem(proposals, targets, "proposals")
 
 
-def _identities(solved: MatchResult, targets: Targets, queries: Queries, stages: int) -> Tensor:
-    """[stages, G] who is matched to every target."""
-    match, images = solved.match, len(targets.counts)
-    number = match.query if queries.token is None else queries.token[match.image % images, match.query]
-    found = number.new_full((stages * len(targets.labels),), -1)
-    found[match.target] = number
+def _matched_ids(result: MatchResult, targets: Targets, queries: Queries, stages: int) -> Tensor:
+    """[stages, G] the id of the query that is matched to every object, -1 for none."""
+    match, images = result.match, len(targets.counts)
+    ids = match.query if queries.token is None else queries.token[match.image % images, match.query]
+    found = ids.new_full((stages * len(targets.labels),), -1)
+    found[match.target] = ids
     return found.view(stages, -1)
 
 
-def compare(now: Matching, before: Tensor | None = None, average: Matching | None = None) -> Stability:
-    """The measures of `now`.
+def compare_matches(now: MatchedQueries, before: Tensor | None = None, average: MatchedQueries | None = None) -> Stability:
+    """The measures of a model.
 
     Args:
-        before: [G] the last stage of an earlier measurement of the same images.
-        average: the same images matched by the average of the weights.
+        now: its matches at all stages.
+        before: [G] its matches at the last stage in an earlier measurement of the same images.
+        average: the matches of the average of its weights, for the same images.
     """
-    chain = now.query if now.proposal is None else torch.cat((now.proposal[None], now.query))
-    scores = unstable_score(chain[:-1], chain[1:], now.image, now.images).tolist()
+    layers = now.query if now.proposal is None else torch.cat((now.proposal[None], now.query))
+    scores = unstable_score(layers[:-1], layers[1:], now.image, now.images).tolist()
     first_layer = 2 if now.proposal is None else 1
-    held = now.held
+    stages = now.objects_of_queries
     epochs = None
     if before is not None:
-        epochs = float(instability(held_targets(before, now.image, now.images, now.identities), held[-1]))
+        epochs = float(instability(held_targets(before, now.image, now.images, now.ids), stages[-1]))
     return Stability(
         {str(first_layer + i): score for i, score in enumerate(scores)},
-        instability(held[:-1], held[1:]).tolist(),
+        instability(stages[:-1], stages[1:]).tolist(),
         epochs,
         None if average is None else consistency(now.query, average.query).tolist(),
         now.images,
@@ -130,7 +137,7 @@ def compare(now: Matching, before: Tensor | None = None, average: Matching | Non
     )
 
 
-def measure(
+def measure_models(
     models: Mapping[str, Detector],
     criterion: Criterion,
     dataset: Dataset,
@@ -138,10 +145,17 @@ def measure(
     batch_size: int,
     before: Mapping[str, Tensor],
 ) -> tuple[dict[str, Stability], dict[str, Tensor]]:
-    """Every model's measures, "model" against "ema" where there is one, and the last stages to compare the next time with."""
-    matchings = {name: match(model, criterion, dataset, config, batch_size) for name, model in models.items()}
+    """The stability of every model on the images of `dataset`; "model" is compared with "ema" where there is one.
+
+    Args:
+        before: [G] each model's matches at the last stage in the measurement before; empty for the first one.
+
+    Returns:
+        The measures, and each model's matches at the last stage, which are `before` of the next measurement.
+    """
+    matches = {name: match_dataset(model, criterion, dataset, config, batch_size) for name, model in models.items()}
     found = {}
-    for name, matching in matchings.items():
-        average = matchings.get("ema") if name == "model" else None
-        found[name] = compare(matching, before.get(name), average)
-    return found, {name: matching.query[-1] for name, matching in matchings.items()}
+    for name, matched in matches.items():
+        average = matches.get("ema") if name == "model" else None
+        found[name] = compare_matches(matched, before.get(name), average)
+    return found, {name: matched.query[-1] for name, matched in matches.items()}

@@ -14,14 +14,12 @@ from typing import Any
 
 from steadydetr.config import from_plain
 from steadydetr.learning.criterion import Criterion
+from steadydetr.metrics.table import REQUIRED_NAMES
 
 WEIGHTS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
 NEEDED = {  # of a record, by its kind; other kinds are for other readers
     "train": ("step", "epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"),
-    "eval": (
-        *("step", "epoch", "weights", "ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100", "voc_ap50", "voc07_ap50"),
-        "per_class",
-    ),
+    "eval": ("step", "epoch", "weights", *REQUIRED_NAMES),
     "stability": ("step", "epoch", "weights", "unstable_score", "between_stages", "between_epochs", "consistency"),
 }
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norm

@@ -24,6 +24,7 @@ from scipy.stats import t as student_t
 
 from steadydetr.checkpoints.folder import find_checkpoint
 from steadydetr.config import differences, renewed, to_plain, write_json
+from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 
 TRAIN = (sys.executable, "-m", "steadydetr", "train")
@@ -79,7 +80,7 @@ def read_outcome(folder: Path, seed: int) -> Outcome | None:
 
 
 def _names(prefix: str) -> list[str]:
-    return [f"{prefix}{name}" for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50")]
+    return [f"{prefix}{name}" for name in SUMMARY_NAMES if name in LABELS]
 
 
 def compare(
@@ -206,7 +207,12 @@ NOTE = (
 def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
     """Header and a row for every label; the first is the baseline. Columns that no run fills are left out."""
     known = {name for found in outcomes.values() for outcome in found for name in outcome.metrics}
-    titles = {"ap": "AP", "ap50": "AP50", "ema_ap": "EMA AP", "unstable_score": "unstable score, last layer, %"}
+    titles = {
+        "ap": LABELS["ap"],
+        "ap50": LABELS["ap50"],
+        "ema_ap": f"EMA {LABELS['ap']}",
+        "unstable_score": "unstable score, last layer, %",
+    }
     names = [name for name in titles if name in known]
     compared = [name for name in ("ap", "ema_ap") if name in known]
     rows = [["recipe", "seeds", *(titles[n] for n in names), *(f"{titles[n]} difference" for n in compared), "seconds"]]

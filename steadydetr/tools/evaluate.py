@@ -18,10 +18,10 @@ from steadydetr.checkpoints.folder import (
 from steadydetr.config import write_json
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.learning.criterion import Criterion
-from steadydetr.metrics.evaluation import Evaluation, Results, collect, evaluate, predictor
-from steadydetr.metrics.stability import Stability, held_out, measure
+from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
+from steadydetr.metrics.results import Results, write_results
+from steadydetr.metrics.stability import Stability, held_out, measure_models
 from steadydetr.runs.records import run_criterion
-from steadydetr.tools.image_files import write_results
 from steadydetr.tools.predictor import load
 
 
@@ -45,7 +45,7 @@ def evaluate_checkpoint(
     dataset = open_data(data, split)
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
-    predict = predictor(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
+    predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
     results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index)
@@ -82,8 +82,8 @@ def measure_checkpoint(
     before: dict[str, Tensor] = {}
     if against is not None:
         other = load_models(find_checkpoint(Path(against).expanduser(), prefer=("last", "best")), device)
-        _, before = measure(other, matcher, dataset, config, batch_size, {})
-    return measure(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+        _, before = measure_models(other, matcher, dataset, config, batch_size, {})
+    return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
 
 
 def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:

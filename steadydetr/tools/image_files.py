@@ -14,9 +14,8 @@ from PIL import Image
 from rich.progress import track
 
 from steadydetr.checkpoints.folder import DetectorCard
-from steadydetr.config import write_json
 from steadydetr.data.images import open_picture
-from steadydetr.metrics.evaluation import Results
+from steadydetr.metrics.results import Results, coco_result
 from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor
 
@@ -119,13 +118,4 @@ def _readable(sources: Sequence[Source], failures: list[str]) -> Iterator[tuple[
 def _rows(image_id: int, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
     labels = found.labels.numpy()
     rows = Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), labels).coco_rows(card.category_ids)
-    return (_result(row) for row in rows.tolist())
-
-
-def write_results(path: Path, rows: np.ndarray) -> None:
-    """COCO results of `Results.coco_rows`, whole or not at all."""
-    write_json(path, [_result(row) for row in rows.tolist()])
-
-
-def _result(row: list[float]) -> dict[str, object]:
-    return {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5], "score": row[5]}
+    return (coco_result(row) for row in rows.tolist())

@@ -20,7 +20,7 @@ from steadydetr.data.images import Picture, open_picture
 from steadydetr.data.loading import LoadedSample, collate
 from steadydetr.data.transforms import Sample, apply
 from steadydetr.detectors import Detector
-from steadydetr.metrics.evaluation import predictor
+from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.tools.detections import Detections
 
 
@@ -49,7 +49,8 @@ class Predictor:
         single = isinstance(images, (str, Path, Image.Image, np.ndarray))
         pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
         samples = [self._sample(open_picture(picture)) for picture in pictures]
-        found = predictor(self.detector, self.device, self.card.top, self.card.nms)(collate(samples)) if samples else []
+        predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
+        found = predict_batch(collate(samples)) if samples else []
         detections = [Detections(b.cpu(), s.cpu(), l.cpu(), self.names).above(threshold) for b, s, l in found]
         return detections[0] if single else detections
 

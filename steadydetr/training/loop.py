@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from steadydetr.data import EvalLoader, pad_batch
 from steadydetr.detectors import Detector
-from steadydetr.metrics.evaluation import Evaluation, Results, collect, evaluate, predictor
-from steadydetr.metrics.stability import held_out, measure
+from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
+from steadydetr.metrics.results import Results
+from steadydetr.metrics.stability import held_out, measure_models
 from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Losses, Totals
 from steadydetr.training.optimiser import rate_factor, set_rate
@@ -172,7 +173,9 @@ def measure_stability(run: Run) -> dict[str, Tensor]:
     config, matched = run.recipe.training, dict(run.state.matched)
     if config.stability_images and run.accelerator.is_main_process and run.val_data.index.usable().any():
         dataset = held_out(run.val_data, config.stability_images)
-        measured, matched = measure(run.models, run.recipe.criterion, dataset, run.recipe.data, config.eval_batch_size, run.state.matched)
+        measured, matched = measure_models(
+            run.models, run.recipe.criterion, dataset, run.recipe.data, config.eval_batch_size, run.state.matched
+        )
         for weights, found in measured.items():
             log_stability(run, weights, found)
     run.accelerator.wait_for_everyone()
@@ -189,7 +192,7 @@ def evaluate_detector(run: Run, detector: nn.Module) -> Evaluation:
     )
     training = detector.training
     with accelerator.autocast():
-        predict = predictor(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
+        predict = prediction_function(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
         results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
     detector.train(training)
     if accelerator.num_processes > 1:

@@ -31,14 +31,16 @@ from steadydetr.data import AnnotationIndex, Dataset, EvalLoader, TrainLoader, f
 from steadydetr.data.dataset import FolderDataset, parts_of
 from steadydetr.detectors import Detector
 from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
-from steadydetr.drawing.sampling_points import draw_looks
+from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import HORIZON, Average, EMATeacher
-from steadydetr.metrics.evaluation import Evaluation, predictor
+from steadydetr.metrics.evaluation import Evaluation, prediction_function
 from steadydetr.metrics.stability import Stability
+from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.nn.decoder import DecoderLayer
 from steadydetr.nn.encoder import EncoderLayer
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
+from steadydetr.runs.records import read_metrics
 from steadydetr.training.optimiser import first_drop, make_optimiser
 from steadydetr.training.progress import Progress
 
@@ -371,12 +373,12 @@ def finish(run: Run) -> dict[str, Any]:
     }
     for weights, evaluation in state.evaluations.items():
         prefix = "" if weights == "model" else f"{weights}_"
-        summary |= {f"{prefix}{name}": evaluation[name] for name in ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")}
+        summary |= {f"{prefix}{name}": evaluation[name] for name in SUMMARY_NAMES if name in evaluation}
     if run.accelerator.is_main_process:
         write_json(run.output / "summary.json", summary)
-        draw_curves(run.output / "metrics.jsonl", run.output / "curves.png")
+        draw_curves(read_metrics(run.output / "metrics.jsonl"), run.output / "curves.png")
         draw_samples(run)
-        draw_looks(looking(run), run.recipe.criterion, run.val_data, run.recipe.data, run.output / "sampling.png")
+        draw_sampling_points(looking(run), run.recipe.criterion, run.val_data, run.recipe.data, run.output / "sampling.png")
     run.accelerator.wait_for_everyone()
     return summary
 
@@ -389,7 +391,7 @@ def draw_samples(run: Run, count: int = 6) -> None:
     """Predictions beside ground truth for the first validation images that have objects."""
     detector = run.method.student.eval()
     data = first_images(run.val_data, 4 * count)
-    predict = predictor(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
+    predict = prediction_function(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
     loader = EvalLoader(data, run.recipe.data, run.recipe.training.eval_batch_size)
     found = [prediction for batch in loader for prediction in predict(batch)]
     shown = [i for i in range(len(data.index)) if data.index.counts[i]][:count]

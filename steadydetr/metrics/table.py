@@ -1,0 +1,22 @@
+"""The one table of all metrics.
+
+A new metric is a file here with its own MEASURER, and its name in FILES.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from steadydetr.metrics.base import Measurer, Metric
+
+FILES = (  # in the order in which their metrics are written and shown
+    "coco",
+    "voc",
+)
+MEASURERS: tuple[Measurer, ...] = tuple(import_module(f"steadydetr.metrics.{name}").MEASURER for name in FILES)
+
+METRICS: tuple[Metric, ...] = tuple(metric for measurer in MEASURERS for metric in measurer.metrics)  # one number each
+CLASS_METRICS: tuple[Metric, ...] = tuple(metric for measurer in MEASURERS for metric in measurer.by_class)  # a number for every class
+LABELS = {metric.name: metric.label for metric in METRICS}
+SUMMARY_NAMES = tuple(metric.name for metric in (*METRICS, *CLASS_METRICS) if metric.in_summary)
+REQUIRED_NAMES = tuple(metric.name for metric in (*METRICS, *CLASS_METRICS) if metric.required)
