@@ -78,7 +78,7 @@ def make_batch(arguments: argparse.Namespace) -> Batch:
     targets = Targets(torch.randint(CLASSES, (images * count,)), boxes, (count,) * images)
     padding = torch.zeros(images, size, size, dtype=torch.bool)
     sizes = ((size, size),) * images
-    return Batch(torch.rand(images, 3, size, size), padding, targets, tuple(range(images)), sizes, sizes)
+    return Batch(torch.rand(images, 3, size, size), padding, targets, tuple(range(images)), sizes)
 
 
 def parse(description: str | None, recipe: str, teacher: str = "") -> argparse.Namespace:

@@ -174,4 +174,4 @@ def made_up(size: tuple[int, int], classes: int) -> Batch:
     boxes = torch.cat((torch.rand(OBJECTS, 2, generator=generator) * 0.5 + 0.25, torch.full((OBJECTS, 2), 0.2)), 1)
     labels: Tensor = torch.randint(classes, (OBJECTS,), generator=generator)
     images, padding = torch.rand(1, 3, *size, generator=generator), torch.zeros(1, *size, dtype=torch.bool)
-    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,), (size,))
+    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,))
