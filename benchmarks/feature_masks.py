@@ -20,7 +20,7 @@ from steadydetr.drawing.sampling_points import first_objects
 from steadydetr.learning.criterion import Criterion
 from steadydetr.objectives import FeatureDistillation
 from steadydetr.recipes import find
-from steadydetr.runs.records import run_criterion
+from steadydetr.runs.folder import run_criterion
 from steadydetr.structures import Batch
 
 MASKS = {"Eq. 8, by quality": FeatureDistillation(), "Eq. 6, plain mean": FeatureDistillation(mask="mean")}

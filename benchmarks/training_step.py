@@ -17,8 +17,8 @@ from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Targets
+from steadydetr.training.log import peak_memory
 from steadydetr.training.optimiser import make_optimiser
-from steadydetr.training.run import peak_memory
 
 CLASSES = 80
 Part = Callable[[argparse.Namespace], "Step"]

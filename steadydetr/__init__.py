@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from steadydetr.recipes.distill import distilled
     from steadydetr.tools.detections import Detections
     from steadydetr.tools.predictor import Predictor, load
-    from steadydetr.training.loop import replay, train
+    from steadydetr.training.loop import train
+    from steadydetr.training.not_finite import replay
 
 __version__ = "0.1.0"
 __all__ = ["Detections", "Predictor", "Recipe", "__version__", "distilled", "load", "open_data", "replay", "train"]
@@ -22,7 +23,7 @@ _HOMES = {
     "distilled": "recipes.distill",
     "load": "tools.predictor",
     "open_data": "data",
-    "replay": "training.loop",
+    "replay": "training.not_finite",
     "train": "training.loop",
 }
 

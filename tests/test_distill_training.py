@@ -23,8 +23,8 @@ from steadydetr.objectives import AssignmentDistillation, Detection
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
+from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
-from steadydetr.training.run import read_run
 from tests.conftest import BACKBONE, DETECTORS, TINY
 from tests.test_train import (
     StopAfter,
@@ -176,7 +176,7 @@ def test_distill_command(teacher: str, tmp_path: Path, capsys: pytest.CaptureFix
     words = command_of("small-dino", teacher, tmp_path / "run", "--objectives.logits.candidates", "5", "--detector.queries", "14")
     main(words)
     assert '"recipe": "distilled-small-dino"' in capsys.readouterr().out
-    recipe, _ = read_run(tmp_path / "run")
+    recipe = RunFolder(tmp_path / "run").read_config().recipe()
     assert recipe.teachers == (TrainedTeacher(teacher),)
     assert {objective.name for objective in recipe.objectives} >= {"main", "denoising", "logits", "assignment"}
     (tmp_path / "run/summary.json").unlink()

@@ -20,9 +20,10 @@ from steadydetr.cli.parsing import REGISTRY
 from steadydetr.config import nearest
 from steadydetr.objectives import OBJECTIVES, Objective
 from steadydetr.recipes.base import TEACHERS, Recipe, Teacher
+from steadydetr.runs.sinks import Sink
 
 NONE = "none"
-NAMED: dict[Any, tuple[type, ...]] = {Objective: OBJECTIVES, Teacher: TEACHERS}  # what comes in tuples, each by its name
+NAMED: dict[Any, tuple[type, ...]] = {Objective: OBJECTIVES, Teacher: TEACHERS, Sink: ()}  # what comes in tuples, each by its name
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from steadydetr.runs.records import WEIGHTS, Records, group_of, groups
+from steadydetr.runs.records import WEIGHTS, Records, by_recipe, without_seed
 from steadydetr.runs.training_config import drops_of
 
 COLOURS = ("#2166ac", "#d6604d", "#1b8a5a", "#8e4fb0", "#b8860b", "#0f9aa8", "#c2338a", "#5a6b7b", "#7a9a01", "#8c510a")
@@ -49,7 +49,7 @@ class Panel:
 
 def colours(runs: Sequence[Records]) -> dict[str, str]:
     """By label; the seeds of a recipe share one."""
-    return {run.label: COLOURS[i % len(COLOURS)] for i, members in enumerate(groups(runs).values()) for run in members}
+    return {run.label: COLOURS[i % len(COLOURS)] for i, members in enumerate(by_recipe(runs).values()) for run in members}
 
 
 def around_the_drop(runs: Sequence[Records]) -> Panel:
@@ -191,10 +191,10 @@ def draw(panel: Panel, colour: Mapping[str, str]) -> bytes:
 def save(panel: Panel, runs: Sequence[Records], output: Path) -> None:
     """The panel as a file of its own, PNG, SVG or PDF by its name, with its key below."""
     colour = colours(runs)
-    shown = {(name, weights) for line in panel.lines for name, weights in [(group_of(line.label), line.weights)]}
+    shown = {(name, weights) for line in panel.lines for name, weights in [(without_seed(line.label), line.weights)]}
     figure = Figure(figsize=(5.6, 3.6 + 0.2 * len(shown)), layout="constrained")
     _plot(figure.subplots(), panel, colour)
-    by_group = {group_of(run.label): colour[run.label] for run in runs}
+    by_group = {without_seed(run.label): colour[run.label] for run in runs}
     handles = [
         Line2D([], [], color=by_group[name], linestyle=_stroke(weights), label=f"{name}, {WEIGHTS[weights]}")
         for name, weights in sorted(shown)
@@ -207,7 +207,7 @@ def _by_recipe(lines: Sequence[Line]) -> list[list[Line]]:
     """Lines that differ in their seed only."""
     found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        found.setdefault((group_of(line.label), line.weights), []).append(line)
+        found.setdefault((without_seed(line.label), line.weights), []).append(line)
     return list(found.values())
 
 

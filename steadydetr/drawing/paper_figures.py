@@ -12,7 +12,8 @@ from steadydetr.drawing import panels as figures
 from steadydetr.drawing.feature_masks import draw_masks
 from steadydetr.drawing.sampling_points import draw_looks
 from steadydetr.learning.teachers import score_classes
-from steadydetr.runs.records import WEIGHTS, Records, read_all, run_criterion
+from steadydetr.runs.folder import run_criterion
+from steadydetr.runs.records import WEIGHTS, Records, read_all
 
 MASKS = ("query-masks", "level-masks", "activation")
 

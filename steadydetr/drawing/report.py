@@ -18,7 +18,7 @@ from PIL import Image
 from steadydetr.config import write_text
 from steadydetr.drawing import panels as figures
 from steadydetr.drawing.panels import Panel
-from steadydetr.runs.records import WEIGHTS, Records, groups, read_all
+from steadydetr.runs.records import WEIGHTS, Records, by_recipe, read_all
 
 GENERATOR = '<meta name="generator" content="steadydetr report">'
 NONE = '<span class="none">–</span>'
@@ -99,7 +99,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "num
 def name_of(run: Records, runs: Sequence[Records], weights: str = "") -> str:
     """Label with the colour of its curves, where there are several."""
     colour = figures.colours(runs)[run.label]
-    swatch = f'<span class="swatch" style="background:{colour}"></span>' if len(groups(runs)) > 1 else ""
+    swatch = f'<span class="swatch" style="background:{colour}"></span>' if len(by_recipe(runs)) > 1 else ""
     return swatch + escape(run.label) + (f" <small>{WEIGHTS[weights]}</small>" if weights else "")
 
 
@@ -222,9 +222,9 @@ def panel_figure(runs: Sequence[Records], panel: Panel, colour: Mapping[str, str
 def colour_key(runs: Sequence[Records], shown: Sequence[Panel]) -> str:
     """What colours and dashes mean, where there are several."""
     entries = []
-    if len(groups(runs)) > 1:
+    if len(by_recipe(runs)) > 1:
         colour = figures.colours(runs)
-        for name, members in groups(runs).items():
+        for name, members in by_recipe(runs).items():
             seeds = f" <small>{len(members)} seeds</small>" if len(members) > 1 else ""
             entries.append(f'<li><span class="swatch" style="background:{colour[members[0].label]}"></span>{escape(name)}{seeds}</li>')
     if any(line.weights == "ema" for panel in shown for line in panel.lines):
@@ -279,7 +279,7 @@ def differing(runs: Sequence[Records]) -> str:
     changed = [field for field in fields if len({values.get(field) for values in flat.values()}) > 1]
     if not changed:
         return "<p>Nothing: all runs have the same recipe, seed and classes.</p>"
-    columns = groups(runs)
+    columns = by_recipe(runs)
 
     def cell(field: str, members: Sequence[Records]) -> str:
         values = dict.fromkeys(flat[run.label].get(field) for run in members)

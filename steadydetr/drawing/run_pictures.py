@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,8 @@ from steadydetr.metrics.evaluation import Prediction
 STROKES = {"class": "-", "l1": "--", "giou": ":"}
 
 
-def draw_curves(metrics: Path, output: Path) -> None:
-    """Losses and AP over the steps of a run, from its metrics.jsonl, as one PNG."""
-    records = [json.loads(line) for line in metrics.read_text().splitlines()]
+def draw_curves(records: Sequence[dict[str, Any]], output: Path) -> None:
+    """Losses and AP over the steps of a run, from its records, as one PNG."""
     training = [r for r in records if r["kind"] == "train"]
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(14, 4), layout="constrained")

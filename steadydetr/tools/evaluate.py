@@ -20,7 +20,7 @@ from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, Results, collect, evaluate, predictor
 from steadydetr.metrics.stability import Stability, held_out, measure
-from steadydetr.runs.records import run_criterion
+from steadydetr.runs.folder import run_criterion
 from steadydetr.tools.image_files import write_results
 from steadydetr.tools.predictor import load
 
