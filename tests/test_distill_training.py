@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -102,8 +101,8 @@ def interrupted(recipe: Recipe, output: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         StopAfter(2, patch)
         train(recipe, output, device="cpu")
-    with open(output / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(records(output)[-1] | {"step": 3}) + "\n")
+    folder = RunFolder(output)
+    folder.append_record(list(folder.read_records())[-1] | {"step": 3})
 
 
 @pytest.mark.parametrize("width", [WIDER, TINY], ids=["as wide", "of another width"])

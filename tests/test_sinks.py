@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+import textwrap
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -103,6 +106,35 @@ def test_a_sink_that_fails_to_close_is_said(tmp_path: Path) -> None:
     log.close()
     log.close()
     assert said == ["The sink to-file failed and is closed; the run goes on without it. RuntimeError: still no network"]
+
+
+def test_the_example_of_the_documentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """docs/training.md shows a whole sink; tensorboard itself need not be installed."""
+    calls: list[tuple[Any, ...]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: Path, purge_step: int) -> None:
+            calls.append((folder.name, purge_step))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            calls.append((name, value, step))
+
+        def close(self) -> None:
+            calls.append(("closed",))
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    page = (Path(__file__).parents[1] / "docs/training.md").read_text()
+    start, end = page.index("    from dataclasses import dataclass\n"), page.index("Sinks live in the main process")
+    names: dict[str, Any] = {"__name__": __name__}
+    exec(textwrap.dedent(page[start:end]), names)
+    log = RunLog((), open_sinks((names["TensorBoard"](),), tmp_path, {}, 12))
+    log.write({"kind": "train", "step": 13, "loss": 3.5, "losses": {"main/l1": 1.5}})
+    log.write({"kind": "eval", "step": 13, "weights": "ema", "ap": 7.25, "per_class": {"disc": 1.0}})
+    log.close()
+    train_calls = [("train//loss", 3.5, 13), ("train//main/l1", 1.5, 13)]
+    assert calls == [("tensorboard", 13), *train_calls, ("eval/ema/ap", 7.25, 13), ("closed",)]
 
 
 def test_what_stands_in_the_run_folder_is_not_optional(tmp_path: Path) -> None:

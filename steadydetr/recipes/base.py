@@ -31,7 +31,7 @@ class Recipe:
     nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
     reported: str = ""  # what the paper or the original code reports for it
     notes: str = ""  # one line on what it is, with its source
-    sinks: tuple[Sink, ...] = ()  # where its numbers go besides the console and metrics.jsonl
+    sinks: tuple[Sink, ...] = ()  # where the numbers of the run go besides the console and metrics.jsonl
 
     def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
         """The detector and its training method.

@@ -23,7 +23,7 @@ class StepResult:
 
 
 def log_step(run: Run, result: StepResult, rate: float, epoch: int, images_per_second: float) -> None:
-    """Losses are summed over the processes, since all are divided by the objects of the whole step; measures are averaged."""
+    """Write down a step. Losses are summed over the processes, all divided by the objects of the whole step; measures are averaged."""
     losses = reduce(run, result.losses, "sum")
     measures = reduce(run, result.measures, "mean")
     record = {
@@ -55,10 +55,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
-    """Args: weights: "model" for the trained ones, "ema" for their average."""
+    """Write down the metrics of the trained weights ("model") or of their average ("ema")."""
     run.log.write({"kind": "eval", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | evaluation.as_dict())
 
 
 def log_stability(run: Run, weights: str, measured: Stability) -> None:
-    """Args: weights: "model" for the trained ones, "ema" for their average."""
+    """Write down how steadily the trained weights ("model") or their average ("ema") match."""
     run.log.write({"kind": "stability", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | asdict(measured))
