@@ -1,1 +1,1 @@
-"""The run folder, read and written here alone, how a run is trained, and where its numbers go."""
+"""The folder of a run: its training config, what it writes and how it is read back."""
