@@ -20,7 +20,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.feature_masks import view_of_teacher
 from steadydetr.objectives import FeatureDistillation
 from steadydetr.recipes import find
-from steadydetr.runs.records import run_criterion
+from steadydetr.runs.folder import run_criterion
 from steadydetr.structures import Batch
 
 MASKS = {"Eq. 8, by quality": FeatureDistillation(), "Eq. 6, plain mean": FeatureDistillation(mask="mean")}

@@ -17,8 +17,8 @@ from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Targets
+from steadydetr.training.log import peak_memory
 from steadydetr.training.optimiser import make_optimiser
-from steadydetr.training.run import peak_memory
 
 CLASSES = 80
 Part = Callable[[argparse.Namespace], "Step"]
@@ -78,7 +78,7 @@ def make_batch(arguments: argparse.Namespace) -> Batch:
     targets = Targets(torch.randint(CLASSES, (images * count,)), boxes, (count,) * images)
     padding = torch.zeros(images, size, size, dtype=torch.bool)
     sizes = ((size, size),) * images
-    return Batch(torch.rand(images, 3, size, size), padding, targets, tuple(range(images)), sizes, sizes)
+    return Batch(torch.rand(images, 3, size, size), padding, targets, tuple(range(images)), sizes)
 
 
 def parse(description: str | None, recipe: str, teacher: str = "") -> argparse.Namespace:

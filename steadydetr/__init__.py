@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from steadydetr.recipes.distill import distilled
     from steadydetr.tools.detections import Detections
     from steadydetr.tools.predictor import Predictor, load
-    from steadydetr.training.loop import replay, train
+    from steadydetr.training.loop import train
+    from steadydetr.training.not_finite import replay
 
 __version__ = "0.1.0"
 __all__ = [
@@ -38,7 +39,7 @@ _HOMES = {
     "open_data": "data",
     "recipe": "recipes.base",
     "register": "kinds",
-    "replay": "training.loop",
+    "replay": "training.not_finite",
     "train": "training.loop",
     "use": "kinds",
 }

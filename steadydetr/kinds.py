@@ -29,7 +29,7 @@ _words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the firs
 _kinds: dict[Any, str] = {}  # by part
 _failed: dict[str, Exception] = {}  # plugins that could not be imported, by the name of their package
 _installed_are_loaded = False
-used: list[str] = []  # plugins that the user named, for processes that are started with the same ones
+plugins_in_use: list[str] = []  # as the user named them, for processes that are started with the same ones
 
 
 def register(kind: str, *words: str) -> Callable[[Part], Part]:
@@ -177,8 +177,8 @@ def use(name: str) -> None:
         if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
             raise ValueError(f"--plugin {name}: there is no module {module!r}, neither installed nor in the current folder") from None
         raise ValueError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
-    if name not in used:
-        used.append(name)
+    if name not in plugins_in_use:
+        plugins_in_use.append(name)
 
 
 def nearest(wanted: str, known: Sequence[str]) -> str:

@@ -79,7 +79,6 @@ class Batch:
     padding: Tensor  # [B, H, W] bool
     targets: Targets
     image_ids: tuple[int, ...]  # unique in the data set; they seed the denoising noise
-    sizes: tuple[tuple[int, int], ...]  # (h, w) without padding
     original_sizes: tuple[tuple[int, int], ...]  # (h, w) of the file, what results are reported in
     totals: Totals | None = None  # None: this batch is the whole step
     step: int = 0

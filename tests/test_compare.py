@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
 from steadydetr.cli import main
-from steadydetr.tools.compare import compare, paired_difference, with_labels
+from steadydetr.tools.compare import Difference, compare_recipes, paired_difference, with_labels
 from tests.test_train import tiny
 
 # a training that takes no time: AP is 10 * seed, and 3 more for the recipe called better
@@ -27,7 +27,8 @@ output.mkdir(parents=True, exist_ok=True)
 with open(output.parent / "calls", "a") as file:
     file.write(" ".join(sys.argv[1:]) + "\\n")
 (output / "summary.json").write_text(json.dumps({"ap": 10.0 * seed + better, "ap50": 60.0, "seconds": 1.0}))
-record = {"kind": "stability", "weights": "model", "unstable_score": {"1": 30.0, "2": 20.0 - better}, "between_epochs": None}
+record = {"kind": "stability", "step": 1, "epoch": 1, "weights": "model", "unstable_score": {"1": 30.0, "2": 20.0 - better}}
+record |= {"between_stages": [], "between_epochs": None, "consistency": None}
 (output / "metrics.jsonl").write_text(json.dumps(record) + "\\n")
 """
 
@@ -41,48 +42,48 @@ def fake(tmp_path: Path) -> list[str]:
 def test_interval_is_students() -> None:
     values, baseline = [50.0, 52.0, 51.0], [48.0, 51.5, 50.0]
     found = paired_difference(values, baseline)
-    deltas = [2.0, 0.5, 1.0]
-    low, high = stats.t.interval(0.95, 2, loc=3.5 / 3, scale=stats.sem(deltas))
-    assert (found.mean, found.low, found.high) == pytest.approx((3.5 / 3, low, high))
-    assert not found.real and paired_difference([3.0, 3.1, 3.0], [1.0, 1.0, 1.0]).real
-    assert paired_difference([3.0], [1.0]).low is None
+    half = 4.30265272974946 * math.sqrt((25 / 36 + 16 / 36 + 1 / 36) / 2) / math.sqrt(3)  # t of 2 degrees of freedom; deltas 2, 0.5, 1
+    assert (found.mean, found.low, found.high) == pytest.approx((3.5 / 3, 3.5 / 3 - half, 3.5 / 3 + half), abs=1e-11)
+    equal = paired_difference([3.0, 13.0, 23.0], [0.0, 10.0, 20.0])
+    assert (equal.mean, equal.low, equal.high) == pytest.approx((3.0, 3.0, 3.0), abs=1e-12)
+    assert paired_difference([3.0], [1.0]) == Difference(2.0, None, None)
 
 
 def test_every_recipe_with_every_seed(tmp_path: Path, fake: list[str]) -> None:
     said: list[str] = []
     recipes = with_labels([("base", tiny()), ("better", tiny(lr=0.1))])
-    outcomes = compare(recipes, 3, tmp_path / "out", jobs=2, launch=fake, say=said.append)
+    outcomes = compare_recipes(recipes, 3, tmp_path / "out", jobs=2, launch=fake, say=said.append)
     assert [o.metrics["ap"] for o in outcomes["better"]] == [3.0, 13.0, 23.0]
     assert outcomes["better"][0].metrics["unstable_score"] == 17.0
     table = (tmp_path / "out/comparison.md").read_text()
     assert "+3.0 [+3.0, +3.0]" in table and "10.0 ± 10.0" in table
     assert json.loads((tmp_path / "out/comparison.json").read_text())["base"][1]["metrics"]["ap"] == 10.0
     before = (tmp_path / "out/base/calls").read_text()
-    compare(recipes, 3, tmp_path / "out", launch=fake, say=said.append)
+    compare_recipes(recipes, 3, tmp_path / "out", launch=fake, say=said.append)
     assert (tmp_path / "out/base/calls").read_text() == before  # finished runs are kept
     assert "6 are done, 0 to train" in said[-1]
-    compare(recipes, 4, tmp_path / "out", launch=fake, say=said.append)
+    compare_recipes(recipes, 4, tmp_path / "out", launch=fake, say=said.append)
     assert len((tmp_path / "out/base/calls").read_text().splitlines()) == 4
 
 
 def test_another_recipe_under_a_label_is_refused(tmp_path: Path, fake: list[str]) -> None:
-    compare({"base": tiny()}, 1, tmp_path / "out", launch=fake)
+    compare_recipes({"base": tiny()}, 1, tmp_path / "out", launch=fake)
     with pytest.raises(ValueError, match=r"holds runs of another recipe.*training\.lr: 0\.001 -> 0\.1"):
-        compare({"base": tiny(lr=0.1)}, 1, tmp_path / "out", launch=fake)
+        compare_recipes({"base": tiny(lr=0.1)}, 1, tmp_path / "out", launch=fake)
     stored = tmp_path / "out/base/recipe.json"
     plain = json.loads(stored.read_text())
     del plain["teachers"], plain["training"]["accumulation"]
     stored.write_text(json.dumps(plain))
-    compare({"base": tiny()}, 1, tmp_path / "out", launch=fake)  # an earlier version did not know these fields
+    compare_recipes({"base": tiny()}, 1, tmp_path / "out", launch=fake)  # an earlier version did not know these fields
     with pytest.raises(ValueError, match="cannot be the name of a folder"):
-        compare({"a/b": tiny()}, 1, tmp_path / "out", launch=fake)
+        compare_recipes({"a/b": tiny()}, 1, tmp_path / "out", launch=fake)
     with pytest.raises(ValueError, match="stands for two recipes"):
         with_labels([("a", tiny()), ("a", tiny(lr=0.1))])
 
 
 def test_failures_are_named_and_the_others_finished(tmp_path: Path, fake: list[str]) -> None:
     with pytest.raises(ChildProcessError, match=r"2 of 4 runs failed.*broken/seed0\.log"):
-        compare({"base": tiny(), "broken": tiny(lr=0.1)}, 2, tmp_path / "out", launch=fake)
+        compare_recipes({"base": tiny(), "broken": tiny(lr=0.1)}, 2, tmp_path / "out", launch=fake)
     assert "no luck" in (tmp_path / "out/broken/seed0.log").read_text()
     assert "| base | 2 |" in (tmp_path / "out/comparison.md").read_text()
 
@@ -94,10 +95,10 @@ def test_interrupted_runs_go_on_and_unsaved_ones_start_anew(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")  # as if killed before its first checkpoint
     said: list[str] = []
-    outcomes = compare({"base": recipe}, 1, tmp_path / "out", say=said.append)
+    outcomes = compare_recipes({"base": recipe}, 1, tmp_path / "out", say=said.append)
     assert (tmp_path / "out/base/seed0-unsaved1/config.json").exists() and len(outcomes["base"]) == 1
     (folder / "summary.json").unlink()
-    assert len(compare({"base": recipe}, 1, tmp_path / "out", say=said.append)["base"]) == 1
+    assert len(compare_recipes({"base": recipe}, 1, tmp_path / "out", say=said.append)["base"]) == 1
     assert "base, seed 0: starts" in said and "base, seed 0: goes on" in said
 
 

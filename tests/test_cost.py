@@ -18,7 +18,7 @@ from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.objectives import FGD, AssignmentDistillation, FeatureDistillation
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
-from steadydetr.tools.cost import Cost, count, made_up, measure_cost, measure_size, parameters
+from steadydetr.tools.cost import Cost, count, count_parameters, make_batch, measure_cost, measure_size
 from tests.conftest import CLASSES, DETECTORS
 
 SIZE = (64, 64)
@@ -61,12 +61,12 @@ def test_deformable_attention_by_hand() -> None:
 def test_parameters_are_the_papers(name: str, trainable: float) -> None:
     with torch.device("meta"):
         detector = without_pretrained(find(name).detector).build(80)
-    assert round(parameters(detector)[1] / 1e6, 2) == trainable
+    assert round(count_parameters(detector)[1] / 1e6, 2) == trainable
 
 
 def test_inference_grows_with_the_image() -> None:
     detector = DETECTORS["dino"].build(CLASSES)
-    small, large = (measure_size(detector, made_up(size, CLASSES)).inference for size in (SIZE, (128, 128)))
+    small, large = (measure_size(detector, make_batch(size, CLASSES)).inference for size in (SIZE, (128, 128)))
     assert 3 < large / small < 4.2
 
 
@@ -113,7 +113,7 @@ def test_a_teacher_that_no_objective_reads_costs_nothing() -> None:
     objectives = (*start.objectives, AssignmentDistillation(init=True))
     recipe = replace(start, detector=DETECTORS["refine"], objectives=objectives, teachers=(EMATeacher(), TrainedTeacher()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steadydetr.tools.cost, "architecture", lambda _: DETECTORS["refine"])
+        patch.setattr(steadydetr.tools.cost, "detector_of", lambda _: DETECTORS["refine"])
         cost = measure_cost(recipe, SIZE, "any", CLASSES)
     assert set(cost.teachers) == {"ema", "teacher"} and cost.teaching == cost.parts["assignment"] == 0
     assert cost.step == cost.plain_step

@@ -20,8 +20,7 @@ from steadydetr.data.shapes import CLASSES, ShapesConfig, ShapesDataset
 from steadydetr.metrics.evaluation import evaluate
 from steadydetr.metrics.results import Results
 from steadydetr.recipes import find
-from steadydetr.training.progress import Progress
-from steadydetr.training.run import open_both
+from steadydetr.training.preparation import open_both
 
 
 def coco(root: Path, split: str = "train", **changes: object) -> dict:
@@ -286,7 +285,7 @@ def test_every_part_of_joined_data_needs_its_images(part: str, split: str, tmp_p
         for each in ("train", "val"):
             coco(tmp_path / name, each)
     recipe = replace(find("small-dino"), data=DataConfig(f"{tmp_path / 'a'}+{tmp_path / 'b'}"))
-    assert len(open_both(recipe, Progress(0, enabled=False))[1].index) == 6
+    assert len(open_both(recipe, print)[1].index) == 6
     (tmp_path / part / f"{split}2017/{split}1.png").unlink()
     with pytest.raises(ValueError, match=rf"{part}-{split}2017: 1 images are not in .*, the first is {split}1\.png\. `steadydetr check`"):
-        open_both(recipe, Progress(0, enabled=False))
+        open_both(recipe, print)

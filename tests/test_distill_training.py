@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -23,8 +22,8 @@ from steadydetr.objectives import AssignmentDistillation, Detection
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
+from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
-from steadydetr.training.run import read_run
 from tests.conftest import BACKBONE, DETECTORS, TINY
 from tests.test_train import (
     StopAfter,
@@ -102,8 +101,8 @@ def interrupted(recipe: Recipe, output: Path, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         StopAfter(2, patch)
         train(recipe, output, device="cpu")
-    with open(output / "metrics.jsonl", "a") as file:
-        file.write(json.dumps(records(output)[-1] | {"step": 3}) + "\n")
+    folder = RunFolder(output)
+    folder.append_record(list(folder.read_records())[-1] | {"step": 3})
 
 
 @pytest.mark.parametrize("width", [WIDER, TINY], ids=["as wide", "of another width"])
@@ -176,7 +175,7 @@ def test_distill_command(teacher: str, tmp_path: Path, capsys: pytest.CaptureFix
     words = command_of("small-dino", teacher, tmp_path / "run", "--objectives.logits.candidates", "5", "--detector.queries", "14")
     main(words)
     assert '"recipe": "distilled-small-dino"' in capsys.readouterr().out
-    recipe, _ = read_run(tmp_path / "run")
+    recipe = RunFolder(tmp_path / "run").read_config().recipe()
     assert recipe.teachers == (TrainedTeacher(teacher),)
     assert {objective.name for objective in recipe.objectives} >= {"main", "denoising", "logits", "assignment"}
     (tmp_path / "run/summary.json").unlink()

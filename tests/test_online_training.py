@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
-import steadydetr.training.run
+import steadydetr.training.pictures
 from steadydetr.checkpoints.folder import average_state, load_detector
 from steadydetr.cli import main
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.recipes.base import Recipe
 from steadydetr.tools.evaluate import measure_checkpoint
 from steadydetr.training.loop import train, train_epoch
-from steadydetr.training.run import prepare, remarks
+from steadydetr.training.preparation import prepare, remarks
 from tests.reference import online as slow
 from tests.test_train import (
     StopAfter,
@@ -57,8 +57,8 @@ def teacher_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def without_pictures() -> Iterator[None]:
     """They would take most of the time of such short runs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_curves", "draw_samples", "draw_looks"):
-            patch.setattr(steadydetr.training.run, name, lambda *_: None)
+        for name in ("draw_curves", "draw_first_predictions", "draw_looks"):
+            patch.setattr(steadydetr.training.pictures, name, lambda *_: None)
         yield
 
 
@@ -110,16 +110,16 @@ def test_teacher_stops_at_the_first_drop_and_the_average_never(
     recipe = tiny_online(DINO, stop_update, epochs=5, **training)
     recipe = replace(recipe, data=replace(recipe.data, limit=4))  # an epoch is one step
     run = prepare(recipe, tmp_path / "run", resume=False, device="cpu")
-    assert run.loader.steps_per_epoch == 1 and run.method.ema is not None and run.average is not None
+    assert run.loader.steps_per_epoch == 1 and run.method.ema is not None and run.averages.evaluated is not None
     decay = recipe.training.ema_decay
     states = [copy.deepcopy(run.method.student.state_dict())]
     for step in range(1, 6):
         train_epoch(run, step - 1)
         states.append(copy.deepcopy(run.method.student.state_dict()))
         assert_average(run.method.ema.model, states[: min(step, learning) + 1], 0.9)
-        assert_average(run.average.model, states[: step + 1], decay or 0.9)
-        assert (run.average is run.method.ema) == (step <= learning and not decay)
-        assert run.models["ema"] is run.average.model  # what is evaluated
+        assert_average(run.averages.evaluated.model, states[: step + 1], decay or 0.9)
+        assert (run.averages.evaluated is run.method.ema) == (step <= learning and not decay)
+        assert run.models["ema"] is run.averages.evaluated.model  # what is evaluated
 
 
 def assert_average(model: torch.nn.Module, states: list[dict[str, Tensor]], decay: float) -> None:

@@ -22,7 +22,7 @@ from steadydetr.cli import main
 from steadydetr.config import write_json
 from steadydetr.drawing.recipe_text import flatten, recipe_outline
 from steadydetr.drawing.report import write_report
-from steadydetr.runs.records import groups, read, read_all
+from steadydetr.runs.records import by_recipe, read, read_all
 from steadydetr.training.loop import train
 from tests.test_train import tiny
 
@@ -221,7 +221,7 @@ def test_folder_of_compare(copy: Callable[..., Path], tmp_path: Path, monkeypatc
     copy("out/base/seed2-unsaved1")
     runs = read_all([tmp_path / "out", tmp_path / "out/base/seed2"])
     assert [run.label for run in runs] == ["base/seed2", "base/seed10", "more/seed2", "more/seed10"]
-    assert {name: len(members) for name, members in groups(runs).items()} == {"base": 2, "more": 2}
+    assert {name: len(members) for name, members in by_recipe(runs).items()} == {"base": 2, "more": 2}
     monkeypatch.chdir(tmp_path)
     page = write_report([tmp_path / "out"]).read_text()
     assert (tmp_path / "report.html").exists()

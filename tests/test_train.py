@@ -22,7 +22,8 @@ from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
-from steadydetr.training.loop import replay, train
+from steadydetr.training.loop import train
+from steadydetr.training.not_finite import replay
 from steadydetr.training.optimiser import first_drop, rate_factor
 from tests.conftest import BACKBONE, TINY
 

@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> None:
     if arguments.seeds < 1 or arguments.jobs < 1:
         raise ValueError(f"--seeds {arguments.seeds} and --jobs {arguments.jobs} must be at least 1")
     from steadydetr.cli.training_arguments import read
-    from steadydetr.tools.compare import NOTE, TRAIN, compare, table, with_labels
+    from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, table, with_labels
 
     data = [] if arguments.data is None else ["--data", arguments.data]
     entries = []
@@ -60,7 +60,7 @@ def run(words: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
     console = Console(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
-    outcomes = compare(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
+    outcomes = compare_recipes(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
     header, *rows = table(outcomes)
     shown = Table(*header)
     shown.columns[0].overflow = "fold"  # labels are never cut

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,9 +11,9 @@ import tyro
 
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import parse
-from steadydetr.config import from_plain
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
+from steadydetr.runs.folder import read_recipe
 
 
 @dataclass(frozen=True)
@@ -57,8 +56,7 @@ def find_or_read(name: str) -> Recipe:
     """
     if not name.endswith(".json"):
         return find(name)
-    plain = json.loads(Path(name).read_text())
-    recipe = from_plain(plain.get("recipe", plain), name)
+    recipe = read_recipe(Path(name))
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{name} holds no recipe but a {type(recipe).__name__}")
     return recipe

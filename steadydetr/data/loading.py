@@ -77,7 +77,6 @@ def collate(samples: list[LoadedSample]) -> Batch:
         padding=torch.stack([_padding(h, w, height, width) for h, w in sizes]),
         targets=Targets(torch.cat([s.sample.labels for s in samples]), torch.cat(boxes), tuple(len(b) for b in boxes)),
         image_ids=tuple(s.image_id for s in samples),
-        sizes=tuple(sizes),
         original_sizes=tuple(s.original_size for s in samples),
     )
 

@@ -56,13 +56,6 @@ class ShapesDataset:
         self.name = f"shapes-{split}"
         self.images = config.images or (3200 if split == "train" else 400)
 
-    @property
-    def classes(self) -> tuple[str, ...]:
-        return CLASSES
-
-    def __len__(self) -> int:
-        return self.images
-
     @cached_property
     def index(self) -> AnnotationIndex:
         layouts = [self._layout(i) for i in range(self.images)]

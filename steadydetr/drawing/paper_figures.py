@@ -13,7 +13,8 @@ from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import score_classes
-from steadydetr.runs.records import WEIGHTS, Records, read_all, run_criterion
+from steadydetr.runs.folder import run_criterion
+from steadydetr.runs.records import WEIGHTS, Records, read_all
 
 
 def write_figures(

@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import Line, Panel
-from steadydetr.runs.records import WEIGHTS, Records, group_of
+from steadydetr.runs.records import WEIGHTS, Records, without_seed
 
 
 def panel_svg(panel: Panel, colour: Mapping[str, str]) -> bytes:
@@ -33,10 +33,10 @@ def panel_svg(panel: Panel, colour: Mapping[str, str]) -> bytes:
 def save_panel(panel: Panel, runs: Sequence[Records], output: Path) -> None:
     """The panel as a file of its own, PNG, SVG or PDF by its name, with its key below."""
     colour = run_colours(runs)
-    shown = {(name, weights) for line in panel.lines for name, weights in [(group_of(line.label), line.weights)]}
+    shown = {(name, weights) for line in panel.lines for name, weights in [(without_seed(line.label), line.weights)]}
     figure = Figure(figsize=(5.6, 3.6 + 0.2 * len(shown)), layout="constrained")
     plot_panel(figure.subplots(), panel, colour)
-    by_group = {group_of(run.label): colour[run.label] for run in runs}
+    by_group = {without_seed(run.label): colour[run.label] for run in runs}
     handles = [
         Line2D([], [], color=by_group[name], linestyle=_stroke(weights), label=f"{name}, {WEIGHTS[weights]}")
         for name, weights in sorted(shown)
@@ -49,7 +49,7 @@ def _by_recipe(lines: Sequence[Line]) -> list[list[Line]]:
     """The lines in groups that differ in their seed only."""
     found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
-        found.setdefault((group_of(line.label), line.weights), []).append(line)
+        found.setdefault((without_seed(line.label), line.weights), []).append(line)
     return list(found.values())
 
 

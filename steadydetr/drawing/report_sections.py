@@ -17,7 +17,7 @@ from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import REPORT_FIGURES, Panel, Section
 from steadydetr.drawing.recipe_text import flatten, recipe_outline
 from steadydetr.metrics.table import METRICS
-from steadydetr.runs.records import WEIGHTS, Records, groups
+from steadydetr.runs.records import WEIGHTS, Records, by_recipe
 
 PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
 SAMPLING_TEXT = (
@@ -68,7 +68,7 @@ def page_sections(runs: Sequence[Records]) -> list[Any]:
 
 
 def name_of(run: Records, runs: Sequence[Records], weights: str = "") -> RunName:
-    colour = run_colours(runs)[run.label] if len(groups(runs)) > 1 else None
+    colour = run_colours(runs)[run.label] if len(by_recipe(runs)) > 1 else None
     return RunName(run.label, colour, WEIGHTS[weights] if weights else "")
 
 
@@ -257,7 +257,7 @@ def figure_section(section: Section, panels: Sequence[Panel], runs: Sequence[Rec
     with_lines = {line.label for panel in panels for line in panel.lines}
     present = [run for run in runs if run.label in with_lines]
     colour = run_colours(runs)
-    key = [KeyEntry(name, colour[members[0].label], len(members)) for name, members in groups(runs).items()]
+    key = [KeyEntry(name, colour[members[0].label], len(members)) for name, members in by_recipe(runs).items()]
     return FigureSection(
         section.title,
         section.text,
@@ -358,7 +358,7 @@ def differing(runs: Sequence[Records]) -> Differing:
     flat = {run.label: flatten(run.recipe) | {"classes": ", ".join(run.classes)} for run in runs}
     fields = sorted({field for values in flat.values() for field in values})
     changed = [field for field in fields if len({values.get(field) for values in flat.values()}) > 1]
-    recipes = groups(runs)
+    recipes = by_recipe(runs)
     return Differing(list(recipes), list(differing_rows(changed, flat, recipes)))
 
 

@@ -5,7 +5,7 @@ Legend: K detections of all images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +53,16 @@ class Results:
         return np.column_stack((self.image_ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], self.scores.astype(np.float64), categories))
 
 
-def coco_result(row: Sequence[float]) -> dict[str, object]:
-    """A row of `Results.coco_rows` as an entry of a file of COCO results."""
-    return {"image_id": int(row[0]), "category_id": int(row[6]), "bbox": row[1:5], "score": row[5]}
+def coco_results(results: Results, category_ids: Sequence[int]) -> Iterator[dict[str, object]]:
+    """Detections as entries of a file of COCO results, as evaluation servers take it.
+
+    Args:
+        category_ids: those of the data set's own file, by label.
+    """
+    for image_id, x, y, width, height, score, category_id in results.coco_rows(category_ids).tolist():
+        yield {"image_id": int(image_id), "category_id": int(category_id), "bbox": [x, y, width, height], "score": score}
 
 
-def write_results(path: Path, rows: NDArray[np.float64]) -> None:
-    """Write the rows of `Results.coco_rows` as COCO results. The file is replaced as a whole or not at all."""
-    write_json(path, [coco_result(row) for row in rows.tolist()])
+def write_results(path: Path, results: Results, category_ids: Sequence[int]) -> None:
+    """Write a file of COCO results. It is replaced as a whole or not at all."""
+    write_json(path, list(coco_results(results, category_ids)))

@@ -12,6 +12,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
+from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
 
 Teacher = EMATeacher | TrainedTeacher
@@ -42,6 +43,7 @@ class Recipe:
     nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
     reported: str = ""  # what the paper or the original code reports for it
     notes: str = ""  # one line on what it is, with its source
+    sinks: tuple[Sink, ...] = ()  # where the numbers of the run go besides the console and metrics.jsonl
 
     def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
         """The detector and its training method.

@@ -52,11 +52,12 @@ class TrainingConfig:
 
     @property
     def drops(self) -> tuple[float, ...]:
-        """In epochs from the start, where the rate falls; none without a step schedule."""
+        """When the learning rate is multiplied by 0.1, in epochs from the start of the run, earliest first."""
         return drops_of(self.schedule, self.drop_epochs, self.epochs)
 
 
 def drops_of(schedule: str, drop_epochs: Sequence[float], epochs: int) -> tuple[float, ...]:
+    """`TrainingConfig.drops` from its fields alone, for recipes that are read as plain JSON."""
     if schedule != "step":
         return ()
     return tuple(sorted(drop if drop >= 1 else drop * epochs for drop in drop_epochs))

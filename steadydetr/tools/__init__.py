@@ -1,1 +1,1 @@
-"""A trained detector in use; recipes compared and priced."""
+"""What is done with detectors and recipes besides training: use, evaluation, comparison and cost."""

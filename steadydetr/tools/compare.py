@@ -8,11 +8,11 @@ OUTPUT/comparison.{json,md}     every number, and the table
 from __future__ import annotations
 
 import json
-import math
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -20,38 +20,39 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from scipy.stats import t as student_t
+from scipy import stats
 
-from steadydetr.checkpoints.folder import find_checkpoint
-from steadydetr.config import differences, renewed, to_plain, write_json
+from steadydetr.config import FORMAT, differences, renewed, to_plain, write_json, write_text
+from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
+from steadydetr.runs.folder import RunFolder
 
 TRAIN = (sys.executable, "-m", "steadydetr", "train")
+RECIPE = "recipe.json"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two recipes, seed by seed; the interval holds the true mean in 95 of 100 such comparisons, if differences are normal."""
+    """The mean over seeds of what one recipe has more than another, with the 95% interval of Student's t.
+
+    If differences are normal, the interval holds the true mean in 95 of 100 such comparisons.
+    """
 
     mean: float
-    low: float | None  # None: one seed tells no deviation
+    low: float | None  # None: there is one seed, which tells nothing of the deviation
     high: float | None
-    seeds: int
-
-    @property
-    def real(self) -> bool:
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Student's t interval of the mean of paired differences, 95%."""
-    deltas = [a - b for a, b in zip(values, baseline, strict=True)]
-    mean, count = fmean(deltas), len(deltas)
-    if count < 2:
-        return Difference(mean, None, None, count)
-    half = float(student_t.ppf(0.975, count - 1)) * stdev(deltas) / math.sqrt(count)
-    return Difference(mean, mean - half, mean + half, count)
+    """Of two recipes that were trained with the same seeds, in the same order."""
+    mean = fmean(a - b for a, b in zip(values, baseline, strict=True))
+    if len(values) < 2:
+        return Difference(mean, None, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # if all differences are equal, an interval without width is right
+        interval = stats.ttest_rel(values, baseline).confidence_interval(0.95)
+    return Difference(mean, float(interval.low), float(interval.high))
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,12 @@ class Outcome:
 
 def read_outcome(folder: Path, seed: int) -> Outcome | None:
     """None: the run is not finished."""
-    path = folder / "summary.json"
-    if not path.exists():
+    run = RunFolder(folder)
+    summary = run.read_summary()
+    if summary is None:
         return None
-    summary = json.loads(path.read_text())
     metrics = {name: float(summary[name]) for weights in ("", "ema_") for name in _names(weights) if name in summary}
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    for record in (r for r in records if r["kind"] == "stability"):  # the last one stays
+    for record in (r for r in run.read_records() if r["kind"] == "stability"):  # later ones replace earlier ones
         prefix = "" if record["weights"] == "model" else "ema_"
         metrics[f"{prefix}unstable_score"] = list(record["unstable_score"].values())[-1]
         if record["between_epochs"] is not None:
@@ -80,10 +80,11 @@ def read_outcome(folder: Path, seed: int) -> Outcome | None:
 
 
 def _names(prefix: str) -> list[str]:
+    """What summary.json calls the metrics of the trained weights (no prefix) or of their average ("ema_")."""
     return [f"{prefix}{name}" for name in SUMMARY_NAMES if name in LABELS]
 
 
-def compare(
+def compare_recipes(
     recipes: Mapping[str, Recipe],
     seeds: int,
     output: Path,
@@ -116,15 +117,17 @@ def compare(
 
 
 def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
+    """Write the recipe into the label's folder; a ValueError if that is no name of a folder or the folder is of another recipe."""
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
-    path, plain = folder / "recipe.json", json.loads(json.dumps(to_plain(recipe)))
+    path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
     if path.exists() and (changed := differences(renewed(json.loads(path.read_text()), str(path)), plain)):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
-    write_json(path, plain)
+    write_json(path, {"format": FORMAT} | plain)
 
 
 def _finished(folder: Path, seeds: int) -> list[Outcome]:
+    """The outcomes of a label's runs that are finished."""
     outcomes = [read_outcome(folder / f"seed{seed}", seed) for seed in range(seeds)]
     return [outcome for outcome in outcomes if outcome is not None]
 
@@ -153,11 +156,13 @@ class _Trainer:
         return [log for log in logs if log is not None]
 
     def _run(self, label: str, seed: int) -> Path | None:
+        """Train one; gives its log if it failed."""
         if self.stopped.is_set():
             return None
         folder = self.output / label / f"seed{seed}"
         resume = self._prepare(folder)
-        words = [str(self.output / label / "recipe.json"), "--seed", str(seed), "--output", str(folder), *(["--resume"] if resume else [])]
+        words = [str(self.output / label / RECIPE), "--seed", str(seed), "--output", str(folder), *(["--resume"] if resume else [])]
+        words += [word for plugin in plugins_in_use for word in ("--plugin", plugin)]
         log = self.output / label / f"seed{seed}.log"
         self.say(f"{label}, seed {seed}: {'goes on' if resume else 'starts'}")
         with open(log, "ab") as file:
@@ -173,29 +178,26 @@ class _Trainer:
         return None
 
     def _prepare(self, folder: Path) -> bool:
-        """Whether there is something to go on from; a run that never saved is moved aside."""
-        if not (folder / "config.json").exists():
+        """Whether there is a checkpoint to go on from. A run that stopped before its first one is moved aside."""
+        run = RunFolder(folder)
+        if not run.is_started:
             return False
         try:
-            find_checkpoint(folder)
+            run.find_checkpoint()
         except FileNotFoundError:
-            number = 1
-            while (aside := folder.with_name(f"{folder.name}-unsaved{number}")).exists():
-                number += 1
-            folder.rename(aside)
+            run.move_aside()
             return False
         return True
 
 
 def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
+    """comparison.json with every number, and comparison.md with the table."""
     plain: dict[str, Any] = {label: [asdict(outcome) for outcome in found] for label, found in outcomes.items()}
     write_json(output / "comparison.json", plain)
     header, *rows = table(outcomes)
     lines = [header, ["---"] * len(header), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    fresh = output / ".comparison.md.new"
-    fresh.write_text(f"{text}\n{NOTE}\n")
-    fresh.replace(output / "comparison.md")
+    write_text(output / "comparison.md", f"{text}\n{NOTE}\n")
 
 
 NOTE = (
@@ -225,13 +227,14 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
 
 
 def _spread(values: Sequence[float]) -> str:
+    """Mean ± standard deviation, as text."""
     if not values:
         return "-"
     return f"{fmean(values):.1f} ± {stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def _delta(found: Sequence[Outcome], baseline: Sequence[Outcome], name: str) -> str:
-    """Over the seeds that both have."""
+    """The difference to the baseline over the seeds that both have, as text."""
     theirs = {o.seed: o.metrics[name] for o in baseline if name in o.metrics}
     ours = {o.seed: o.metrics[name] for o in found if name in o.metrics and o.seed in theirs}
     if not ours:

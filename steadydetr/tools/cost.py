@@ -1,8 +1,8 @@
-"""What a recipe costs: parameters, and the multiplications of inference and of a training step with all its parts (DETRDistill, Table 3
-of the supplement).
+"""What a recipe costs: parameters, and the multiplications of inference and of a training step with all its parts.
 
-Everything runs as in training, on the CPU, with random weights and one made-up image; what is counted is what ran. As in the papers
-a multiplication with its addition counts once, and only matrix products, convolutions, attention and sampling count.
+That is what Table 3 of DETRDistill's supplement tells. Everything is run as in training, on the CPU, with random weights and one
+made-up image, and counted while it runs. As in the papers a multiplication and the addition after it count as one, and only matrix
+products, convolutions, attention and sampling are counted.
 """
 
 from __future__ import annotations
@@ -20,22 +20,26 @@ from steadydetr.checkpoints.folder import find_checkpoint, read_card, without_pr
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.teachers import Average, EMATeacher, Frozen
-from steadydetr.objectives import Denoising, Detection, Objective
+from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Losses, Targets
 
-OBJECTS = 7  # of the made-up image: COCO's mean
+OBJECTS = 7  # in the made-up image, as in a mean image of COCO
+MAIN = "main"  # the name of the objective that owns the detector's main queries
 
 
 def bag_flops(table: Sequence[int], indices: Sequence[int], *rest: Any, out_val: Any = None, **options: Any) -> int:
-    """Every row that is summed, times its weight: this is how deformable attention samples."""
+    """Multiplications of a weighted sum of rows, by which deformable attention samples: every row times its weight.
+
+    The counter halves what is returned, hence the 2. `table` is [rows, width], `indices` the rows that are summed.
+    """
     return 2 * indices[0] * table[1]
 
 
 def bag_weight_flops(grad: Sequence[int], table: Sequence[int], indices: Sequence[int], *rest: Any, **options: Any) -> int:
-    """Every row's product with its bag."""
+    """Multiplications of the gradient of the weights: every row that was summed, times the gradient of its sum."""
     return 2 * indices[0] * table[1]
 
 
@@ -48,33 +52,33 @@ SAMPLING = {
 
 @dataclass(frozen=True)
 class Size:
-    """Of a model; numbers of parameters, and multiplications of inference with one image."""
+    """How large a model is."""
 
     parameters: int
-    trainable: int
-    inference: int
+    trainable: int  # of these
+    inference: int  # multiplications with one image
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiplications with one image."""
+    """What a recipe costs; all numbers but those of parameters are multiplications with one image."""
 
     student: Size
     teachers: dict[str, Size]
-    teaching: int  # the forward passes of those teachers whose teacher_output an objective reads
+    teaching: int  # the forward passes of the teachers whose output an objective reads
     adapters: int  # parameters that objectives train besides the student
-    forward: int  # of a training step without distillation: the student with all that it learns by itself
-    parts: dict[str, int]  # what each distillation objective adds to that
-    step: int  # forward and backward, teachers and distillation included
-    plain_step: int  # the same without teachers and distillation
+    forward: int  # the forward pass of a training step without distillation: the student and the losses that need no teacher
+    parts: dict[str, int]  # what each distillation objective adds to that forward pass, by its name
+    step: int  # the whole training step: forward and backward, teachers and distillation included
+    plain_step: int  # the step without teachers and distillation
 
     def share(self, part: str) -> float:
-        """KD / (teacher + student + KD), with this part alone."""
+        """What this part adds as a share of the forward passes of teachers, student and this part (DETRDistill's KD share)."""
         return self.parts[part] / (self.teaching + self.forward + self.parts[part])
 
     @property
     def whole_share(self) -> float:
-        """The same with all parts."""
+        """The same share of all parts together."""
         added = sum(self.parts.values())
         return added / (self.teaching + self.forward + added)
 
@@ -85,7 +89,7 @@ class Cost:
 
 
 def count(run: Callable[[], object]) -> int:
-    """Multiplications of a function."""
+    """The multiplications that a function does when it is run."""
     with FlopCounterMode(display=False, custom_mapping=SAMPLING) as counter:
         run()
     return int(counter.get_total_flops()) // 2
@@ -102,13 +106,13 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
         ValueError, FileNotFoundError: there is no such teacher, or none is named where one is needed.
     """
     torch.manual_seed(0)
-    method, batch = build(recipe, teacher, classes), made_up(size, classes)
+    method, batch = build_untrained(recipe, teacher, classes), make_batch(size, classes)
     teachers = {name: measure_size(model, batch) for name, model in method.teaching.items()}
     student = measure_size(method.student, batch)
-    taught = sum(teachers[name].inference for name in method.active_teachers)
+    teaching = sum(teachers[name].inference for name in method.active_teachers)
     method.train()
-    contexts: list[StepContext] = []
-    seen = count(lambda: contexts.append(method.look(batch))) - taught
+    contexts: list[StepContext] = []  # a list, because `count` does not give what the function returns
+    encoding = count(lambda: contexts.append(method.look(batch))) - teaching  # the student's backbone, encoder and queries
 
     def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
         losses: list[Losses] = []
@@ -117,37 +121,42 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     def backward(losses: Losses) -> int:
         return count(lambda: losses.total.backward(retain_graph=True))
 
-    plain = own(method.objectives)
+    plain = without_distillation(method.objectives)
     base, losses = forward(plain)
-    plain_step = seen + base + backward(losses)
+    plain_step = encoding + base + backward(losses)
     parts = {o.name: forward((*plain, o))[0] - base for o in method.objectives if o not in plain}
     step = plain_step
     if parts:
         whole, losses = forward(method.objectives)
-        step = taught + seen + whole + backward(losses)
-    return Cost(student, teachers, taught, parameters(method.adapters)[0], seen + base, parts, step, plain_step)
+        step = teaching + encoding + whole + backward(losses)
+    adapters = count_parameters(method.adapters)[0]
+    return Cost(student, teachers, teaching, adapters, encoding + base, parts, step, plain_step)
 
 
-def own(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """What a detector learns by itself. The teacher_match of matching distillation stays: it multiplies nothing."""
-    return tuple(o for o in objectives if isinstance(o, (Detection, Denoising)))
+def without_distillation(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
+    """The objectives that learn from no teacher, and the one of the main queries, which others build on.
+
+    The main one may learn a teacher's match beside its own (matching distillation); that costs no multiplication.
+    """
+    return tuple(o for o in objectives if not o.learns_from or o.name == MAIN)
 
 
-def build(recipe: Recipe, teacher: str, classes: int) -> Method:
+def build_untrained(recipe: Recipe, teacher: str, classes: int) -> Method:
+    """The recipe's method with random weights; see `measure_cost` for `teacher`."""
     student = without_pretrained(recipe.detector).build(classes)
     teachers: dict[str, Frozen[Detector]] = {}
     for config in recipe.teachers:
         if isinstance(config, EMATeacher):
             teachers[config.name] = Average(student, 0.9)
         else:
-            teachers[config.name] = Frozen(without_pretrained(architecture(teacher or config.checkpoint)).build(classes))
+            teachers[config.name] = Frozen(without_pretrained(detector_of(teacher or config.checkpoint)).build(classes))
     if teacher and all(isinstance(config, EMATeacher) for config in recipe.teachers):
         raise ValueError(f"{recipe.name} learns from no trained teacher: leave --teacher out, or add --teachers.teacher trained-teacher")
     return Method(student, recipe.criterion, recipe.objectives, teachers)
 
 
-def architecture(teacher: str) -> DetectorConfig:
-    """Of a recipe or a checkpoint."""
+def detector_of(teacher: str) -> DetectorConfig:
+    """The detector of a recipe or of a checkpoint."""
     if not teacher:
         raise ValueError("the recipe learns from a trained teacher: name its recipe or checkpoint by --teacher")
     if teacher.replace("_", "-") in names():
@@ -156,22 +165,23 @@ def architecture(teacher: str) -> DetectorConfig:
 
 
 def measure_size(detector: Detector, batch: Batch) -> Size:
+    """Of a detector, whose inference is run on a batch of one image."""
     detector.eval()
     with torch.no_grad():
         inference = count(lambda: detector(batch.images, batch.padding))
-    return Size(*parameters(detector), inference)
+    return Size(*count_parameters(detector), inference)
 
 
-def parameters(module: nn.Module) -> tuple[int, int]:
-    """All and trainable ones."""
+def count_parameters(module: nn.Module) -> tuple[int, int]:
+    """The number of all parameters, and of the trainable ones."""
     sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
 
 
-def made_up(size: tuple[int, int], classes: int) -> Batch:
-    """One image without padding."""
+def make_batch(size: tuple[int, int], classes: int) -> Batch:
+    """A batch of one random image without padding."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.cat((torch.rand(OBJECTS, 2, generator=generator) * 0.5 + 0.25, torch.full((OBJECTS, 2), 0.2)), 1)
     labels: Tensor = torch.randint(classes, (OBJECTS,), generator=generator)
     images, padding = torch.rand(1, 3, *size, generator=generator), torch.zeros(1, *size, dtype=torch.bool)
-    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,), (size,))
+    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,))

@@ -1,4 +1,4 @@
-"""What a detector found in one image, ready to be drawn, filtered and handed on."""
+"""The detections of one image, to be filtered, drawn or handed to another library."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Detections:
+    """K boxes with their scores and classes, the highest score first."""
+
     boxes_xyxy: Tensor  # [K, 4] pixels of the original image
-    scores: Tensor  # [K] descending
+    scores: Tensor  # [K]
     labels: Tensor  # [K] int64
     names: tuple[str, ...]  # of all classes, by label
 

@@ -9,19 +9,14 @@ import numpy as np
 from rich.progress import track
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import (
-    DetectorCard,
-    find_checkpoint,
-    load_models,
-    read_card,
-)
+from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_models, read_card
 from steadydetr.config import write_json
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
 from steadydetr.metrics.stability import Stability, held_out, measure_models
-from steadydetr.runs.records import run_criterion
+from steadydetr.runs.folder import BEST, LAST, run_criterion
 from steadydetr.tools.predictor import load
 
 
@@ -51,7 +46,7 @@ def evaluate_checkpoint(
     evaluation = evaluate(results, dataset.index)
     if output is not None:
         write_json(output, evaluation.as_dict())
-        write_results(output.with_suffix(".results.json"), results.coco_rows(dataset.index.category_ids))
+        write_results(output.with_suffix(".results.json"), results, dataset.index.category_ids)
     return evaluation
 
 
@@ -66,14 +61,14 @@ def measure_checkpoint(
     workers: int = 4,
     device: str = "auto",
 ) -> dict[str, Stability]:
-    """Stability measures of a checkpoint's trained weights ("model") and, where it has them, their average ("ema").
+    """How steadily a checkpoint matches, of its trained weights ("model") and, where it has one, their average ("ema").
 
     Args:
         images: only the first images with objects; None: all.
         against: another checkpoint of the same detector, for the instability between the two.
         criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
     """
-    folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=("last", "best"))
+    folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
     dataset = held_out(open_data(data, split), images)
     if dataset.index.classes != card.classes:
@@ -81,7 +76,7 @@ def measure_checkpoint(
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)
     before: dict[str, Tensor] = {}
     if against is not None:
-        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=("last", "best")), device)
+        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST)), device)
         _, before = measure_models(other, matcher, dataset, config, batch_size, {})
     return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
 
@@ -101,7 +96,11 @@ def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:
 
 
 def relabel(results: Results, index: Sequence[int]) -> Results:
-    """Results in the data set's class indices; those of classes that it has not are left out."""
+    """The results with the data set's labels; detections of classes that the data set has not are left out.
+
+    Args:
+        index: what `align_classes` gives.
+    """
     labels = np.asarray(index, dtype=np.int64)[results.labels]
     keep = labels >= 0
     return Results(results.image_ids[keep], results.boxes_xyxy[keep], results.scores[keep], labels[keep])

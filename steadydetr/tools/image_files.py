@@ -13,9 +13,8 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.images import open_picture
-from steadydetr.metrics.results import Results, coco_result
+from steadydetr.metrics.results import Results, coco_results
 from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor
 
@@ -24,6 +23,8 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class Source:
+    """An image file and the id that its results are written with."""
+
     path: Path
     image_id: int
 
@@ -34,13 +35,19 @@ class ImageEntry(msgspec.Struct):
 
 
 class ImageList(msgspec.Struct):
+    """A COCO annotation file of which only the images are read, such as image_info_test-dev2017.json."""
+
     images: list[ImageEntry]
 
 
 def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> list[Source]:
-    """Images of files, folders (not below them) and COCO image lists, in order.
+    """The images that paths stand for, in order. A path is an image file, a folder of them or a COCO image list.
 
-    Raises ValueError where a path does not exist or holds no image.
+    Args:
+        image_folder: where the images of COCO image lists are; beside each list if not given.
+
+    Raises:
+        ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
     sources: list[Source] = []
     for path in paths:
@@ -50,7 +57,7 @@ def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> lis
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
             sources += [Source(p, len(sources) + i + 1) for i, p in enumerate(found)]
         elif path.suffix.lower() == ".json" and path.exists():
-            sources += list(_listed(path, image_folder or path.parent))
+            sources += list(_read_list(path, image_folder or path.parent))
         elif path.exists():
             sources.append(Source(path, len(sources) + 1))
         else:
@@ -58,7 +65,7 @@ def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> lis
     return sources
 
 
-def _listed(path: Path, folder: Path) -> Iterator[Source]:
+def _read_list(path: Path, folder: Path) -> Iterator[Source]:
     try:
         listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
     except msgspec.DecodeError as error:
@@ -69,6 +76,8 @@ def _listed(path: Path, folder: Path) -> Iterator[Source]:
 
 @dataclass(frozen=True)
 class PredictionReport:
+    """What `predict_files` did."""
+
     images: int
     detections: int
     failures: tuple[str, ...]  # images that could not be read, with the reason
@@ -84,9 +93,14 @@ def predict_files(
     draw: bool = True,
     batch_size: int = 4,
 ) -> PredictionReport:
-    """Detections of many images: `results.json` (COCO results with the data's own category ids) and a picture of each.
+    """Write the detections of many images into the folder `output`: `results.json` (COCO results) and a picture of each image.
 
-    An image that cannot be read is named in the report; the others go on. The results replace older ones only when whole.
+    An image that cannot be read is named in the report, and the others are done. `results.json` is replaced when all are.
+
+    Args:
+        image_folder: where the images of COCO image lists are.
+        threshold: least score that is drawn; the results have all scores.
+        draw: whether to draw pictures.
     """
     sources = list_sources(paths, image_folder)
     output.mkdir(parents=True, exist_ok=True)
@@ -97,7 +111,7 @@ def predict_files(
         for start in track(range(0, len(sources), batch_size), description="detect"):
             pictures = list(_readable(sources[start : start + batch_size], failures))
             for (source, picture), found in zip(pictures, loaded.predict([picture for _, picture in pictures]), strict=True):
-                for row in _rows(source.image_id, found, loaded.card):
+                for row in coco_results(_results_of_image(source.image_id, found), loaded.card.category_ids):
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}")
                     written += 1
                 if draw:
@@ -107,15 +121,15 @@ def predict_files(
     return PredictionReport(len(sources) - len(failures), written, tuple(failures))
 
 
+def _results_of_image(image_id: int, found: Detections) -> Results:
+    """The detections of one image as results."""
+    return Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy())
+
+
 def _readable(sources: Sequence[Source], failures: list[str]) -> Iterator[tuple[Source, Image.Image]]:
+    """The images that can be read; why the others cannot is added to `failures`."""
     for source in sources:
         try:
             yield source, open_picture(source.path)
         except ValueError as error:
             failures.append(str(error))
-
-
-def _rows(image_id: int, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
-    labels = found.labels.numpy()
-    rows = Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), labels).coco_rows(card.category_ids)
-    return (coco_result(row) for row in rows.tolist())

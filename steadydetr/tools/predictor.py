@@ -1,4 +1,4 @@
-"""A trained detector in use: images in, detections, pictures and COCO results out."""
+"""A trained detector in use: images in, detections out."""
 
 from __future__ import annotations
 
@@ -11,11 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from steadydetr.checkpoints.folder import (
-    DetectorCard,
-    choose_device,
-    load_detector,
-)
+from steadydetr.checkpoints.folder import DetectorCard, choose_device, load_detector
 from steadydetr.data.images import Picture, open_picture
 from steadydetr.data.loading import LoadedSample, collate
 from steadydetr.data.transforms import Sample, apply
@@ -26,7 +22,7 @@ from steadydetr.tools.detections import Detections
 
 @dataclass(frozen=True)
 class Predictor:
-    """A detector with what its results mean. Made by `load`."""
+    """A detector with the names of its classes and the size that it sees images at. Made by `load`."""
 
     detector: Detector
     card: DetectorCard
@@ -34,6 +30,7 @@ class Predictor:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the classes, by label."""
         return self.card.classes
 
     @overload
@@ -44,7 +41,10 @@ class Predictor:
         """Detections of one image (path, Pillow image or RGB array) or, as one batch, of several.
 
         Args:
-            threshold: least score that is kept.
+            threshold: detections with a lower score are left out.
+
+        Raises:
+            ValueError: an image cannot be read; names it.
         """
         single = isinstance(images, (str, Path, Image.Image, np.ndarray))
         pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
@@ -55,6 +55,7 @@ class Predictor:
         return detections[0] if single else detections
 
     def _sample(self, picture: Image.Image) -> LoadedSample:
+        """The image as the detector was trained to see it."""
         pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
         empty = Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
         return LoadedSample(apply(self.card.resize.build(), empty), 0, (picture.height, picture.width))
@@ -65,6 +66,10 @@ def load(path: str | Path, device: str | torch.device = "auto") -> Predictor:
 
     Args:
         device: "cpu", "cuda" or "auto", which takes a GPU if there is one.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the checkpoint is damaged or of another version; names the file.
     """
     chosen = choose_device(device)
     loaded = load_detector(path, chosen)

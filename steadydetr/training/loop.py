@@ -8,35 +8,27 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from steadydetr.data import EvalLoader, pad_batch
-from steadydetr.detectors import Detector
-from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
-from steadydetr.metrics.results import Results
-from steadydetr.metrics.stability import held_out, measure_models
+from steadydetr.data import pad_batch
+from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
+from steadydetr.runs.folder import BEST, LAST
 from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.training.log import StepResult, log_evaluation, log_step
+from steadydetr.training.not_finite import check_finite
 from steadydetr.training.optimiser import rate_factor, set_rate
-from steadydetr.training.run import (
-    Run,
-    Step,
-    finish,
-    interrupted,
-    log_evaluation,
-    log_stability,
-    log_step,
-    prepare,
-    read_run,
-    save,
-    stop_on_signal,
-)
+from steadydetr.training.pictures import draw_pictures
+from steadydetr.training.preparation import prepare
+from steadydetr.training.run import Run, save
+from steadydetr.training.signals import stop_on_signal
+from steadydetr.training.validation import evaluate_detector, measure_stability
 
 
 def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None = None) -> dict[str, Any]:
@@ -51,18 +43,19 @@ def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None
         FloatingPointError: a loss is not finite; the batch is saved beside the checkpoints.
     """
     run = prepare(recipe, output, resume, device)
-    with stop_on_signal(run), run.progress:
-        for epoch in range(run.state.epochs_done, recipe.training.epochs):
-            train_epoch(run, epoch)
-            if run.stop:
-                return interrupted(run)
-            run.state.epochs_done = epoch + 1
-            evaluate_and_save(run)
-    return finish(run)
+    with closing(run.log):
+        with stop_on_signal(run), run.progress:
+            for epoch in range(run.state.epochs_done, recipe.training.epochs):
+                train_epoch(run, epoch)
+                if run.stop:
+                    return interrupted(run)
+                run.state.epochs_done = epoch + 1
+                evaluate_and_save(run)
+        return finish(run)
 
 
 def train_epoch(run: Run, epoch: int) -> None:
-    """The rest of an epoch from where the state says; returns early, saved, if asked to stop."""
+    """Train from `run.state.step` to the end of the epoch. If the run is asked to stop, save and return after the step."""
     config, state, per_epoch = run.recipe.training, run.state, run.loader.steps_per_epoch
     run.wrapped.train()
     clock = time.perf_counter()
@@ -72,22 +65,22 @@ def train_epoch(run: Run, epoch: int) -> None:
             break
         rate = set_rate(run.optimiser, rate_factor(state.step, per_epoch, config), config)
         torch.manual_seed(hash((config.seed, state.step, run.accelerator.process_index)) % 2**63)
-        step = train_step(run, batches)
+        result = train_step(run, batches)
         now = time.perf_counter()
         speed, clock, state.seconds = run.loader.batch_size / (now - clock), now, state.seconds + now - clock
         state.step += 1
         state.images_seen += run.loader.batch_size
         if state.step % config.log_every == 0 or state.step % per_epoch == 0:
-            log_step(run, step, rate, epoch, speed)
-        if state.step in config.stability_steps and state.step % per_epoch:  # at an epoch's end it is measured anyway
+            log_step(run, result, rate, epoch, speed)
+        if state.step in config.stability_steps and state.step % per_epoch:  # the evaluation after an epoch measures it anyway
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
-            save(run, "last")
+            save(run, LAST)
     if run.stop:
-        save(run, "last")
+        save(run, LAST)
 
 
-def train_step(run: Run, batches: list[Batch]) -> Step:
+def train_step(run: Run, batches: list[Batch]) -> StepResult:
     """One optimiser step over this process's micro-batches."""
     config, accelerator = run.recipe.training, run.accelerator
     logged: dict[str, float] = {}
@@ -99,18 +92,18 @@ def train_step(run: Run, batches: list[Batch]) -> Step:
             with accelerator.autocast():
                 losses = run.wrapped(batch.to(accelerator.device))
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
-            values, measures = to_host(losses)  # after backward, which some measures are of
+            values, measures = to_host(losses)  # after backward, because some measures are of the gradient
             check_finite(run, values, batch)
         logged = {name: logged.get(name, 0.0) + value for name, value in values.items()}
         measured = {name: measured.get(name, 0.0) + value / len(batches) for name, value in measures.items()}
     norm = nn.utils.clip_grad_norm_(run.method.parameters(), config.clip or math.inf)
     run.optimiser.step()
-    run.update_averages()
-    return Step(logged, measured, float(norm))
+    run.averages.update(run.method.student, run.state.step)
+    return StepResult(logged, measured, float(norm))
 
 
 def to_host(losses: Losses) -> tuple[dict[str, float], dict[str, float]]:
-    """Weighted losses and measures, with one fetch."""
+    """Weighted losses and measures by name, fetched from the device at once."""
     terms = losses.weighted()
     device_values = [*terms.values(), *losses.measures.values()]
     values = torch.stack([value.to(device_values[0].dtype) for value in device_values]).tolist()
@@ -118,7 +111,11 @@ def to_host(losses: Losses) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
-    """Settle among processes and micro-batches: whether to stop, one padded size, and the totals that losses are divided by."""
+    """What all processes and micro-batches of a step must agree on.
+
+    Returns:
+        Whether a process was asked to stop, and the micro-batches of this process, padded to one size, with the totals of the step.
+    """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max(batch.images.shape[k] for batch in local) for k in (2, 3))
     facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.stop)]], device=run.accelerator.device)
@@ -130,28 +127,8 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 
 
-def check_finite(run: Run, losses: dict[str, float], batch: Batch) -> None:
-    bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    if bad:
-        path = run.output / f"not-finite-step{run.state.step}-process{run.accelerator.process_index}.pt"
-        torch.save({"batch": batch, "method": run.method.training_state()}, path)
-        raise FloatingPointError(
-            f"step {run.state.step}: the loss {', '.join(bad)} is not finite. The batch (images {list(batch.image_ids)}) and the weights"
-            f" that it met are in {path}; `steadydetr.replay` runs them again. Lower training.lr or clip harder, and check the data"
-        )
-
-
-def replay(run_folder: Path, saved: Path) -> dict[str, float]:
-    """The losses of a batch that `check_finite` saved, once more: {name: weighted value}."""
-    recipe, classes = read_run(run_folder)
-    content = torch.load(saved, weights_only=False)
-    method = recipe.build(classes)
-    method.load_training_state(content["method"])
-    return {name: float(value) for name, value in method.train()(content["batch"]).weighted().items()}
-
-
 def evaluate_and_save(run: Run) -> None:
-    """Evaluate the trained and the averaged weights where it is due; save `last`, and `best` where it is."""
+    """After an epoch: evaluate the trained and the averaged weights if it is time to, save `last`, and `best` if AP is the highest yet."""
     config, state = run.recipe.training, run.state
     due = state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs
     best = None
@@ -163,40 +140,41 @@ def evaluate_and_save(run: Run) -> None:
             if evaluation.ap > state.best_ap:
                 state.best_ap, best = evaluation.ap, weights
         state.matched = measure_stability(run)
-    save(run, "last")
+    save(run, LAST)
     if best is not None:
-        save(run, "best", best)
+        save(run, BEST, best)
 
 
-def measure_stability(run: Run) -> dict[str, Tensor]:
-    """Match the fixed held-out images and log how that changed; gives who holds their targets now, for the next time."""
-    config, matched = run.recipe.training, dict(run.state.matched)
-    if config.stability_images and run.accelerator.is_main_process and run.val_data.index.usable().any():
-        dataset = held_out(run.val_data, config.stability_images)
-        measured, matched = measure_models(
-            run.models, run.recipe.criterion, dataset, run.recipe.data, config.eval_batch_size, run.state.matched
-        )
-        for weights, found in measured.items():
-            log_stability(run, weights, found)
+def interrupted(run: Run) -> dict[str, Any]:
+    """The summary of a run that was asked to stop."""
+    run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume.")
+    return {"finished": False, "step": run.state.step, "output": str(run.folder.path)}
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Write the summary and draw the pictures; gives the summary."""
+    summary = summarise(run)
+    if run.accelerator.is_main_process:
+        run.folder.write_summary(summary)
+        draw_pictures(run)
     run.accelerator.wait_for_everyone()
-    return matched
+    return summary
 
 
-@torch.no_grad()
-def evaluate_detector(run: Run, detector: nn.Module) -> Evaluation:
-    """The detector on the validation images, which the processes share."""
-    assert isinstance(detector, Detector)
-    accelerator = run.accelerator
-    loader = EvalLoader(
-        run.val_data, run.recipe.data, run.recipe.training.eval_batch_size, accelerator.process_index, accelerator.num_processes
-    )
-    training = detector.training
-    with accelerator.autocast():
-        predict = prediction_function(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
-        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
-    detector.train(training)
-    if accelerator.num_processes > 1:
-        parts: list[Results | None] = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(parts, results)
-        results = Results.cat([part for part in parts if part is not None])
-    return evaluate(results, run.val_data.index)
+def summarise(run: Run) -> dict[str, Any]:
+    """What the finished run came to; the metrics are those of its last evaluation."""
+    state = run.state
+    summary: dict[str, Any] = {
+        "finished": True,
+        "recipe": run.recipe.name,
+        "step": state.step,
+        "epochs": state.epochs_done,
+        "images_seen": state.images_seen,
+        "seconds": round(state.seconds, 1),
+        "best_ap": state.best_ap,
+        "output": str(run.folder.path),
+    }
+    for weights, evaluation in state.evaluations.items():
+        prefix = "" if weights == "model" else f"{weights}_"
+        summary |= {f"{prefix}{name}": evaluation[name] for name in SUMMARY_NAMES if name in evaluation}
+    return summary

@@ -10,14 +10,14 @@ from torch import nn
 from steadydetr.runs.training_config import TrainingConfig
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-OFFSETS = ("sampling_offsets", "query_reference")
+OFFSETS = ("sampling_offsets", "query_reference")  # what `training.offset_lr_factor` is for, in the names of parameters
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:
-    """Trainable parameters by rate and weight decay; `lr_factor` of a group scales the schedule.
+    """The trainable parameters, as groups of the same learning rate and weight decay, for the optimiser.
 
-    Backbone at `backbone_lr_factor`; sampling offsets and reference points at `offset_lr_factor` (Deformable DETR);
-    norms or all vectors without weight decay where the config says so.
+    The backbone's rate is multiplied by `backbone_lr_factor`, that of sampling offsets and reference points by `offset_lr_factor`
+    (Deformable DETR); a group's "lr_factor" says which. Norms or all vectors have no weight decay where the config says so.
     """
     norm_parameters = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
@@ -35,6 +35,7 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
 
 
 def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW over `parameter_groups`; `set_rate` sets the rates of every step."""
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
 
 
@@ -47,12 +48,12 @@ def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> floa
 
 
 def first_drop(steps_per_epoch: int, config: TrainingConfig) -> int | None:
-    """The first step with a lower rate; None where it never drops at once."""
+    """The first step that the step schedule makes with a lower rate; None if the schedule has no drops."""
     return round(config.drops[0] * steps_per_epoch) if config.drops else None
 
 
 def set_rate(optimiser: torch.optim.Optimizer, factor: float, config: TrainingConfig) -> float:
-    """Set every group's rate; returns that of the groups without a factor of their own."""
+    """Set the learning rate of every group; returns the rate of the groups whose "lr_factor" is 1."""
     for group in optimiser.param_groups:
         group["lr"] = config.lr * factor * group["lr_factor"]
     return config.lr * factor

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from steadydetr.runs.sinks import Sink, SinkWriter
-
 from steadydetr import register
+from steadydetr.runs.sinks import Sink, SinkWriter
 
 
 @register("losses-csv")
@@ -30,11 +29,9 @@ class Writer(SinkWriter):
     """What takes the numbers of one run."""
 
     def __init__(self, path: Path, separator: str) -> None:
-        self.file, self.separator = open(path, "a"), separator
+        self.path, self.separator = path, separator
 
     def write(self, record: dict[str, Any]) -> None:
         if record["kind"] == "train":
-            self.file.write(f"{record['step']}{self.separator}{record['loss']}\n")
-
-    def close(self) -> None:
-        self.file.close()
+            with open(self.path, "a") as file:
+                file.write(f"{record['step']}{self.separator}{record['loss']}\n")

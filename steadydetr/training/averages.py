@@ -1,0 +1,54 @@
+"""The moving averages of the student's weights: the one that teaches and the one that is evaluated."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from steadydetr.detectors import Detector
+from steadydetr.learning.teachers import Average, EMATeacher
+from steadydetr.objectives.method import Method
+from steadydetr.recipes.base import Recipe
+from steadydetr.training.optimiser import first_drop
+
+
+class Averages:
+    """Stop Update (OD-DETR) freezes the average that teaches from some step on; the one that is evaluated never stops.
+
+    As long as both have the same values they are one object, which costs half the memory and time.
+    """
+
+    def __init__(
+        self, evaluated: Average[Detector] | None, teacher: Average[Detector] | None = None, freeze_step: int | None = None
+    ) -> None:
+        """
+        Args:
+            evaluated: what is evaluated and saved beside the trained weights; the teacher itself where the two are the same.
+            teacher: the method's average that teaches.
+            freeze_step: the first step after which the teacher is not updated any more; None: it always is.
+        """
+        self.evaluated, self.teacher, self.freeze_step = evaluated, teacher, freeze_step
+
+    def update(self, student: nn.Module, step: int) -> None:
+        """Take in the student's weights after the optimiser's step number `step`, counted from 0."""
+        frozen = self.freeze_step is not None and step >= self.freeze_step
+        if frozen:
+            self.part()
+        if self.teacher is not None and not frozen:
+            self.teacher.update(student)
+        if self.evaluated is not None and self.evaluated is not self.teacher:
+            self.evaluated.update(student)
+
+    def part(self) -> None:
+        """Make the evaluated average an object of its own, if it has been the teacher itself."""
+        if self.evaluated is not None and self.evaluated is self.teacher:
+            self.evaluated = copy.deepcopy(self.teacher)
+
+
+def make_averages(recipe: Recipe, method: Method, steps_per_epoch: int) -> Averages:
+    """The averages that a recipe asks for: of `training.ema_decay`, of its EMA teacher, of both or none."""
+    decay, teacher = recipe.training.ema_decay, method.ema
+    evaluated = Average(method.student, decay) if decay else teacher
+    stops = any(config.stop_update for config in recipe.teachers if isinstance(config, EMATeacher))
+    return Averages(evaluated, teacher, first_drop(steps_per_epoch, recipe.training) if stops else None)

@@ -1,0 +1,64 @@
+"""The records of a run: what is logged of a step, of an evaluation and of a measurement of stability."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict, dataclass
+
+import torch
+
+from steadydetr.metrics.evaluation import Evaluation
+from steadydetr.metrics.stability import Stability
+from steadydetr.training.run import Run
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of an optimiser step, in this process."""
+
+    losses: dict[str, float]  # weighted, summed over stages and micro-batches
+    measures: dict[str, float]  # mean over micro-batches
+    gradient_norm: float  # before clipping
+
+
+def log_step(run: Run, result: StepResult, rate: float, epoch: int, images_per_second: float) -> None:
+    """Write down a step. Losses are summed over the processes, all divided by the objects of the whole step; measures are averaged."""
+    losses = reduce(run, result.losses, "sum")
+    measures = reduce(run, result.measures, "mean")
+    record = {
+        "kind": "train",
+        "step": run.state.step,
+        "epoch": epoch,
+        "loss": sum(losses.values()),
+        "losses": losses,
+        "lr": rate,
+        "gradient_norm": result.gradient_norm,
+    }
+    if measures:
+        record["measures"] = measures
+    record["memory_gib"] = peak_memory(run.accelerator.device) / 2**30
+    run.log.write(record | {"images_per_second": images_per_second})
+
+
+def reduce(run: Run, values: dict[str, float], how: str) -> dict[str, float]:
+    """The "sum" or "mean" of every value over the processes."""
+    reduced = run.accelerator.reduce(torch.tensor(list(values.values()), device=run.accelerator.device), how)
+    return dict(zip(values, reduced.tolist(), strict=True))
+
+
+def peak_memory(device: torch.device) -> int:
+    """In bytes: on a GPU the most that tensors took, on the CPU the most that the process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
+    """Write down the metrics of the trained weights ("model") or of their average ("ema")."""
+    run.log.write({"kind": "eval", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | evaluation.as_dict())
+
+
+def log_stability(run: Run, weights: str, measured: Stability) -> None:
+    """Write down how steadily the trained weights ("model") or their average ("ema") match."""
+    run.log.write({"kind": "stability", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | asdict(measured))

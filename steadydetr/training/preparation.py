@@ -1,0 +1,143 @@
+"""From a recipe to a run that can take its first step. Whatever can fail because of data, recipe or folder fails here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import nn
+
+from steadydetr.config import check_savable, to_plain
+from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
+from steadydetr.data.folders import FolderDataset, parts_of
+from steadydetr.learning.teachers import HORIZON, EMATeacher
+from steadydetr.nn.decoder import DecoderLayer
+from steadydetr.nn.encoder import EncoderLayer
+from steadydetr.objectives.method import Method
+from steadydetr.recipes.base import Recipe
+from steadydetr.runs.folder import RunConfig, RunFolder
+from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
+from steadydetr.training.averages import make_averages
+from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.progress import ConsoleWriter, Progress
+from steadydetr.training.run import Run, State, restore
+
+LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
+COMPILED = (EncoderLayer, DecoderLayer)  # what training.compile compiles, each by itself: small graphs without breaks
+
+
+def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> Run:
+    """Everything that training needs. A new run's folder is claimed last, so that nothing is left behind by what fails before.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: data, recipe, teacher or folder cannot work; says why.
+    """
+    check_savable(recipe, "recipe")
+    config, folder = recipe.training, RunFolder(output)
+    if not resume:
+        folder.refuse_another_run()
+    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", step_scheduler_with_optimizer=False)
+    progress = Progress(enabled=accelerator.is_main_process)
+    train_data, val_data = open_both(recipe, progress.say)
+    processes = accelerator.process_index, accelerator.num_processes
+    loader = TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    total_steps = loader.steps_per_epoch * config.epochs
+    set_seed(config.seed)
+    method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
+    averages = make_averages(recipe, method, loader.steps_per_epoch)
+    optimiser = make_optimiser(method, config)
+    run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids)
+    state = restore(folder.resume(run_config), method, averages, optimiser) if resume else State()
+    wrapped = accelerator.prepare_model(method)
+    progress.begin(total_steps, state.step)
+    log = open_log(recipe, folder, run_config, state, resume, accelerator, progress)
+    run = Run(recipe, folder, accelerator, val_data, loader, method, wrapped, optimiser, averages, state, log, progress)
+    for sentence in (describe(run), *remarks(recipe, total_steps)):
+        log.say(sentence)
+    return run
+
+
+def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
+    """Training and validation data; a ValueError if their classes differ or an image file is missing."""
+    data = recipe.data
+    train_data, dropped = for_training(open_data(data.source, data.train_split), data.filter_empty, data.limit)
+    val_data = first_images(open_data(data.val_source or data.source, data.val_split), data.limit)
+    if train_data.index.classes != val_data.index.classes:
+        raise ValueError(
+            f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
+        )
+    for part in (*parts_of(train_data), *parts_of(val_data)):
+        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
+            raise ValueError(
+                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
+            )
+    if dropped:
+        say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
+    return train_data, val_data
+
+
+def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator) -> Method:
+    """The method of a recipe, on the device of this process."""
+    method = recipe.build(classes, total_steps)
+    if recipe.training.sync_batch_norm:
+        if accelerator.device.type != "cuda":
+            raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
+        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+    method.to(accelerator.device)
+    if recipe.training.compile:
+        for module in method.student.modules():
+            if isinstance(module, COMPILED):
+                module.compile()
+    return method
+
+
+def open_log(
+    recipe: Recipe, folder: RunFolder, config: RunConfig, state: State, resume: bool, accelerator: Accelerator, progress: Progress
+) -> RunLog:
+    """Make the folder that of a new run, or ready to go on with, and open what the run writes to; nothing in other processes."""
+    log = RunLog()
+    accelerator.wait_for_everyone()  # all have seen that the folder is free, or have read its checkpoint
+    if accelerator.is_main_process:
+        if resume:
+            folder.trim_records(state.step)
+        further = open_sinks(recipe.sinks, folder.path, config.plain_recipe, state.step)
+        if not resume:
+            folder.start(config)
+        log = RunLog((ConsoleWriter(progress, state.best_ap), JSONLines(folder)), further)
+    accelerator.wait_for_everyone()
+    return log
+
+
+def describe(run: Run) -> str:
+    """What is about to be trained, in one sentence."""
+    epochs, data = run.recipe.training.epochs, run.loader.dataset
+    trainable = sum(p.numel() for p in run.method.parameters() if p.requires_grad)
+    start = f", from step {run.state.step}" if run.state.step else ""
+    return (
+        f"{run.recipe.name}: {trainable / 1e6:.2f} M trainable parameters, {len(run.val_data.index.classes)} classes;"
+        f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
+        f" {epochs} epochs, {run.loader.steps_per_epoch * epochs} steps{start}"
+    )
+
+
+def remarks(recipe: Recipe, total_steps: int) -> list[str]:
+    """Sentences on settings that are allowed but probably not meant: a rate that never drops, an average that lags far behind."""
+    config, found = recipe.training, []
+    if config.drops and config.drops[0] >= config.epochs:
+        found.append(
+            f"training.drop_epochs = {config.drop_epochs} is not within {config.epochs} epochs, so the learning rate never drops;"
+            " values below 1 are shares of the run, whatever its length"
+        )
+    decays = {"training.ema_decay": config.ema_decay} | {
+        f"teachers.{teacher.name}.decay": teacher.decay_for(total_steps) for teacher in recipe.teachers if isinstance(teacher, EMATeacher)
+    }
+    for option, decay in decays.items():
+        horizon = 1 / (1 - decay)
+        if decay and horizon > LONG_HORIZON * total_steps:
+            found.append(
+                f"{option} = {decay} averages over the last {horizon:.0f} steps, but the run has {total_steps}, so that the average is far"
+                f" behind; 2.8% of the run, as in OD-DETR, is {max(1 - 1 / (HORIZON * total_steps), 0):.4f} (None for a teacher)"
+            )
+    return found

@@ -1,0 +1,49 @@
+"""The held-out images of a run: what is evaluated on them, and how steadily the run matches them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steadydetr.data import EvalLoader
+from steadydetr.detectors import Detector
+from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
+from steadydetr.metrics.results import Results
+from steadydetr.metrics.stability import held_out, measure_models
+from steadydetr.training.log import log_stability
+from steadydetr.training.run import Run
+
+
+@torch.no_grad()
+def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
+    """Metrics of the detector on the validation images, which the processes share among them."""
+    accelerator, config = run.accelerator, run.recipe.training
+    loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    training = detector.training
+    with accelerator.autocast():
+        predict = prediction_function(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
+        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
+    detector.train(training)
+    if accelerator.num_processes > 1:
+        parts: list[Results | None] = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(parts, results)
+        results = Results.cat([part for part in parts if part is not None])
+    return evaluate(results, run.val_data.index)
+
+
+def measure_stability(run: Run) -> dict[str, Tensor]:
+    """Match the fixed held-out images and log how the matches changed since `run.state.matched`.
+
+    Returns:
+        [G] the query of every object, by weights, to be compared with the next time.
+    """
+    config, matched = run.recipe.training, dict(run.state.matched)
+    if config.stability_images and run.accelerator.is_main_process and run.val_data.index.usable().any():
+        dataset = held_out(run.val_data, config.stability_images)
+        measured, matched = measure_models(
+            run.models, run.recipe.criterion, dataset, run.recipe.data, config.eval_batch_size, run.state.matched
+        )
+        for weights, found in measured.items():
+            log_stability(run, weights, found)
+    run.accelerator.wait_for_everyone()
+    return matched
