@@ -12,7 +12,7 @@ from timing import paired
 
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.teachers import Frozen
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
@@ -66,7 +66,7 @@ class Step:
 
 
 def untrained(config: DetectorConfig) -> Detector:
-    if isinstance(config.backbone, BackboneConfig):
+    if isinstance(config.backbone, TimmBackboneConfig):
         config = replace(config, backbone=replace(config.backbone, weights="none"))
     return config.build(CLASSES)
 

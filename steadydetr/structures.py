@@ -152,7 +152,7 @@ class Assignment:
 
 
 @dataclass(frozen=True)
-class Group:
+class QueryGroup:
     """Queries that go through the decoder together and see each other, and the groups named in `sees`."""
 
     name: str

@@ -21,8 +21,8 @@ from steadydetr.equations import distill
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Average, Frozen
-from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import FGD, FGFI, FKD, MGD, Detection, FeatureDistillation, Objective
+from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, SetPrediction
 from steadydetr.objectives.feature_distillation import RELEASED_TOP
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.feature_peers import NonLocalBlock, draw
@@ -56,7 +56,7 @@ def make(
     """In float64; the adapters are moved away from where they start."""
     torch.manual_seed(0)
     models = [config.build(CLASSES) for config in (student, teacher)]
-    method = Method(models[0], Criterion(), (Detection(), objective), {"teacher": Frozen(models[1])})
+    method = Method(models[0], Criterion(), (SetPrediction(), objective), {"teacher": Frozen(models[1])})
     with torch.no_grad():
         for parameter in [*method.teachers.parameters(), *method.adapters.parameters()]:
             parameter.add_(torch.randn_like(parameter) * apart)
@@ -236,7 +236,7 @@ def test_nothing_to_learn_from_oneself(variant: str) -> None:
     student = DETECTORS["refine"].build(CLASSES)
     objective = VARIANTS.get(variant, FeatureDistillation(as_released=True))
     objective = replace(objective, teacher="ema")
-    method = Method(student, Criterion(), (Detection(), objective), {"ema": Average(student, 0.9)}).double().eval()
+    method = Method(student, Criterion(), (SetPrediction(), objective), {"ema": Average(student, 0.9)}).double().eval()
     losses = method(wide(make_batch((2, 3))))
     assert own_value(losses) == 0
     assert not any(g.any() for g in gradients(method, own_total(losses)).values())
@@ -425,7 +425,7 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
 def test_fgd_learns_nothing_from_oneself() -> None:
     torch.manual_seed(0)
     student = DETECTORS["refine"].build(CLASSES)
-    method = Method(student, Criterion(), (Detection(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
+    method = Method(student, Criterion(), (SetPrediction(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
     assert own_value(method(wide(make_batch((2, 3)))), "fgd") == 0
 
 
@@ -498,7 +498,7 @@ def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> Non
 
 def test_a_backbone_that_rounds_down_is_refused_beside_one_that_rounds_up() -> None:
     """ConvNeXt's patches, at every level; two of its kind teach each other."""
-    patches = replace(TEACHER, backbone=BackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
+    patches = replace(TEACHER, backbone=TimmBackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
     with pytest.raises(ValueError, match=r"stride 8: \(9, 8\) and \(8, 7\); stride 16: \(5, 4\) and \(4, 3\); stride 32: \(3, 2\) and"):
         make(FeatureDistillation(), teacher=patches)
     make(FeatureDistillation(), student=patches, teacher=patches)

@@ -19,7 +19,7 @@ from steadydetr.learning.matching import Problem, cheapest_queries, paired_iou, 
 from steadydetr.learning.teachers import Average, EMATeacher, TeacherOutput
 from steadydetr.objectives import MatchingDistillation
 from steadydetr.objectives.assignment_distillation import teacher_stages
-from steadydetr.objectives.matching_distillation import taught_queries
+from steadydetr.objectives.matching_distillation import teacher_queries
 from steadydetr.objectives.prediction_distillation import naive_terms, teacher_target
 from steadydetr.structures import Assignment, Losses, Match, MatchResult, Memory, Queries, Stages, Targets
 from tests.conftest import CLASSES, make_batch, make_stages
@@ -415,14 +415,14 @@ class Glimpse:
         self.queries, self.targets = {"main": queries}, make_batch(counts).targets
 
 
-def test_taught_queries_by_hand() -> None:
+def test_teacher_queries_by_hand() -> None:
     """A target whose query has no counterpart is not taught, nor is one without a query; stages of the teacher one after the other."""
     token = torch.stack((whole(7, 3, 5), whole(1, 2, 3)))
     match = Match(whole(0, 1), whole(0, 2), whole(0, 2))
     given = teacher_output(token, 3, (2, 1), match)
     student = queries_of(torch.stack((whole(7, 3, 9), whole(4, 5, 6))), 3, 2)
-    assert taught_queries(given, Glimpse(student, (2, 1)), "token").tolist() == [0, -1, -1]  # type: ignore[arg-type]
-    assert taught_queries(given, Glimpse(student, (2, 1)), "rank").tolist() == [0, -1, 2]  # type: ignore[arg-type]
+    assert teacher_queries(given, Glimpse(student, (2, 1)), "token").tolist() == [0, -1, -1]  # type: ignore[arg-type]
+    assert teacher_queries(given, Glimpse(student, (2, 1)), "rank").tolist() == [0, -1, 2]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("student", "teacher", "expected"), [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [1, 3, 5]), (6, 3, [0, 0, 1, 1, 2, 2])])

@@ -14,7 +14,7 @@ from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.config import from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import (
     FGD,
     FGFI,
@@ -23,13 +23,13 @@ from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    Detection,
     FeatureDistillation,
     JoinedMatches,
     LogitsDistillation,
     MatchingDistillation,
     Objective,
     PredictionDistillation,
+    SetPrediction,
 )
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -112,7 +112,7 @@ def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
         baseline,
         criterion=replace(baseline.criterion, class_target=QualityTarget(), alpha=None),
         objectives=(
-            Detection(teacher_match),
+            SetPrediction(teacher_match),
             *denoising,
             prediction,
             AuxiliaryGroups("ema", "both", JoinedMatches(classes="union", boxes=True, class_weight=1.0, box_weight=0.51), "mean"),
@@ -201,7 +201,7 @@ def test_quickstart_is_small() -> None:
 def test_five_scales_start_at_stride_four() -> None:
     recipe = find("dino-5scale-r50-12ep")
     assert recipe.detector.transformer.levels == 5
-    assert isinstance(recipe.detector.backbone, BackboneConfig) and recipe.detector.backbone.out_indices == (1, 2, 3, 4)
+    assert isinstance(recipe.detector.backbone, TimmBackboneConfig) and recipe.detector.backbone.out_indices == (1, 2, 3, 4)
 
 
 def test_an_unknown_name_gives_the_nearest() -> None:
@@ -297,7 +297,7 @@ def test_rows_of_detrdistill_learn_what_they_say() -> None:
     student = find("detrdistill-deformable-detr-r101-r50-50ep").detector
     for (table, label), command in rows.items():
         (recipe,) = understand(written_out(command))
-        learned = tuple(o for o in recipe.objectives if not isinstance(o, (Detection, Denoising)))
+        learned = tuple(o for o in recipe.objectives if not isinstance(o, (SetPrediction, Denoising)))
         assert learned == ROWS[table, label], (table, label)
         if "detrdistill-dino" in written_out(command) or "-r18-" in written_out(command):
             continue

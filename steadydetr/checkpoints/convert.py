@@ -24,7 +24,7 @@ from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.detectors.dab_deformable_detr import DAB_TRANSFORMER
 from steadydetr.detectors.dino import DINO_TRANSFORMER
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.encoder import FusionKind
 
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
@@ -154,7 +154,7 @@ def heads_are_tied(renamed: Mapping[str, Tensor], transformer: TransformerConfig
     return all(other not in renamed or same(renamed[name], renamed[other]) for name, other in pairs)
 
 
-def infer_backbone(renamed: Mapping[str, Tensor]) -> BackboneConfig:
+def infer_backbone(renamed: Mapping[str, Tensor]) -> TimmBackboneConfig:
     """ResNet by its blocks, Swin by its width; random weights, because the file brings them."""
     maps = sum(1 for name, value in renamed.items() if re.fullmatch(r"neck\.convs\.\d+\.weight", name) and value.shape[-1] == 1)
     if any(name.startswith("backbone.body.layers_") for name in renamed):
@@ -164,12 +164,12 @@ def infer_backbone(renamed: Mapping[str, Tensor]) -> BackboneConfig:
         if kind not in SWINS or window not in SWIN_IMAGES:
             raise ValueError(f"no known Swin has width {kind[0]}, {kind[1]} blocks in its third stage and windows of {window}")
         name = f"swin_{SWINS[kind]}_patch4_window{window}_{SWIN_IMAGES[window]}"
-        return BackboneConfig(name, tuple(range(4 - maps, 4)), weights="none", frozen_stages=0, output_norm=True)
+        return TimmBackboneConfig(name, tuple(range(4 - maps, 4)), weights="none", frozen_stages=0, output_norm=True)
     blocks = count(renamed, "backbone.body.layer3")
     resnet = (blocks, any(".conv3." in name for name in renamed))
     if blocks and resnet not in RESNETS:
         raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
-    return BackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
+    return TimmBackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
 
 
 def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.structures import Group, Memory, Queries, Stages
+from steadydetr.structures import Memory, Queries, QueryGroup, Stages
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -60,7 +60,7 @@ class Detector(nn.Module, ABC):
         """Queries that say a class and a box, for denoising: labels [B, N], boxes [B, N, 4]."""
 
     @abstractmethod
-    def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, Stages]:
         """One pass of all groups; the predictions of every stage by group name."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Detector(nn.Module, ABC):
     def forward(self, images: Tensor, padding: Tensor) -> Stages:
         """Inference: the main queries' predictions at every stage."""
         memory = self.encode(images, padding)
-        return self.decode(memory, [Group("main", self.queries(memory)["main"])])["main"]
+        return self.decode(memory, [QueryGroup("main", self.queries(memory)["main"])])["main"]
 
 
 def postprocess(

@@ -16,7 +16,7 @@ from steadydetr.detectors.deformable import (
     selected_proposals,
     take,
 )
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, Stages
 
@@ -27,7 +27,7 @@ DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
 class DABDeformableDETRConfig:
     """Defaults: the one-stage detector of detrex with R50."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
     two_stage: bool = False  # anchors and content from the encoder's best proposals

@@ -17,13 +17,12 @@ from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.query_groups import Joined, join
 from steadydetr.nn.attention import SelfAttention
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
 from steadydetr.nn.positions import feature_position
-from steadydetr.structures import DenseProposals, Group, Memory, Queries, Stages
+from steadydetr.structures import DenseProposals, Memory, Queries, QueryGroup, Stages
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ class DeformableDetector(Detector):
 
     def __init__(
         self,
-        backbone: BackboneConfig | SmallBackboneConfig,
+        backbone: BackboneConfig,
         config: TransformerConfig,
         num_classes: int,
         decoder: Decoder,
@@ -152,7 +151,7 @@ class DeformableDetector(Detector):
             head.out_features = len(rows)
         self.num_classes = len(rows)
 
-    def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, Stages]:
         joined = join(groups)
         return joined.split(self._run(memory, joined))
 

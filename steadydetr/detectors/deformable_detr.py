@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import SMALL, Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages
 
@@ -17,7 +17,7 @@ from steadydetr.structures import Memory, Queries, Stages
 class DeformableDETRConfig:
     """Defaults: the paper's plain detector. Two-stage needs `refine`."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = TransformerConfig()
     queries: int = 300
     refine: bool = False  # iterative box refinement

@@ -15,7 +15,7 @@ from steadydetr.detectors.deformable import (
     selected_proposals,
     take,
 )
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, Stages
 
@@ -26,7 +26,7 @@ DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, po
 class DINOConfig:
     """Defaults: DINO 4-scale with R50. 5-scale: a backbone map more (stride 4) and `transformer.levels` 5."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = DINO_TRANSFORMER
     queries: int = 900
     mixed_selection: bool = True  # boxes from the encoder, content learned; False: content from the encoder too

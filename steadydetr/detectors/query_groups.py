@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.nn.attention import AttentionPlan, Rows
-from steadydetr.structures import Group, Stages
+from steadydetr.structures import QueryGroup, Stages
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Joined:
     sized: bool | Tensor  # all rows alike, or [N] bool
     position: Tensor | None  # [B, N, D]
     plan: AttentionPlan
-    groups: tuple[Group, ...]
+    groups: tuple[QueryGroup, ...]
 
     def split(self, stages: Stages) -> dict[str, Stages]:
         """Stages over all rows -> the stages of each group by its name."""
@@ -37,7 +37,7 @@ class Joined:
         }
 
 
-def join(groups: Sequence[Group]) -> Joined:
+def join(groups: Sequence[QueryGroup]) -> Joined:
     """Concatenate the groups and plan their attention.
 
     Whatever stands in invalid rows is replaced here, before it can reach a gradient: where the rows are masked only later,
@@ -71,7 +71,7 @@ def _fill(tensor: Tensor, valid: Tensor | None, value: float) -> Tensor:
     return tensor if valid is None else torch.where(valid[..., None], tensor, value)
 
 
-def _sized(groups: Sequence[Group]) -> bool | Tensor:
+def _sized(groups: Sequence[QueryGroup]) -> bool | Tensor:
     flags = [group.queries.sized for group in groups]
     if all(flags) or not any(flags):
         return flags[0]
@@ -79,7 +79,7 @@ def _sized(groups: Sequence[Group]) -> bool | Tensor:
     return torch.cat([torch.full((group.queries.content.shape[1],), group.queries.sized, device=device) for group in groups])
 
 
-def attention_plan(groups: Sequence[Group]) -> AttentionPlan:
+def attention_plan(groups: Sequence[QueryGroup]) -> AttentionPlan:
     """Each group attends to its own rows (of the same block) and to those of the groups it sees."""
     stops = torch.tensor([group.queries.content.shape[1] for group in groups]).cumsum(0).tolist()
     rows = {group.name: slice(stop - group.queries.content.shape[1], stop) for group, stop in zip(groups, stops, strict=True)}
@@ -92,7 +92,7 @@ def attention_plan(groups: Sequence[Group]) -> AttentionPlan:
     return plan
 
 
-def _visible(group: Group, seen: Sequence[Group]) -> Tensor | None:
+def _visible(group: QueryGroup, seen: Sequence[QueryGroup]) -> Tensor | None:
     """[1 or B, 1, rows, keys] bool. An invalid row still sees itself, because a softmax over nothing is NaN."""
     members = (group, *seen)
     if group.blocks is None and all(member.queries.valid is None for member in members):

@@ -26,7 +26,7 @@ from steadydetr.equations.distill import query_masks, spatial_attention
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
 from steadydetr.objectives.feature_distillation import matched_quality
-from steadydetr.structures import Batch, Group, Memory
+from steadydetr.structures import Batch, Memory, QueryGroup
 
 GOOD, POOR = 3, 2  # queries that are drawn: the best by quality, the last by score
 
@@ -73,7 +73,7 @@ def answer(teacher: Detector, criterion: Criterion, batch: Batch) -> Answer:
     training = teacher.training
     teacher.eval()
     memory = teacher.encode(batch.images, batch.padding)
-    stages = teacher.decode(memory, [Group("main", teacher.queries(memory)["main"])])["main"][-1:].in_float32()
+    stages = teacher.decode(memory, [QueryGroup("main", teacher.queries(memory)["main"])])["main"][-1:].in_float32()
     teacher.train(training)
     match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
     assert stages.content is not None

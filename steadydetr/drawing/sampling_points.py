@@ -20,7 +20,7 @@ from steadydetr.detectors import Detector
 from steadydetr.detectors.deformable import DeformableDetector
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.structures import Batch, Group
+from steadydetr.structures import Batch, QueryGroup
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def look(detector: Detector, criterion: Criterion, batch: Batch, target: int) ->
     memory = detector.encode(batch.images, batch.padding)
     queries = detector.queries(memory)["main"]
     with _calls(detector) as calls:
-        stages = detector.decode(memory, [Group("main", queries)])["main"][-1:]
+        stages = detector.decode(memory, [QueryGroup("main", queries)])["main"][-1:]
     detector.train(training)
     match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
     matched = match.query[match.target == target].tolist()

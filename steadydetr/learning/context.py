@@ -12,7 +12,7 @@ from steadydetr.detectors.base import Detector
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
 from steadydetr.learning.teachers import TeacherOutput
-from steadydetr.structures import Batch, Group, Memory, Queries, Stages, Targets
+from steadydetr.structures import Batch, Memory, Queries, QueryGroup, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ class StepContext:
 def _view(batch: Batch, teacher: Detector) -> tuple[Memory, Queries, Stages]:
     memory = teacher.encode(batch.images, batch.padding)
     queries = teacher.queries(memory)["main"]
-    return memory, queries, teacher.decode(memory, [Group("main", queries)])["main"]
+    return memory, queries, teacher.decode(memory, [QueryGroup("main", queries)])["main"]

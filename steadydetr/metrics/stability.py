@@ -14,7 +14,7 @@ from steadydetr.detectors.deformable import take
 from steadydetr.equations.stability import consistency, held_targets, instability, unstable_score
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import MatchResult, Problem, solve
-from steadydetr.structures import Batch, Group, Queries, Stages, Targets
+from steadydetr.structures import Batch, Queries, QueryGroup, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def match(detector: Detector, criterion: Criterion, dataset: Dataset, config: Da
 def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Matching:
     memory = detector.encode(batch.images, batch.padding)
     queries = detector.queries(memory)["main"]
-    stages = detector.decode(memory, [Group("main", queries)])["main"]
+    stages = detector.decode(memory, [QueryGroup("main", queries)])["main"]
     targets, problems = batch.targets, [criterion.problem(stages, batch.targets, "main")]
     proposals = detector.proposals(memory, queries)
     if proposals is not None:

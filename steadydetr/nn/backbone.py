@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class BackboneConfig:
+class TimmBackboneConfig:
     """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
@@ -55,7 +55,7 @@ class Backbone(nn.Module):
         ValueError: no such model, or its weights cannot be had; says what to do.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: TimmBackboneConfig) -> None:
         super().__init__()
         self.config = config
         self.body = _timm_model(config)
@@ -84,7 +84,7 @@ def feature_info(body: Any) -> tuple[list[int], list[int]]:
     return body.feature_info.channels(), body.feature_info.reduction()
 
 
-def _timm_model(config: BackboneConfig) -> nn.Module:
+def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     options = _any_image_size(config.name)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path

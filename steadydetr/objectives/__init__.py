@@ -4,15 +4,15 @@ from steadydetr.objectives.assignment_distillation import AssignmentDistillation
 from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
-from steadydetr.objectives.detection import Detection
 from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
 from steadydetr.objectives.logits_distillation import LogitsDistillation
 from steadydetr.objectives.matching_distillation import JoinedMatches, MatchingDistillation
 from steadydetr.objectives.prediction_distillation import PredictionDistillation
+from steadydetr.objectives.set_prediction import SetPrediction
 
 OBJECTIVES = (
-    Detection,
+    SetPrediction,
     Denoising,
     PredictionDistillation,
     AuxiliaryGroups,

@@ -17,7 +17,7 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Objective, require_teacher
 from steadydetr.objectives.matching_distillation import pick
-from steadydetr.structures import Assignment, Group, Losses, Match, MatchResult, Queries, Stages
+from steadydetr.structures import Assignment, Losses, Match, MatchResult, Queries, QueryGroup, Stages
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ class AssignmentDistillation(Objective):
         adapted = ("content", "position") if student.positioned else ("content",)
         return nn.ModuleDict({part: nn.Linear(teacher.width, student.width) for part in adapted})
 
-    def groups(self, context: StepContext) -> list[Group]:
-        return [] if self.init else [Group(self.name, self._queries(context))]
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        return [] if self.init else [QueryGroup(self.name, self._queries(context))]
 
     def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
         if self.init or self.matching == "teacher":

@@ -18,7 +18,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, cheapest_queries, query_of_targets
 from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.objectives.matching_distillation import JoinedMatches, pick
-from steadydetr.structures import Assignment, Group, Losses, MatchResult, Queries, Stages
+from steadydetr.structures import Assignment, Losses, MatchResult, Queries, QueryGroup, Stages
 
 CHEAPEST = 2  # queries of each target
 
@@ -39,7 +39,7 @@ class AuxiliaryGroups(Objective):
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         """All groups side by side, as blocks that do not see each other."""
         teacher_output, (chosen, valid) = context.teacher_outputs[self.teacher], self._chosen(context)
         count, _, slots = chosen.shape
@@ -57,7 +57,7 @@ class AuxiliaryGroups(Objective):
             position=None if position is None else gather(position.expand(count, -1, -1, -1)),
         )
         blocks = torch.arange(count, device=chosen.device).repeat_interleave(slots)
-        return [Group(self.name, queries, blocks=blocks)]
+        return [QueryGroup(self.name, queries, blocks=blocks)]
 
     def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
         return [criterion.problem(self._fold(stages[self.name], context), context.targets, self.name)]

@@ -11,7 +11,7 @@ from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem
-from steadydetr.structures import Group, Losses, MatchResult, Stages
+from steadydetr.structures import Losses, MatchResult, QueryGroup, Stages
 
 
 class Objective(ABC):
@@ -46,7 +46,7 @@ class Objective(ABC):
         """
         return None
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         """Queries for the decoder's pass."""
         return []
 

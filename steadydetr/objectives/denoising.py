@@ -18,7 +18,7 @@ from steadydetr.detectors.dino import DINO
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives.base import Objective
-from steadydetr.structures import Assignment, Batch, Group, Losses, Match, MatchResult, Queries, Stages, Targets
+from steadydetr.structures import Assignment, Batch, Losses, Match, MatchResult, Queries, QueryGroup, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Denoising(Objective):
         if not isinstance(student, DINO):
             raise ValueError(f"denoising needs queries that carry a label, which {type(student).__name__} has not: use DINO")
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         batch = context.batch
         most = batch.global_totals.most_objects
         count = group_count(self.number, most)
@@ -62,7 +62,7 @@ class Denoising(Objective):
             queries = Queries(queries.content, queries.reference)
         rows = queries.content.shape[1]
         blocks = torch.arange(rows, device=labels.device) // max(2 * most, 1)
-        return [Group(self.name, queries, sees=("main",), blocks=blocks, known=known_match(batch.targets, count, most))]
+        return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks, known=known_match(batch.targets, count, most))]
 
     def add_losses(
         self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion

@@ -84,7 +84,7 @@ def concatenate(a: Match, b: Match) -> Match:
     return Match(image, query, target, torch.cat(weights))
 
 
-def taught_queries(teacher_output: TeacherOutput, context: StepContext, by: Counterparts) -> Tensor:
+def teacher_queries(teacher_output: TeacherOutput, context: StepContext, by: Counterparts) -> Tensor:
     """[R] the student's query whose counterpart the teacher matches to each target, stage by stage, -1: none."""
     rows = len(teacher_output.solved.cost)
     query = query_of_targets(teacher_output.solved.match, rows)

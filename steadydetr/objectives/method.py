@@ -77,7 +77,7 @@ class Method(nn.Module):
 
     def losses(self, context: StepContext, objectives: Sequence[Objective]) -> Losses:
         """Of some of the method's objectives."""
-        groups = [group for objective in objectives for group in objective.groups(context)]
+        groups = [group for objective in objectives for group in objective.query_groups(context)]
         stages = self.student.decode(context.memory, groups)
         problems = [problem for o in objectives for problem in o.problems(context, stages, self.criterion)]
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}

@@ -20,7 +20,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
 from steadydetr.objectives.assignment_distillation import makes_references
 from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.structures import Group, Losses, Match, MatchResult, Stages, Targets
+from steadydetr.structures import Losses, Match, MatchResult, QueryGroup, Stages, Targets
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class PredictionDistillation(Objective):
                 " detector the position vectors belong to other boxes. Leave --objectives.prediction.position teacher"
             )
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         queries = context.teacher_outputs[self.teacher].queries
         if self.position == "student" and queries.position is not None:
             queries = replace(queries, position=context.queries["main"].position)
-        return [Group(self.name, queries)]
+        return [QueryGroup(self.name, queries)]
 
     def add_losses(
         self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion

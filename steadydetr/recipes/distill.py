@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig
 from steadydetr.learning.teachers import TrainedTeacher
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep
@@ -44,7 +44,7 @@ def _named(recipe: Recipe, name: str, reported: str, notes: str) -> Recipe:
 
 
 def _with_backbone(recipe: Recipe, backbone: str) -> Recipe:
-    assert isinstance(recipe.detector.backbone, BackboneConfig)
+    assert isinstance(recipe.detector.backbone, TimmBackboneConfig)
     return replace(recipe, detector=replace(recipe.detector, backbone=replace(recipe.detector.backbone, name=BACKBONES[backbone])))
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.teachers import EMATeacher
-from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
+from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_24ep
 from steadydetr.recipes.deformable import deformable_detr_refine_r50_12ep
@@ -21,12 +21,12 @@ PAPERS_TEACHER = EMATeacher(0.9996)
 
 def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = PAPERS_TEACHER) -> Recipe:
     """The recipe with quality focal loss, matching distillation, prediction distillation and auxiliary groups."""
-    others = tuple(o for o in recipe.objectives if not isinstance(o, Detection))
+    others = tuple(o for o in recipe.objectives if not isinstance(o, SetPrediction))
     return replace(
         recipe,
         name=name,
         criterion=replace(recipe.criterion, class_target=QualityTarget(), alpha=None),
-        objectives=(Detection(MatchingDistillation()), *others, PredictionDistillation(), AuxiliaryGroups()),
+        objectives=(SetPrediction(MatchingDistillation()), *others, PredictionDistillation(), AuxiliaryGroups()),
         teachers=(teacher,),
         reported=reported,
         notes=f"{recipe.notes}, with online distillation",

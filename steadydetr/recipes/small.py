@@ -9,7 +9,7 @@ from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerCo
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
-from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, FeatureDistillation, LogitsDistillation
+from steadydetr.objectives import AssignmentDistillation, Denoising, FeatureDistillation, LogitsDistillation, SetPrediction
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
@@ -39,7 +39,7 @@ def small_dino() -> Recipe:
         name="small-dino",
         detector=DINOConfig(SmallBackboneConfig(), transformer, queries=40),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), giou_eps=1e-6),
-        objectives=(Detection(), Denoising(number=40, box_noise=0.4)),
+        objectives=(SetPrediction(), Denoising(number=40, box_noise=0.4)),
         data=DataConfig(source="shapes", transform=FixedSizeTransform(128, 128), resize=FixedSize(128, 128), workers=1),
         training=TrainingConfig(
             epochs=3,
@@ -71,7 +71,7 @@ def small_deformable_detr() -> Recipe:
         name="small-deformable-detr",
         detector=DeformableDETRConfig(SmallBackboneConfig(), transformer, queries=40, refine=True, two_stage=True),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0)),
-        objectives=(Detection(),),
+        objectives=(SetPrediction(),),
         notes="two-stage Deformable DETR at the size of the quickstart",
     )
 

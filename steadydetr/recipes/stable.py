@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Literal
 
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
@@ -50,7 +50,7 @@ def _stable_dino(recipe: Recipe, reported: str) -> Recipe:
     """Stable-DINO: detrex's DINO, which decays no norms and leaves out images without objects."""
     recipe = replace(
         recipe,
-        objectives=(Detection(), Denoising(negative_offset=0.0)),  # D-22
+        objectives=(SetPrediction(), Denoising(negative_offset=0.0)),  # D-22
         data=replace(recipe.data, filter_empty=True),
         training=replace(recipe.training, decay_norms=False),
     )

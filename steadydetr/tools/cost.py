@@ -20,7 +20,7 @@ from steadydetr.checkpoints.folder import find_checkpoint, read_card, without_pr
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.teachers import Average, EMATeacher, Frozen
-from steadydetr.objectives import Denoising, Detection, Objective
+from steadydetr.objectives import Denoising, Objective, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -130,7 +130,7 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
 
 def own(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
     """What a detector learns by itself. The teacher_match of matching distillation stays: it multiplies nothing."""
-    return tuple(o for o in objectives if isinstance(o, (Detection, Denoising)))
+    return tuple(o for o in objectives if isinstance(o, (SetPrediction, Denoising)))
 
 
 def build(recipe: Recipe, teacher: str, classes: int) -> Method:

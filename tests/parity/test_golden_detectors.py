@@ -19,8 +19,8 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import solve
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
-from steadydetr.objectives.detection import Detection, proposal_targets
-from steadydetr.structures import Assignment, Group, Losses, MatchResult, Memory, Queries, Stages, Targets
+from steadydetr.objectives.set_prediction import SetPrediction, proposal_targets
+from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs
@@ -32,17 +32,17 @@ TRAIN = cases("original/ddetr_train_*", "original/dino_train_*")
 def run(case: Case) -> tuple[StepContext, dict[str, Stages]]:
     """One decoder pass: the main queries and, where the case brings them, its denoising queries."""
     context = StepContext.of(case.batch(), case.detector, Criterion(), {})
-    groups = [Group("main", context.queries["main"])]
+    groups = [QueryGroup("main", context.queries["main"])]
     if "in.dn_query_label" in case.tensors:
         groups.append(given_denoising(case))
     return context, case.detector.decode(context.memory, groups)
 
 
-def given_denoising(case: Case) -> Group:
+def given_denoising(case: Case) -> QueryGroup:
     label, box = (case.tensors[f"in.dn_query_{name}"].to(next(case.detector.parameters()).dtype) for name in ("label", "bbox"))
     rows = label.shape[1]
     blocks = torch.arange(rows) // (rows // case.config["dn_meta"]["num_dn_group"])
-    return Group("denoising", Queries(label, box.sigmoid()), sees=("main",), blocks=blocks)
+    return QueryGroup("denoising", Queries(label, box.sigmoid()), sees=("main",), blocks=blocks)
 
 
 @pytest.mark.parametrize("path", EVAL)
@@ -143,7 +143,7 @@ def test_training_step(path: Path) -> None:
     case.detector.train()
     context, stages = run(case)
     close(stages["main"].logits, tensors["out.logits"], atol=1e-4, rtol=1e-5)
-    criterion, losses, objective = criterion_of(config), Losses(), Detection()
+    criterion, losses, objective = criterion_of(config), Losses(), SetPrediction()
     problems = objective.problems(context, stages, criterion)
     solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
     check_matching(context, stages, solved, criterion, tensors)

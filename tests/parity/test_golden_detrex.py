@@ -15,8 +15,8 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
 from steadydetr.objectives.denoising import Draws, group_count, noise_boxes, noise_labels, place
-from steadydetr.objectives.detection import Detection
-from steadydetr.structures import Group, Losses, Queries, Stages, Targets
+from steadydetr.objectives.set_prediction import SetPrediction
+from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.released import DENOISING_WEIGHTS, stable_criterion
@@ -34,7 +34,7 @@ def modes(config: dict[str, Any]) -> list[str]:
 
 def training_pass(case: Case, mode: str) -> tuple[StepContext, dict[str, Stages]]:
     context = StepContext.of(case.batch(), case.detector.train(), Criterion(), {})
-    groups = [Group("main", context.queries["main"])]
+    groups = [QueryGroup("main", context.queries["main"])]
     if mode == "dn":
         groups.append(replayed_denoising(case, context.targets, negative_offset(case.config.get("neg_step_type", "add:1.0"))))
     return context, case.detector.decode(context.memory, groups)
@@ -45,7 +45,7 @@ def negative_offset(kind: str) -> float:
     return 0.0 if kind == "none" else float(kind.removeprefix("add:"))
 
 
-def replayed_denoising(case: Case, targets: Targets, offset: float) -> Group:
+def replayed_denoising(case: Case, targets: Targets, offset: float) -> QueryGroup:
     """The case's recorded random draws through our own denoising; detrex trains with label noise 0.5 and box noise 1."""
     most = max(targets.counts)
     draws = recorded_draws(case.tensors, "in.draw.", len(targets.labels), 0.5)
@@ -54,7 +54,7 @@ def replayed_denoising(case: Case, targets: Targets, offset: float) -> Group:
     close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
     close(queries.reference, case.tensors["out.dn.query_bbox_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
-    return Group("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
+    return QueryGroup("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
 
 
 def recorded_draws(tensors: dict[str, Tensor], prefix: str, objects: int, label_noise: float) -> Draws:
@@ -78,7 +78,7 @@ def test_training_mode(path: Path) -> None:
         close(stages["main"].logits, tensors[f"{prefix}logits"], atol=ATOL)
         close(stages["main"].boxes, tensors[f"{prefix}boxes"], atol=ATOL)
         stable = "stable" in path.name
-        criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), Detection(), Losses()
+        criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), SetPrediction(), Losses()
         problems = objective.problems(context, stages, criterion)
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
         objective.add_losses(losses, context, stages, solved, criterion)

@@ -13,7 +13,7 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.equations.distill import background, foreground, query_masks, released_mask
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import FGD, MGD, Detection, FeatureDistillation, feature_distillation, feature_peers
+from steadydetr.objectives import FGD, MGD, FeatureDistillation, SetPrediction, feature_distillation, feature_peers
 from steadydetr.objectives.feature_distillation import released_queries, released_terms
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.feature_peers import boxes_in_cells
@@ -81,7 +81,7 @@ def test_released_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, tensors = load(path)
     monkeypatch.setattr(feature_distillation, "RELEASED_TOP", config["max_per_img"])
     teacher, student = rebuild(config, tensors, "teacher"), rebuild(config, tensors, "student")
-    objectives = (Detection(), FeatureDistillation(as_released=True))
+    objectives = (SetPrediction(), FeatureDistillation(as_released=True))
     losses = Method(student, Criterion(), objectives, {"teacher": Frozen(teacher)})(batch(config, tensors))
     for stage, value in enumerate(losses["features/error"]):
         close(value, tensors[f"out.stage{stage}.feature_part"].reshape(()), atol=0, rtol=2e-5)

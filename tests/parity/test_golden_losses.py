@@ -15,7 +15,7 @@ from steadydetr.detectors.query_groups import attention_plan
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import pairwise_terms, solve
 from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, place, repeat_stages
-from steadydetr.structures import Assignment, Group, Losses, Queries, Stages, Targets
+from steadydetr.structures import Assignment, Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}
@@ -181,7 +181,7 @@ def check_mask(queries: Queries, blocked: Tensor, block: int, main: int) -> None
     rows = queries.content.shape[1]
     own = Queries(queries.content, queries.reference)
     matching = Queries(queries.content[:, :1].expand(-1, main, -1), queries.reference[:, :1].expand(-1, main, -1))
-    plan = attention_plan([Group("dn", own, sees=("main",), blocks=torch.arange(rows) // block), Group("main", matching)])
+    plan = attention_plan([QueryGroup("dn", own, sees=("main",), blocks=torch.arange(rows) // block), QueryGroup("main", matching)])
     seen = torch.zeros(rows + main, rows + main, dtype=torch.bool)
     for part in plan:
         keys = torch.cat([torch.arange(rows + main)[piece] for piece in part.keys])

@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from steadydetr.detectors import Detector
-from steadydetr.objectives import AssignmentDistillation, Detection, LogitsDistillation, Objective
-from steadydetr.structures import Batch, Group, Queries
+from steadydetr.objectives import AssignmentDistillation, LogitsDistillation, Objective, SetPrediction
+from steadydetr.structures import Batch, Queries, QueryGroup
 from tests.reference.boxes import Box, corners, iou_and_giou, l1
 from tests.reference.detection import cross_entropy, sigmoid
 from tests.reference.matching import matching_cost
@@ -108,7 +108,7 @@ class Step:
         with torch.no_grad():
             memory = teacher.encode(batch.images, batch.padding)
             self.given = teacher.queries(memory)["main"]
-            stages = teacher.decode(memory, [Group("main", self.given)])["main"]
+            stages = teacher.decode(memory, [QueryGroup("main", self.given)])["main"]
         self.taught = [[View(*pair) for pair in zip(*stage, strict=True)] for stage in zip(stages.logits, stages.boxes, strict=True)]
         self.held = [[view.match(targets) for view, targets in zip(stage, self.targets, strict=True)] for stage in self.taught]
         self.main = self.decoded(self.queries)
@@ -116,7 +116,7 @@ class Step:
 
     def decoded(self, queries: Queries) -> list[list[View]]:
         """[stage][image]."""
-        stages = self.student.decode(self.memory, [Group("main", queries)])["main"]
+        stages = self.student.decode(self.memory, [QueryGroup("main", queries)])["main"]
         return [[View(*pair) for pair in zip(*stage, strict=True)] for stage in zip(stages.logits, stages.boxes, strict=True)]
 
     def add(self, name: str, stage: int, value: Tensor | float) -> None:
@@ -210,7 +210,7 @@ def step(
     """Every loss term by the student's stage."""
     whole = Step(student, teacher, batch)
     for objective in objectives:
-        if isinstance(objective, Detection):
+        if isinstance(objective, SetPrediction):
             for s, images in enumerate(whole.main):
                 for view, targets in zip(images, whole.targets, strict=True):
                     whole.detection("main", s, view, view.match(targets), targets)

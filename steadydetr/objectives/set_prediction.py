@@ -12,12 +12,12 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, query_of_targets
 from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.objectives.matching_distillation import MatchingDistillation, taught_queries
-from steadydetr.structures import Assignment, Group, Losses, MatchResult, Stages, Targets
+from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
+from steadydetr.structures import Assignment, Losses, MatchResult, QueryGroup, Stages, Targets
 
 
 @dataclass(frozen=True)
-class Detection(Objective):
+class SetPrediction(Objective):
     """Owner of the group "main" and of the proposals."""
 
     teacher_match: MatchingDistillation | None = None  # a teacher whose match is learned beside the student's own
@@ -34,8 +34,8 @@ class Detection(Objective):
         if self.teacher_match is not None:
             require_alike(self.name, self.teacher_match.teacher, student, teachers, ("architecture", "stages"))
 
-    def groups(self, context: StepContext) -> list[Group]:
-        return [Group("main", context.queries["main"])]
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        return [QueryGroup("main", context.queries["main"])]
 
     def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
         problems = [criterion.problem(stages["main"], context.targets, "main")]
@@ -62,7 +62,7 @@ class Detection(Objective):
     def _assign(self, losses: Losses, context: StepContext, stages: Stages, solved: MatchResult) -> Assignment:
         if self.teacher_match is None:
             return Assignment((solved.match,), solved.match)
-        taught = taught_queries(context.teacher_outputs[self.teacher_match.teacher], context, self.teacher_match.counterparts)
+        taught = teacher_queries(context.teacher_outputs[self.teacher_match.teacher], context, self.teacher_match.counterparts)
         own, rows = query_of_targets(solved.match, len(taught)), max(len(taught), 1)
         losses.measure("main/same_query_as_teacher", ((taught == own) & (own >= 0)).sum() / rows)
         losses.measure("main/without_counterpart", (taught < 0).sum() / rows)
