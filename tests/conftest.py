@@ -55,7 +55,6 @@ def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id:
         padding=padding,
         targets=Targets(labels, torch.cat((centre, side), 1), counts),
         image_ids=tuple(range(first_id, first_id + images)),
-        sizes=((size, size),) * images,
         original_sizes=((size, size),) * images,
     )
 
@@ -69,7 +68,6 @@ def part_of(batch: Batch, images: list[int]) -> Batch:
         padding=batch.padding[images],
         targets=Targets.cat([targets[i] for i in images]),
         image_ids=tuple(batch.image_ids[i] for i in images),
-        sizes=tuple(batch.sizes[i] for i in images),
         original_sizes=tuple(batch.original_sizes[i] for i in images),
     )
 

@@ -12,7 +12,7 @@ from steadydetr.detectors import DINO
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Denoising, SetPrediction
-from steadydetr.objectives.denoising import Draws, draw_noise, group_count, known_match, noise_boxes, noise_labels, place, repeat_stages
+from steadydetr.objectives.denoising import Draws, draw_noise, denoising_groups, known_match, noise_boxes, noise_labels, noised_queries, repeat_stages
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Targets, Totals
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_stages, part_of
@@ -33,7 +33,7 @@ def test_queries_equal_their_twin(counts: tuple[int, ...], spare: int) -> None:
     batch, detector, groups, most = make_batch(counts), dino(), 2, max(counts) + spare
     targets, draws = batch.targets, draw_noise(batch, groups, CLASSES)
     labels, boxes = noise_labels(targets.labels, draws, 0.9), noise_boxes(targets.boxes, draws, 0.4)
-    queries = place(detector, targets, labels, boxes, most)
+    queries = noised_queries(detector, targets, labels, boxes, most)
     expected = denoising_rows(counts, targets.labels, targets.boxes, draws, 0.9, 0.4, most)
     assert queries.valid is not None and queries.content.shape[1] == max(2 * groups * most, 1)
     for image in range(len(counts)):
@@ -65,8 +65,8 @@ def test_match_of_every_stage() -> None:
 @pytest.mark.parametrize(
     ("number", "most", "groups"), [(100, 7, 14), (100, 100, 1), (100, 101, 1), (5, 8, 1), (100, 1, 100), (100, 0, 100)]
 )
-def test_group_count(number: int, most: int, groups: int) -> None:
-    assert group_count(number, most) == groups
+def test_denoising_groups(number: int, most: int, groups: int) -> None:
+    assert denoising_groups(number, most) == groups
 
 
 def test_noise_by_hand() -> None:

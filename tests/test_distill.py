@@ -178,7 +178,7 @@ VARIANTS: dict[str, Objective] = {
     "group": LogitsDistillation(stages="group"),
     "last": LogitsDistillation(stages="last"),
     "candidates": LogitsDistillation(candidates=4),
-    "as released": LogitsDistillation(as_released=True),
+    "as released": ReleasedLogits(),
     "positive class": LogitsDistillation(positive_box=False, negative_box=False),
     "positive box": LogitsDistillation(positive_class=False, negative_box=False),
     "negative box": LogitsDistillation(positive_class=False, positive_box=False),
@@ -335,7 +335,7 @@ def test_two_teachers_in_one_step() -> None:
     assert_close({name: together[name] for name in alone}, alone)
 
 
-@pytest.mark.parametrize("objectives", [(SetPrediction(), AssignmentDistillation(init=True)), (SetPrediction(), LogitsDistillation())])
+@pytest.mark.parametrize("objectives", [(SetPrediction(), TeacherInit()), (SetPrediction(), LogitsDistillation())])
 def test_only_teachers_that_are_read_are_run(objectives: tuple[Objective, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The average of the weights, which nobody reads here, is still there to be updated and evaluated."""
     start = make_distilled(DETECTORS["refine"], DETECTORS["refine"])
@@ -420,7 +420,7 @@ def test_references_made_by_the_student() -> None:
 def test_teacher_init(name: str) -> None:
     """The student's queries are the teacher's at the start; nothing else of it, no group, no term."""
     config = DETECTORS[name]
-    plain, method = (make_distilled(config, config, (SetPrediction(), *more)) for more in ((), (AssignmentDistillation(init=True),)))
+    plain, method = (make_distilled(config, config, (SetPrediction(), *more)) for more in ((), (TeacherInit(),)))
     teacher = method.teaching["teacher"].state_dict()
     for key, value in method.student.state_dict().items():
         if value.is_floating_point() and value.numel() > 1 and key.startswith("query_"):
@@ -443,7 +443,7 @@ def test_teacher_init(name: str) -> None:
 )
 def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorConfig) -> None:
     with pytest.raises(ValueError, match=r"learned queries of equal number and width .* the student \(\w+\) has .*, the teacher"):
-        make_distilled(student, teacher, (SetPrediction(), AssignmentDistillation(init=True)))
+        make_distilled(student, teacher, (SetPrediction(), TeacherInit()))
 
 
 @pytest.mark.parametrize(
@@ -466,10 +466,10 @@ def test_options_that_would_do_nothing_are_refused(kind: type[Objective], switch
 
 def test_what_released_logits_distillation_still_lets_choose() -> None:
     chosen = LogitsDistillation("big", positive_class=False, positive_box=False, stages="last", weights=Weights(2.0), weight=3.0)
-    assert replace(chosen, as_released=True).as_released and AssignmentDistillation("big", init=True).init
+    assert replace(chosen, as_released=True).as_released and TeacherInit("big").init
 
 
-@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), AssignmentDistillation("big", init=True)])
+@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), TeacherInit("big")])
 def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
     with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
         make_distilled(DETECTORS["refine"], DETECTORS["refine"], (SetPrediction(), objective))
@@ -510,7 +510,7 @@ def test_any_recipe_can_be_distilled() -> None:
 
 
 @pytest.mark.parametrize(
-    "learning", [LogitsDistillation(), AssignmentDistillation(init=True), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()]
+    "learning", [LogitsDistillation(), TeacherInit(), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()]
 )
 def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Objective) -> None:
     start = recipe_of((SetPrediction(), learning))

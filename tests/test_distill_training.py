@@ -235,7 +235,7 @@ def test_averages_start_where_the_student_does(tmp_path: Path) -> None:
     """Teacher Init moves the student after the average was made of it."""
     folder = save_teacher(tmp_path / "teacher", DETECTORS["dab"])
     start = tiny_distilled(folder)
-    objectives = (SetPrediction(), AssignmentDistillation(init=True))
+    objectives = (SetPrediction(), TeacherInit())
     recipe = replace(start, detector=DETECTORS["dab"], objectives=objectives, teachers=(EMATeacher(0.9), TrainedTeacher(folder)))
     method = recipe.build(NAMES, 10)
     assert method.ema is not None

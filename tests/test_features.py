@@ -76,7 +76,7 @@ def own_value(losses: Losses, prefix: str = "features") -> float:
 
 
 SAME_WIDTH = replace(TEACHER, transformer=TINY)
-EVERY: dict[str, Any] = {**VARIANTS, "released": FeatureDistillation(as_released=True)}
+EVERY: dict[str, Any] = {**VARIANTS, "released": ReleasedFeatures()}
 EVERY |= {"fgd": FGD(), "fgd without attention": FGD(focal=False), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
 
 # by hand (2 positions, d = 2)
@@ -153,7 +153,7 @@ def expected(objective: FeatureDistillation, method: Method, context: StepContex
 def quality_of(objective: FeatureDistillation, teacher_output: Any, stage: int, b: int, objects: Any, batch: Batch) -> list[float]:
     """One query at a time; the match is the teacher's."""
     scores, boxes = teacher_output.stages.logits[stage, b].sigmoid(), teacher_output.stages.boxes[stage, b].tolist()
-    match, images, total = teacher_output.solved.match, len(batch.targets.counts), len(batch.targets.labels)
+    match, images, total = teacher_output.matched.match, len(batch.targets.counts), len(batch.targets.labels)
     weights = [0.0] * len(boxes)
     if objective.quality == "best":
         for q, box in enumerate(boxes):
@@ -234,7 +234,7 @@ def test_nothing_to_learn_from_oneself(variant: str) -> None:
     """Teacher = student; phi starts as the identity because the widths are equal."""
     torch.manual_seed(0)
     student = DETECTORS["refine"].build(CLASSES)
-    objective = VARIANTS.get(variant, FeatureDistillation(as_released=True))
+    objective = VARIANTS.get(variant, ReleasedFeatures())
     objective = replace(objective, teacher="ema")
     method = Method(student, Criterion(), (SetPrediction(), objective), {"ema": Average(student, 0.9)}).double().eval()
     losses = method(wide(make_batch((2, 3))))
@@ -484,7 +484,7 @@ def first_layer_up(cells: float) -> int:
     return math.floor(cells + 1 / 8)
 
 
-@pytest.mark.parametrize("objective", [FeatureDistillation(), FeatureDistillation(as_released=True), *PEERS.values()], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [FeatureDistillation(), ReleasedFeatures(), *PEERS.values()], ids=lambda o: o.name)
 def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> None:
     """Whatever the image: which side it is on, and from which layer on. Only levels that both have count."""
     up, down = Stride(8, 16, 32), Stride(8, 32, 64, rounds=math.floor)
@@ -521,7 +521,7 @@ def test_pairs_that_cannot_work_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="called 'teacher', but the recipe has none"):
         objective.check(Stride(32), {})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the student has 16, the teacher 24"):
-        FeatureDistillation(as_released=True).check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
+        ReleasedFeatures().check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
     with pytest.raises(ValueError, match="as_released fixes mask"):
         FeatureDistillation(as_released=True, mask="ones")
 
@@ -531,7 +531,7 @@ def test_every_row_of_the_tables_is_one_override() -> None:
         ("--objectives.features.mask mean", FeatureDistillation(mask="mean")),
         ("--objectives.features.mask ones", FeatureDistillation(mask="ones")),
         ("--objectives.features.similarity cosine", FeatureDistillation(similarity="cosine")),
-        ("--objectives.features.as-released", FeatureDistillation(as_released=True)),
+        ("--objectives.features.as-released", ReleasedFeatures()),
     ):
         recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives

@@ -61,7 +61,7 @@ def make_online(
     teacher = Average(student, 0.9)
     perturb(teacher, apart, 2)
     objectives = tuple(objectives)
-    if isinstance(config, DINOConfig) and Detection in map(type, objectives):
+    if isinstance(config, DINOConfig) and SetPrediction in map(type, objectives):
         objectives += (Denoising(number=4, box_noise=0.4),)
     return Method(student, criterion or Criterion(class_target=QualityTarget(), alpha=None), objectives, {"ema": teacher}).double().eval()
 
@@ -98,7 +98,7 @@ VARIANTS: dict[str, tuple[Objective, ...]] = {
     "auxiliary own": (AuxiliaryGroups(matching="own"),),
     "auxiliary teacher": (AuxiliaryGroups(matching="teacher"),),
     "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=JoinedMatches(class_weight=0.5, box_weight=0.5)),),
-    "naive": (PredictionDistillation(naive=True),),
+    "naive": (NaivePrediction(),),
     "without listening": (PredictionDistillation(listen=False),),
     "assignment own": (AssignmentDistillation("ema", matching="own"),),
 }
@@ -226,7 +226,7 @@ def test_auxiliary_queries_are_those_that_the_teachers_stage_gave(name: str) -> 
     for t in range(2):
         for b, count in enumerate(batch.targets.counts):
             start = t * sum(batch.targets.counts) + first[b]
-            chosen = slow.cheapest(teacher_output.solved.cost[start : start + count].tolist())
+            chosen = slow.cheapest(teacher_output.matched.cost[start : start + count].tolist())
             rows = slice(6 * t, 6 * t + len(chosen))
             assert group.queries.valid is not None and group.queries.valid[b, 6 * t : 6 * t + 6].sum() == len(chosen)
             assert teacher_output.stages.content is not None
@@ -241,7 +241,7 @@ def test_auxiliary_queries_are_those_that_the_teachers_stage_gave(name: str) -> 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "two-stage"])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_naively(name: str) -> None:
-    method = make_online(DETECTORS[name], (PredictionDistillation(naive=True),), apart=0.0)
+    method = make_online(DETECTORS[name], (NaivePrediction(),), apart=0.0)
     losses = method(wide(make_batch((2, 3))))
     assert losses.total.item() == pytest.approx(0, abs=1e-12)
     assert all(gradient.abs().max() < 1e-12 for gradient in gradients(method, losses.total).values())
@@ -256,7 +256,7 @@ def test_a_student_equal_to_its_teacher_learns_matched_scores_only(name: str) ->
     losses = method(batch)
     assert losses["prediction/l1"].abs().max() == losses["prediction/giou"].abs().max() == 0
     expected = torch.zeros(2, dtype=torch.float64)
-    match, boxes = teacher_output.solved.match, batch.targets.repeat_batch(2)
+    match, boxes = teacher_output.matched.match, batch.targets.repeat_batch(2)
     for image, query, target in zip(match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True):
         p = float(teacher_output.stages.flat[0][image, query, boxes.labels[target]].sigmoid())
         iou = iou_and_giou(teacher_output.stages.flat[1][image, query].tolist(), boxes.boxes[target].tolist())[0]
@@ -337,7 +337,7 @@ def test_the_students_position_vectors_are_learned_ones() -> None:
 
 def test_objectives_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"names of their own, got \['main', 'prediction', 'prediction'\]"):
-        make_online(DETECTORS["refine"], (SetPrediction(), PredictionDistillation(), PredictionDistillation(naive=True)))
+        make_online(DETECTORS["refine"], (SetPrediction(), PredictionDistillation(), NaivePrediction()))
 
 
 def test_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:

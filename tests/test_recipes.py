@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.config import from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
@@ -61,7 +60,7 @@ OF_PAPERS = [f"{family}-{epochs}ep" for family, lengths in FAMILIES.items() for 
 def parameters(recipe: Recipe, num_classes: int) -> tuple[int, int]:
     """All and trainable ones, counted without allocating them."""
     with torch.device("meta"):
-        detector = without_pretrained(recipe.detector).build(num_classes)
+        detector = recipe.detector.without_pretrained().build(num_classes)
     count = [p.numel() for p in detector.parameters()]
     return sum(count), sum(p.numel() for p in detector.parameters() if p.requires_grad)
 
@@ -245,7 +244,7 @@ def test_documented_commands_are_understood(command: str) -> None:
         return
     if command.startswith("steadydetr train"):
         with torch.device("meta"):
-            replace(recipe, detector=without_pretrained(recipe.detector)).build(91)
+            replace(recipe, detector=recipe.detector.without_pretrained()).build(91)
 
 
 LD, FD, AD = LogitsDistillation(), FeatureDistillation(), AssignmentDistillation()
@@ -282,7 +281,7 @@ ROWS: dict[tuple[str, str], tuple[Objective, ...]] = {  # table and row of DETRD
     ("S2", "Pascal VOC, r18"): (LD, FD, AD),
     ("S2", "Pascal VOC, r50"): (LD, FD, AD),
     ("S3", "parameters and computation"): (LD, FD, AD),
-    ("S4", "Teacher Init"): (AssignmentDistillation(init=True),),
+    ("S4", "Teacher Init"): (TeacherInit(),),
     ("S4", "Teacher Group"): (AssignmentDistillation(matching="own"),),
     ("S4", "Teacher Assigned"): (AD,),
 }

@@ -21,8 +21,9 @@ from steadydetr.checkpoints.folder import DetectorCard, save_detector
 from steadydetr.checkpoints.key_maps import listed, missing_copies, recognise, rename, same
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.detectors.dab_deformable_detr import DAB_TRANSFORMER
+from steadydetr.detectors.deformable import DeformableDetectorConfig
 from steadydetr.detectors.dino import DINO_TRANSFORMER
 from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.encoder import FusionKind
@@ -46,7 +47,7 @@ class Untraced:
 
 @dataclass(frozen=True)
 class Converted:
-    config: DetectorConfig
+    config: DeformableDetectorConfig
     state: dict[str, Tensor]
     num_classes: int
     layout: str
@@ -54,7 +55,7 @@ class Converted:
 
 def convert_state_dict(
     state: Mapping[str, Tensor],
-    config: DetectorConfig | None = None,
+    config: DeformableDetectorConfig | None = None,
     untraced: Untraced = Untraced(),
     without_backbone: bool = False,
 ) -> Converted:
@@ -81,7 +82,7 @@ def convert_state_dict(
     return Converted(config, placed, num_classes, layout)
 
 
-def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], layout: str, untraced: Untraced) -> DetectorConfig:
+def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], layout: str, untraced: Untraced) -> DeformableDetectorConfig:
     """The config that names and shapes tell."""
 
     def has(*prefixes: str) -> bool:
@@ -183,7 +184,7 @@ def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return filled
 
 
-def place(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+def place(renamed: Mapping[str, Tensor], config: DeformableDetectorConfig) -> dict[str, Tensor]:
     """What is not one key to one parameter: heads, joint embeddings, separate attention projections."""
     state = dict(renamed)
     stages = config.transformer.decoder_layers
@@ -206,7 +207,7 @@ def place(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
     return state
 
 
-def check_complete(state: Mapping[str, Tensor], config: DetectorConfig, num_classes: int, without_backbone: bool = False) -> None:
+def check_complete(state: Mapping[str, Tensor], config: DeformableDetectorConfig, num_classes: int, without_backbone: bool = False) -> None:
     """Every parameter of the detector is there, with its shape, and nothing else; counters of batch norms do not matter."""
     with torch.device("meta"):
         wanted = config.build(num_classes).state_dict()

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -103,9 +104,18 @@ def _named_choices(items: tuple[Any, ...], kinds: tuple[type, ...], here: tuple[
 
 
 def _members(hint: Any) -> list[type]:
-    """The alternatives of a union of dataclasses, with or without None; none for any other type."""
-    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else []
+    """The alternatives of a union of dataclasses, with or without None, or the dataclasses of an abstract base; none for any other type."""
+    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else _subclasses(hint)
     return members if any(map(is_dataclass, members)) else []
+
+
+def _subclasses(base: Any) -> list[type[Any]]:
+    """All dataclasses below an abstract base class."""
+    if not (isinstance(base, type) and inspect.isabstract(base)):
+        return []
+    children: list[type[Any]] = base.__subclasses__()
+    below = [kind for child in children for kind in (child, *_subclasses(child))]
+    return [kind for kind in below if is_dataclass(kind)]
 
 
 def part_name(kind: type) -> str:

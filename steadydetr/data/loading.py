@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from steadydetr.boxes import to_cxcywh
 from steadydetr.data.folders import Dataset
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, apply
-from steadydetr.structures import Batch, Targets
+from steadydetr.structures import Batch, Targets, seed_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,6 @@ def collate(samples: list[LoadedSample]) -> Batch:
         padding=torch.stack([_padding(h, w, height, width) for h, w in sizes]),
         targets=Targets(torch.cat([s.sample.labels for s in samples]), torch.cat(boxes), tuple(len(b) for b in boxes)),
         image_ids=tuple(s.image_id for s in samples),
-        sizes=tuple(sizes),
         original_sizes=tuple(s.original_size for s in samples),
     )
 
@@ -126,7 +125,7 @@ class TrainLoader:
             yield [next(loader) for _ in range(self.accumulation)]
 
     def _seed(self, epoch: int, item: int) -> int:
-        return hash((self.seed, epoch, item)) % 2**63
+        return seed_of(self.seed, epoch, item)
 
 
 class EvalLoader:

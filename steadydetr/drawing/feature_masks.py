@@ -76,7 +76,6 @@ def answer(teacher: Detector, criterion: Criterion, batch: Batch) -> Answer:
     stages = teacher.decode(memory, [QueryGroup("main", teacher.queries(memory)["main"])])["main"][-1:].in_float32()
     teacher.train(training)
     match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
-    assert stages.content is not None
     quality = matched_quality(stages, match, batch.targets, gamma=0.5)[0, 0]
     return Answer(memory, stages.content[0, 0], quality, stages.logits[0, 0].sigmoid().amax(-1), to_xyxy(stages.boxes[0, 0]))
 

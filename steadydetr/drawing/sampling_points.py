@@ -63,7 +63,6 @@ def look(detector: Detector, criterion: Criterion, batch: Batch, target: int) ->
     points = locations[0, query] / memory.valid_ratios[0][:, None].to(locations)
     logits, boxes = stages.flat
     box = to_xyxy(boxes[0, query])
-    assert stages.reference is not None
     return Look(
         points.reshape(-1, 2),
         weights[0, query].flatten(),

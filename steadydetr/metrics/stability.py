@@ -10,11 +10,10 @@ from torch import Tensor
 
 from steadydetr.data import DataConfig, Dataset, EvalLoader, for_training
 from steadydetr.detectors import Detector
-from steadydetr.detectors.deformable import take
 from steadydetr.equations.stability import consistency, held_targets, instability, unstable_score
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import MatchResult, Problem, solve
-from steadydetr.structures import Batch, Queries, QueryGroup, Stages, Targets
+from steadydetr.learning.predictions import match_batch
+from steadydetr.structures import Batch
 
 
 @dataclass(frozen=True)
@@ -53,12 +52,8 @@ def held_out(dataset: Dataset, images: int | None) -> Dataset:
 def match(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> Matching:
     """Match every image of `dataset` at every stage, in evaluation mode, in the order of the data."""
     device = next(detector.parameters()).device
-    training = detector.training
-    detector.eval()
     loader: Iterable[Batch] = EvalLoader(dataset, config, batch_size)
-    with torch.no_grad():
-        parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
-    detector.train(training)
+    parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
     first = torch.tensor([part.images for part in parts]).cumsum(0) - torch.tensor([part.images for part in parts])
     proposals = [part.proposal for part in parts if part.proposal is not None]
     return Matching(
@@ -71,39 +66,18 @@ def match(detector: Detector, criterion: Criterion, dataset: Dataset, config: Da
 
 
 def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Matching:
-    memory = detector.encode(batch.images, batch.padding)
-    queries = detector.queries(memory)["main"]
-    stages = detector.decode(memory, [QueryGroup("main", queries)])["main"]
-    targets, problems = batch.targets, [criterion.problem(stages, batch.targets, "main")]
-    proposals = detector.proposals(memory, queries)
-    if proposals is not None:
-        problems.append(_proposal_problem(proposals, queries, detector, criterion, targets))
-    main, *others = solve(problems)
+    """By the encoder tokens that the queries come from, or by the numbers of learned queries."""
+    found = match_batch(detector, criterion, batch)
+    token, targets = found.queries.token, batch.targets
+    tables = [found.matched_queries] if found.proposal_queries is None else [found.matched_queries, found.proposal_queries]
+    query, *proposal = [(table if token is None else table.renumbered(token)).query.cpu() for table in tables]
     return Matching(
-        _identities(main, targets, queries, len(stages.logits)).cpu(),
-        _identities(others[0], targets, queries, 1)[0].cpu() if others else None,
+        query,
+        proposal[0][0] if proposal else None,
         targets.image.cpu(),
         len(targets.counts),
-        queries.content.shape[1] if queries.token is None else memory.tokens.shape[1],
+        found.queries.content.shape[1] if token is None else found.memory.tokens.shape[1],
     )
-
-
-def _proposal_problem(proposals: Stages, queries: Queries, detector: Detector, criterion: Criterion, targets: Targets) -> Problem:
-    """Of the proposals that became queries, whatever others are supervised besides."""
-    if queries.token is not None and proposals.logits.shape[2] != queries.content.shape[1]:
-        proposals = Stages(take(proposals.logits[0], queries.token)[None], take(proposals.boxes[0], queries.token)[None])
-    if detector.class_agnostic_proposals:
-        targets = Targets(torch.zeros_like(targets.labels), targets.boxes, targets.counts)
-    return criterion.problem(proposals, targets, "proposals")
-
-
-def _identities(solved: MatchResult, targets: Targets, queries: Queries, stages: int) -> Tensor:
-    """[stages, G] who is matched to every target."""
-    match, images = solved.match, len(targets.counts)
-    number = match.query if queries.token is None else queries.token[match.image % images, match.query]
-    found = number.new_full((stages * len(targets.labels),), -1)
-    found[match.target] = number
-    return found.view(stages, -1)
 
 
 def compare(now: Matching, before: Tensor | None = None, average: Matching | None = None) -> Stability:

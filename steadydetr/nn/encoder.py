@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import FeedForward
+from steadydetr.structures import Levels
 
-Levels = tuple[tuple[int, int], ...]
 FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steadydetr.detectors.base import Detector
+from steadydetr.detectors.base import Detector, evaluating
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import require_teacher
 from steadydetr.structures import Losses, Memory, at_least_float32
@@ -72,10 +72,9 @@ def odd_size(stride: int) -> tuple[int, int]:
 @torch.no_grad()
 def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int, int]]:
     """(h, w) of the map of every stride. Nothing is trained by it and no random number is drawn."""
-    training = detector.training
     images = detector.mean.new_zeros(1, 3, *size)
-    memory = detector.eval().encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
-    detector.train(training)
+    with evaluating(detector):
+        memory = detector.encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
     return dict(zip(detector.strides, memory.levels, strict=True))
 
 
@@ -96,12 +95,12 @@ def shared_levels(
         if size != theirs[stride][0]:
             raise ValueError(f"at stride {stride} the student's map has {size}, the teacher's {theirs[stride][0]} cells")
         empty = padding[stride][2]
-        student, taught = at_least_float32(student), at_least_float32(theirs[stride][2])
+        student, given = at_least_float32(student), at_least_float32(theirs[stride][2])
         if not with_padding:
-            student, taught = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, taught))
+            student, given = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, given))
         index = context.student.strides.index(stride)
         extent = context.memory.valid_ratios[:, index] * torch.tensor(size[::-1], device=empty.device)
-        levels.append(Level(student, taught, empty, size, extent, start))
+        levels.append(Level(student, given, empty, size, extent, start))
     return levels
 
 
@@ -114,7 +113,7 @@ def _by_stride(tokens: Tensor, memory: Memory, detector: Detector) -> dict[int, 
     lengths = [h * w for h, w in memory.levels]
     parts = tokens.split(lengths, dim=1)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return {s: found for s, *found in zip(detector.strides, memory.levels, starts, parts, strict=True)}  # type: ignore[misc]
+    return dict(zip(detector.strides, zip(memory.levels, starts, parts, strict=True), strict=True))
 
 
 def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
@@ -129,11 +128,11 @@ def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
     losses.measure(f"{name}/gradient_share", share)
     mine, own = tokens.view_as(tokens), list[Tensor]()
 
-    def compare(total: Tensor) -> None:
+    def measure_share(total: Tensor) -> None:
         gradient = own.pop() if own else torch.zeros_like(total)
         a, b = gradient.float().norm(), (total - gradient).float().norm()
         share.copy_(a / (a + b).clamp(min=torch.finfo(a.dtype).tiny))
 
     mine.register_hook(own.append)
-    tokens.register_hook(compare)
+    tokens.register_hook(measure_share)
     return mine

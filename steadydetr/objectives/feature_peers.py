@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from steadydetr.boxes import iou_giou, to_xyxy
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations.distill import (
     background,
     channel_attention,
@@ -30,9 +30,10 @@ from steadydetr.equations.distill import (
 )
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, common_strides, shared_levels
-from steadydetr.structures import Batch, Losses, MatchResult, Stages, Targets
+from steadydetr.structures import Batch, DecodedStages, Losses, MatchResult, Targets, seed_of
 
 COARSEST = 64  # stride to which FKD's maps are pooled before every cell is related to every other
 
@@ -60,10 +61,15 @@ class FeaturePeer(Objective):
         """The terms of a level with their weights, by name."""
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
-        modules: nn.ModuleList = context.adapters[self.name]  # type: ignore[assignment]
+        modules = cast(nn.ModuleList, context.adapters[self.name])
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             found = [self.terms(module, level, context) for module, level in zip(modules, levels, strict=True)]
         for part, (_, weight) in found[0].items():
@@ -108,7 +114,7 @@ class FGD(FeaturePeer):
         return nn.ModuleDict({"align": align(student, teacher), "student": ContextBlock(teacher), "teacher": ContextBlock(teacher)})
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        parts: nn.ModuleDict = module  # type: ignore[assignment]
+        parts = cast(nn.ModuleDict, module)
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
         boxes = boxes_in_cells(context.targets, level).to(teacher.dtype)
         covered = foreground(boxes, context.targets.image, len(teacher), level.size)
@@ -166,7 +172,7 @@ class MGD(FeaturePeer):
         return Generator(student, teacher)
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        kept = (draw(context.batch, level) <= 1 - self.masked).to(level.student)
+        kept = (random_places(context.batch, level) <= 1 - self.masked).to(level.student)
         return {"generated": (square_sum(module(level, kept) - level.teacher, level.padding), self.weight)}
 
 
@@ -183,13 +189,13 @@ class Generator(nn.Module):
         return self.second(self.first(seen).relu().masked_fill(padding, 0)).flatten(2).transpose(1, 2)
 
 
-def draw(batch: Batch, level: Level) -> Tensor:
-    """[B, L] in 0..1; like all noise a function of seed, step, image and level, however images are dealt out."""
-    drawn = []
+def random_places(batch: Batch, level: Level) -> Tensor:
+    """A random number in 0..1 for every token, [B, L]: a function of seed, step, image and level, however images are dealt to ranks."""
+    numbers = []
     for image_id in batch.image_ids:
-        generator = torch.Generator().manual_seed(hash((batch.seed, batch.step, image_id, level.start)) % 2**63)
-        drawn.append(torch.rand(level.padding.shape[1], generator=generator))
-    return torch.stack(drawn).to(level.padding.device, non_blocking=True)
+        generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id, level.start))
+        numbers.append(torch.rand(level.padding.shape[1], generator=generator))
+    return torch.stack(numbers).to(level.padding.device, non_blocking=True)
 
 
 # FKD
@@ -220,7 +226,7 @@ class FKD(FeaturePeer):
         )
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        parts: nn.ModuleDict = module  # type: ignore[assignment]
+        parts = cast(nn.ModuleDict, module)
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
         difference = (teacher - student).masked_fill(padding[..., None], 0)
         places_s, places_t = (spatial_attention(features).masked_fill(padding, 0) for features in (student, teacher))

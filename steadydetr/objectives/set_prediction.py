@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import Problem, query_of_targets
+from steadydetr.learning.matching import Problem
+from steadydetr.learning.predictions import proposal_targets
 from steadydetr.objectives.base import Objective, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
-from steadydetr.structures import Assignment, Losses, MatchResult, QueryGroup, Stages, Targets
+from steadydetr.structures import Assignment, DecodedStages, Losses, MatchedQueries, MatchResult, QueryGroup
 
 
 @dataclass(frozen=True)
 class SetPrediction(Objective):
-    """Owner of the group "main" and of the proposals."""
+    """Adds the query group "main" and the losses of the proposals; a method has it once."""
 
-    teacher_match: MatchingDistillation | None = None  # a teacher whose match is learned beside the student's own
+    teacher_match: MatchingDistillation | None = None  # a query also learns the targets that a teacher matches to its counterpart
 
     @property
     def name(self) -> str:
@@ -37,39 +36,34 @@ class SetPrediction(Objective):
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         return [QueryGroup("main", context.queries["main"])]
 
-    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
         problems = [criterion.problem(stages["main"], context.targets, "main")]
         if context.proposals is not None:
-            problems.append(criterion.problem(context.proposals, proposal_targets(context), "proposals"))
+            problems.append(criterion.problem(context.proposals, proposal_targets(context.student, context.targets), "proposals"))
         return problems
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
-        criterion.add_losses(
-            losses,
-            "main",
-            stages["main"],
-            self._assign(losses, context, stages["main"], solved["main"]),
-            context.targets,
-            context.normaliser,
-        )
+        main, normaliser = stages["main"], context.normaliser
+        assignment = self._assign(losses, context, main, matched["main"])
+        criterion.add_losses(losses, "main", main, assignment, context.targets, normaliser)
         if context.proposals is not None:
-            match = solved["proposals"].match
-            targets = proposal_targets(context)
-            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, context.normaliser)
+            match, targets = matched["proposals"].match, proposal_targets(context.student, context.targets)
+            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, normaliser)
 
-    def _assign(self, losses: Losses, context: StepContext, stages: Stages, solved: MatchResult) -> Assignment:
+    def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
+        """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
         if self.teacher_match is None:
-            return Assignment((solved.match,), solved.match)
-        taught = teacher_queries(context.teacher_outputs[self.teacher_match.teacher], context, self.teacher_match.counterparts)
-        own, rows = query_of_targets(solved.match, len(taught)), max(len(taught), 1)
-        losses.measure("main/same_query_as_teacher", ((taught == own) & (own >= 0)).sum() / rows)
-        losses.measure("main/without_counterpart", (taught < 0).sum() / rows)
-        return self.teacher_match.assign(solved, taught, stages, context.targets)
-
-
-def proposal_targets(context: StepContext) -> Targets:
-    """The targets of the proposals: without their classes where the detector's proposals know none (F-16)."""
-    targets = context.targets
-    return replace(targets, labels=torch.zeros_like(targets.labels)) if context.student.class_agnostic_proposals else targets
+            return Assignment((matched.match,), matched.match)
+        teacher_output = context.teacher_outputs[self.teacher_match.teacher]
+        teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
+        own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)
+        losses.measure("main/same_query_as_teacher", ((teacher.query == own.query) & own.valid).sum() / rows)
+        losses.measure("main/without_counterpart", (~teacher.valid).sum() / rows)
+        return self.teacher_match.assign(matched, teacher, stages, context.targets)

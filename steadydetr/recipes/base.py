@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
+from steadydetr.learning.teachers import EMATeacher, Teacher, TrainedTeacher
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.runs.training_config import TrainingConfig
 
-Teacher = EMATeacher | TrainedTeacher
 TEACHERS = (EMATeacher, TrainedTeacher)
 
 

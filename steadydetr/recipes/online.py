@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction
@@ -36,7 +37,7 @@ def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = 
 def od_deformable_detr_r50_12ep() -> Recipe:
     """All decoder stages share one set of parameters, heads included (Table 8)."""
     start = deformable_detr_refine_r50_12ep()
-    shared = replace(start.detector, transformer=replace(start.detector.transformer, share_decoder=True))
+    shared = with_transformer(start.detector, share_decoder=True)
     training = replace(start.training, weight_decay=2e-5)
     return online(replace(start, detector=shared, training=training), "od-deformable-detr-r50-12ep")
 
@@ -76,7 +77,7 @@ def stable_od_dino_4scale_r50_12ep() -> Recipe:
         start,
         name="stable-od-dino-4scale-r50-12ep",
         criterion=replace(start.criterion, class_cost=PositionModulatedCost()),
-        detector=replace(start.detector, transformer=replace(start.detector.transformer, fusion="dense")),
+        detector=with_transformer(start.detector, fusion="dense"),
         reported="",
         notes=f"{start.notes}, position-modulated cost and dense memory fusion",
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
@@ -16,6 +17,18 @@ from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
 
+SMALL_TRANSFORMER = TransformerConfig(
+    width=96,
+    heads=4,
+    ffn=256,
+    encoder_layers=1,
+    decoder_layers=3,
+    levels=3,
+    dropout=0.0,
+    temperature=20.0,
+    position_offset=0.0,
+)
+
 
 def quickstart() -> Recipe:
     """steadydetr train quickstart --output runs/quickstart: within 10 minutes on 2 cores; docs/results.md has what it reaches."""
@@ -24,20 +37,9 @@ def quickstart() -> Recipe:
 
 def small_dino() -> Recipe:
     """The baseline: focal loss and cost."""
-    transformer = TransformerConfig(
-        width=96,
-        heads=4,
-        ffn=256,
-        encoder_layers=1,
-        decoder_layers=3,
-        levels=3,
-        dropout=0.0,
-        temperature=20.0,
-        position_offset=0.0,
-    )
     return Recipe(
         name="small-dino",
-        detector=DINOConfig(SmallBackboneConfig(), transformer, queries=40),
+        detector=DINOConfig(SmallBackboneConfig(), SMALL_TRANSFORMER, queries=40),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), giou_eps=1e-6),
         objectives=(SetPrediction(), Denoising(number=40, box_noise=0.4)),
         data=DataConfig(source="shapes", transform=FixedSizeTransform(128, 128), resize=FixedSize(128, 128), workers=1),
@@ -65,7 +67,7 @@ def small_stable_dino() -> Recipe:
 def small_deformable_detr() -> Recipe:
     """A two-stage Deformable DETR at the size of the quickstart."""
     start = small_dino()
-    transformer = replace(start.detector.transformer, temperature=10000.0, position_offset=-0.5)
+    transformer = replace(SMALL_TRANSFORMER, temperature=10000.0, position_offset=-0.5)
     return replace(
         start,
         name="small-deformable-detr",
@@ -84,8 +86,7 @@ def small_stable_deformable_detr() -> Recipe:
 def small_refine_deformable_detr() -> Recipe:
     """One-stage, with iterative refinement: what OD-DETR builds on."""
     start = small_deformable_detr()
-    assert isinstance(start.detector, DeformableDETRConfig)
-    detector = replace(start.detector, two_stage=False)
+    detector = start.detector.changed(two_stage=False)
     notes = "Deformable DETR with refinement at the size of the quickstart"
     return replace(start, name="small-refine-deformable-detr", detector=detector, notes=notes)
 
@@ -103,11 +104,10 @@ def small_teacher_deformable_detr() -> Recipe:
     """A teacher of three times the student's size, trained three times as long."""
     start = small_refine_deformable_detr()
     backbone = SmallBackboneConfig(stem=48, channels=(80, 160, 256, 320))
-    transformer = replace(start.detector.transformer, ffn=512, encoder_layers=2)
     return replace(
         start,
         name="small-teacher-deformable-detr",
-        detector=replace(start.detector, backbone=backbone, transformer=transformer),
+        detector=with_transformer(start.detector, ffn=512, encoder_layers=2).changed(backbone=backbone),
         training=replace(start.training, epochs=3 * start.training.epochs),
         notes=f"{start.notes}, larger and longer: the teacher of small-distill-deformable-detr",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe
@@ -31,7 +32,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
     )
     before = recipe.criterion.loss_weights
     objectives = tuple(replace(o, weights=before) if isinstance(o, Denoising) else o for o in recipe.objectives)
-    detector = replace(recipe.detector, transformer=replace(recipe.detector.transformer, fusion="dense"))
+    detector = with_transformer(recipe.detector, fusion="dense")
     return replace(
         recipe,
         name=name or f"stable-{recipe.name}",

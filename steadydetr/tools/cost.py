@@ -16,11 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from steadydetr.checkpoints.folder import find_checkpoint, read_card, without_pretrained
+from steadydetr.checkpoints.folder import find_checkpoint, read_card
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.teachers import Average, EMATeacher, Frozen
-from steadydetr.objectives import Denoising, Objective, SetPrediction
+from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -108,7 +107,7 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     taught = sum(teachers[name].inference for name in method.active_teachers)
     method.train()
     contexts: list[StepContext] = []
-    seen = count(lambda: contexts.append(method.look(batch))) - taught
+    seen = count(lambda: contexts.append(method.step_context(batch))) - taught
 
     def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
         losses: list[Losses] = []
@@ -129,19 +128,17 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
 
 
 def own(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """What a detector learns by itself. The teacher_match of matching distillation stays: it multiplies nothing."""
-    return tuple(o for o in objectives if isinstance(o, (SetPrediction, Denoising)))
+    """Those that are more than distillation. The teacher's match in `SetPrediction` stays: it costs no multiplications."""
+    return tuple(o for o in objectives if not o.distils)
 
 
 def build(recipe: Recipe, teacher: str, classes: int) -> Method:
-    student = without_pretrained(recipe.detector).build(classes)
-    teachers: dict[str, Frozen[Detector]] = {}
-    for config in recipe.teachers:
-        if isinstance(config, EMATeacher):
-            teachers[config.name] = Average(student, 0.9)
-        else:
-            teachers[config.name] = Frozen(without_pretrained(architecture(teacher or config.checkpoint)).build(classes))
-    if teacher and all(isinstance(config, EMATeacher) for config in recipe.teachers):
+    student = recipe.detector.without_pretrained().build(classes)
+    teachers = {
+        config.name: config.build_untrained(student, classes, lambda checkpoint: architecture(teacher or checkpoint))
+        for config in recipe.teachers
+    }
+    if teacher and not any(config.trained_before for config in recipe.teachers):
         raise ValueError(f"{recipe.name} learns from no trained teacher: leave --teacher out, or add --teachers.teacher trained-teacher")
     return Method(student, recipe.criterion, recipe.objectives, teachers)
 
@@ -174,4 +171,4 @@ def made_up(size: tuple[int, int], classes: int) -> Batch:
     boxes = torch.cat((torch.rand(OBJECTS, 2, generator=generator) * 0.5 + 0.25, torch.full((OBJECTS, 2), 0.2)), 1)
     labels: Tensor = torch.randint(classes, (OBJECTS,), generator=generator)
     images, padding = torch.rand(1, 3, *size, generator=generator), torch.zeros(1, *size, dtype=torch.bool)
-    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,), (size,))
+    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,))

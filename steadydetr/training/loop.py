@@ -21,7 +21,7 @@ from steadydetr.detectors import Detector
 from steadydetr.metrics.evaluation import Evaluation, Results, collect, evaluate, predictor
 from steadydetr.metrics.stability import held_out, measure
 from steadydetr.recipes.base import Recipe
-from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.structures import Batch, Losses, Totals, seed_of
 from steadydetr.training.optimiser import rate_factor, set_rate
 from steadydetr.training.run import (
     Run,
@@ -70,7 +70,7 @@ def train_epoch(run: Run, epoch: int) -> None:
         if run.stop:
             break
         rate = set_rate(run.optimiser, rate_factor(state.step, per_epoch, config), config)
-        torch.manual_seed(hash((config.seed, state.step, run.accelerator.process_index)) % 2**63)
+        torch.manual_seed(seed_of(config.seed, state.step, run.accelerator.process_index))
         step = train_step(run, batches)
         now = time.perf_counter()
         speed, clock, state.seconds = run.loader.batch_size / (now - clock), now, state.seconds + now - clock

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors import DINO
-from steadydetr.detectors.deformable import take, token_anchors, valid_ratio
+from steadydetr.detectors.deformable import valid_ratio
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import solve
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
-from steadydetr.objectives.set_prediction import SetPrediction, proposal_targets
+from steadydetr.learning.predictions import proposal_targets
+from steadydetr.objectives.set_prediction import SetPrediction
 from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
@@ -118,7 +120,7 @@ def our_proposals(context: StepContext) -> dict[str, Tensor]:
         return found
     if isinstance(context.student, DINO):
         found |= {"enc_logits_all": dense.logits, "interm_logits": proposals.logits[0], "interm_boxes": proposals.boxes[0]}
-        return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take(dense.anchors, queries.token)}
+        return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take_rows(dense.anchors, queries.token)}
     return found | {"enc_logits": proposals.logits[0], "enc_boxes": proposals.boxes[0], "enc_coord_unact": dense.boxes_unsigmoid}
 
 
@@ -182,7 +184,7 @@ def check_matching(
     check_costs(criterion, stages["main"], context.targets, tensors, "")
     if context.proposals is not None:
         name = "interm" if "idx.interm.0.pred" in tensors else "enc"
-        targets = proposal_targets(context)
+        targets = proposal_targets(context.student, context.targets)
         check_assignment(solved["proposals"].match, tensors, name, targets, 1)
         check_costs(criterion, context.proposals, targets, tensors, name)
 

@@ -14,7 +14,7 @@ from steadydetr.detectors import postprocess
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.objectives.denoising import Draws, group_count, noise_boxes, noise_labels, place
+from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, place
 from steadydetr.objectives.set_prediction import SetPrediction
 from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
@@ -50,7 +50,7 @@ def replayed_denoising(case: Case, targets: Targets, offset: float) -> QueryGrou
     most = max(targets.counts)
     draws = recorded_draws(case.tensors, "in.draw.", len(targets.labels), 0.5)
     labels, boxes = noise_labels(targets.labels, draws, 0.5), noise_boxes(targets.boxes, draws, 1.0, offset)
-    queries = place(case.detector, targets, labels, boxes, most)
+    queries = noised_queries(case.detector, targets, labels, boxes, most)
     close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
     close(queries.reference, case.tensors["out.dn.query_bbox_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
@@ -86,7 +86,7 @@ def test_training_mode(path: Path) -> None:
             close(stages["denoising"].logits, tensors["out.dn.dn_logits"], atol=ATOL)
             close(stages["denoising"].boxes, tensors["out.dn.dn_boxes"], atol=ATOL)
             groups, rows = int(tensors["out.dn.dn_num"]), stages["denoising"].logits.shape[2]
-            assert groups == group_count(config["dn_number"], max(context.targets.counts))
+            assert groups == denoising_groups(config["dn_number"], max(context.targets.counts))
             weights = DENOISING_WEIGHTS if stable else None
             add_denoising(losses, context.targets, stages["denoising"], criterion, {"num_dn_group": groups, "pad_size": rows}, weights)
         check_losses(losses, tensors, f"{prefix}loss_raw.", f"{prefix}loss_weighted.")
@@ -190,7 +190,7 @@ def test_denoising_queries(path: Path) -> None:
         targets = targets_of({key.removeprefix(f"in.{name}."): value for key, value in tensors.items()}, "target")
         draws = recorded_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
         most = max(targets.counts)
-        groups = group_count(spec["dn_number"], most)
+        groups = denoising_groups(spec["dn_number"], most)
         assert (groups, 2 * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
         labels = noise_labels(targets.labels, draws, spec["label"])
         boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))

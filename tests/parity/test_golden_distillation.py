@@ -91,7 +91,7 @@ def unmatched_terms(student: Given, problem: Problem) -> Tensor:
 def test_logits(path: Path, stages: Any) -> None:
     """Losses and gradients as released, stage by stage and from the last stage; the detection losses beside them."""
     config, tensors = load(path)
-    method = given_method(tensors, (SetPrediction(), LogitsDistillation(stages=stages, as_released=True)), main="student")
+    method = given_method(tensors, (SetPrediction(), ReleasedLogits(stages=stages)), main="student")
     student, objective = method.student, method.objectives[1]
     assert isinstance(student, Given)
     context = StepContext.of(batch(config, tensors), student, CRITERION, method.teaching)  # type: ignore[arg-type]
@@ -113,7 +113,7 @@ def test_logits(path: Path, stages: Any) -> None:
 def test_logits_costs_and_assignments(path: Path) -> None:
     """Each term of the cost matrix, and who is matched with whom."""
     config, tensors = load(path)
-    method = given_method(tensors, (SetPrediction(), LogitsDistillation(as_released=True)), main="student")
+    method = given_method(tensors, (SetPrediction(), ReleasedLogits()), main="student")
     context = StepContext.of(batch(config, tensors), method.student, CRITERION, method.teaching)
     stages = method.student.decode(context.memory, [QueryGroup("main", context.queries["main"])])
     (problem,) = method.objectives[1].problems(context, stages, CRITERION)
@@ -151,7 +151,7 @@ def test_whole_step(path: Path) -> None:
     """Detectors and losses together: all terms but those on features, which hold the contrastive loss too."""
     config, tensors = load(path)
     teacher, student = (rebuild(config, tensors, who) for who in ("teacher", "student"))
-    released = (SetPrediction(), LogitsDistillation(as_released=True), AssignmentDistillation(matching="own", reference="student"))
+    released = (SetPrediction(), ReleasedLogits(), AssignmentDistillation(matching="own", reference="student"))
     losses = Method(student, CRITERION, released, {"teacher": Frozen(teacher)}).eval()(batch(config, tensors))
     check_terms(losses, tensors, "main", "out.loss.{}loss_{}")
     check_terms(losses, tensors, "logits", "out.loss.{}loss_{}_distill")

@@ -81,7 +81,7 @@ def test_released_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config, tensors = load(path)
     monkeypatch.setattr(feature_distillation, "RELEASED_TOP", config["max_per_img"])
     teacher, student = rebuild(config, tensors, "teacher"), rebuild(config, tensors, "student")
-    objectives = (SetPrediction(), FeatureDistillation(as_released=True))
+    objectives = (SetPrediction(), ReleasedFeatures())
     losses = Method(student, Criterion(), objectives, {"teacher": Frozen(teacher)})(batch(config, tensors))
     for stage, value in enumerate(losses["features/error"]):
         close(value, tensors[f"out.stage{stage}.feature_part"].reshape(()), atol=0, rtol=2e-5)

@@ -14,7 +14,7 @@ from steadydetr.detectors import postprocess
 from steadydetr.detectors.query_groups import attention_plan
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import pairwise_terms, solve
-from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, place, repeat_stages
+from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, noised_queries, repeat_stages
 from steadydetr.structures import Assignment, Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 
