@@ -14,7 +14,7 @@ import steadydetr.tools.cost
 from steadydetr.cli import main
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.deformable_attention import DeformableAttention
-from steadydetr.objectives import FGD, AssignmentDistillation, FeatureDistillation
+from steadydetr.objectives import FGD, FeatureDistillation, TeacherInit
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.tools.cost import Cost, count, made_up, measure_cost, measure_size, parameters

@@ -12,7 +12,16 @@ from steadydetr.detectors import DINO
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives import Denoising, SetPrediction
-from steadydetr.objectives.denoising import Draws, draw_noise, denoising_groups, known_match, noise_boxes, noise_labels, noised_queries, repeat_stages
+from steadydetr.objectives.denoising import (
+    Draws,
+    denoising_groups,
+    draw_noise,
+    known_match,
+    noise_boxes,
+    noise_labels,
+    noised_queries,
+    repeat_stages,
+)
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Targets, Totals
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_stages, part_of

@@ -18,7 +18,7 @@ from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import FORBIDDEN, Problem, solve
 from steadydetr.learning.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from steadydetr.objectives import (
@@ -34,7 +34,9 @@ from steadydetr.objectives import (
     MatchingDistillation,
     Objective,
     PredictionDistillation,
+    ReleasedLogits,
     SetPrediction,
+    TeacherInit,
 )
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
@@ -234,9 +236,9 @@ def test_normalisers_are_of_the_whole_step() -> None:
         method = make_distilled(student, other("refine", queries=queries), (SetPrediction(), objective))
         context = StepContext.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
         stages = {"main": method.student.decode(context.memory, SetPrediction().query_groups(context))["main"]}
-        view = objective._view(context, stages["main"])
+        pairs = objective.stage_pairs(context, stages["main"])
         _, negative = (solution.match for solution in solve(objective.problems(context, stages, method.criterion)))
-        assert (objective._positives(context, view), objective._negatives(context, view)) == (5.0, expected)
+        assert objective.normalisers(pairs, context) == {"positive": 5.0, "negative": expected}
         assert len(negative.query) == 2 * expected  # at two stages
 
 
@@ -446,29 +448,6 @@ def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorC
         make_distilled(student, teacher, (SetPrediction(), TeacherInit()))
 
 
-@pytest.mark.parametrize(
-    ("kind", "switch", "others"),
-    [
-        (
-            LogitsDistillation,
-            "as_released",
-            {"positives": "score", "threshold": 0.3, "negative_box": False, "candidates": None, "rest": True},
-        ),
-        (AssignmentDistillation, "init", {"matching": "own", "reference": "student", "weight": 2.0}),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(kind: type[Objective], switch: str, others: dict[str, Any]) -> None:
-    for name, value in others.items():
-        kind(**{name: value})
-        with pytest.raises(ValueError, match=rf"{switch} .*\b{name}\b.*: leave them as they are|{switch} .*: leave .*\b{name}\b"):
-            kind(**{switch: True, name: value})
-
-
-def test_what_released_logits_distillation_still_lets_choose() -> None:
-    chosen = LogitsDistillation("big", positive_class=False, positive_box=False, stages="last", weights=Weights(2.0), weight=3.0)
-    assert replace(chosen, as_released=True).as_released and TeacherInit("big").init
-
-
 @pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), TeacherInit("big")])
 def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
     with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
@@ -509,14 +488,12 @@ def test_any_recipe_can_be_distilled() -> None:
     assert distilled(average).objectives[:2] == average.objectives and len(distilled(average).objectives) > 2
 
 
-@pytest.mark.parametrize(
-    "learning", [LogitsDistillation(), TeacherInit(), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()]
-)
+@pytest.mark.parametrize("learning", [LogitsDistillation(), TeacherInit(), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()])
 def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Objective) -> None:
     start = recipe_of((SetPrediction(), learning))
     assert distilled(start, "runs/big") == replace(start, teachers=(TrainedTeacher("runs/big"),))
 
 
-def test_a_guide_is_a_teacher_too() -> None:
+def test_a_matched_teacher_is_a_teacher_too() -> None:
     start = recipe_of((SetPrediction(MatchingDistillation(teacher="teacher")),))
     assert distilled(start, "runs/big").objectives == start.objectives

@@ -19,7 +19,7 @@ from steadydetr.cli import main
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data
 from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.objectives import AssignmentDistillation, SetPrediction
+from steadydetr.objectives import SetPrediction, TeacherInit
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled

@@ -22,11 +22,11 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.nn.backbone import TimmBackboneConfig
-from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, SetPrediction
-from steadydetr.objectives.feature_distillation import RELEASED_TOP
+from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, ReleasedFeatures, SetPrediction
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.feature_peers import NonLocalBlock, draw
+from steadydetr.objectives.feature_peers import NonLocalBlock, random_places
 from steadydetr.objectives.method import Method
+from steadydetr.objectives.released_features import MOST_PAIRS
 from steadydetr.structures import Batch, Losses, Memory, Totals
 from tests import steps
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
@@ -63,7 +63,7 @@ def make(
     return method.double().eval()
 
 
-def scene_of(method: Method, batch: Batch) -> StepContext:
+def context_of(method: Method, batch: Batch) -> StepContext:
     return StepContext.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
 
 
@@ -131,7 +131,6 @@ def expected(objective: FeatureDistillation, method: Method, context: StepContex
     total: Any = 0.0
     for stage in chosen:
         for b, objects in enumerate(batch.targets.split()):
-            assert teacher_output.stages.content is not None
             queries = teacher_output.queries.content[b] if objective.queries == "initial" else teacher_output.stages.content[stage, b]
             weights = quality_of(objective, teacher_output, stage, b, objects, batch)
             start = 0
@@ -192,7 +191,7 @@ def test_variants_equal_the_loops(variant: str) -> None:
     found = float(method(batch)["features/error"].detach().sum())
     assert found > 0
     with torch.no_grad():
-        assert found == pytest.approx(expected(objective, method, scene_of(method, batch), torch_twin=False), rel=1e-9)
+        assert found == pytest.approx(expected(objective, method, context_of(method, batch), torch_twin=False), rel=1e-9)
 
 
 @pytest.mark.parametrize("student", ["deformable", "dino"])
@@ -202,7 +201,7 @@ def test_gradients_equal_those_of_the_equation_as_written(student: str) -> None:
     method, batch = make(objective, DETECTORS[student]), wide(make_batch((3, 2)))
     losses = method(batch)
     found = gradients(method, own_total(losses))
-    counterpart = gradients(method, 20 * expected(objective, method, scene_of(method, batch), torch_twin=True))
+    counterpart = gradients(method, 20 * expected(objective, method, context_of(method, batch), torch_twin=True))
     assert_close(found, counterpart)
     assert not any(g.any() for n, g in found.items() if "decoder" in n or "query" in n)
     assert all(g.any() for n, g in found.items() if "encoder" in n or n.startswith("adapters"))
@@ -388,9 +387,9 @@ def test_mgd_leaves_out_its_share_of_the_places() -> None:
     """Places that are left out cannot be seen: what stands there changes nothing."""
     objective, module, student, teacher, context = peer_case("mgd")
     large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
-    kept = draw(context.batch, large) <= 1 - objective.masked
+    kept = random_places(context.batch, large) <= 1 - objective.masked
     assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
-    left_out = draw(context.batch, level_of(student, teacher)) > 1 - objective.masked
+    left_out = random_places(context.batch, level_of(student, teacher)) > 1 - objective.masked
     other = torch.where(left_out[..., None], student + 5, student)
     values = [float(objective.terms(module, level_of(s, teacher), context)["generated"][0].detach()) for s in (student, other, student + 5)]
     assert values[0] == values[1] != values[2]
@@ -412,7 +411,7 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
     around = SimpleNamespace(**vars(context) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
     if name == "mgd":
-        drawn = draw(context.batch, plain)
+        drawn = random_places(context.batch, plain)
         before = module(plain, (drawn < 0.35).double())
         after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
         torch.testing.assert_close(after[~padding], before.flatten(0, 1))
@@ -455,7 +454,7 @@ def test_levels_of_the_same_stride_are_compared() -> None:
     four = replace(TEACHER, transformer=replace(WIDE, levels=4))
     method = make(FeatureDistillation(mask="ones"), teacher=four)
     batch = wide(make_batch((2, 1)))
-    context = scene_of(method, batch)
+    context = context_of(method, batch)
     assert len(context.teacher_outputs["teacher"].memory.levels) == 4 and len(context.memory.levels) == 3
     cut = sum(h * w for h, w in context.memory.levels)
     teacher_output = context.teacher_outputs["teacher"]
@@ -522,8 +521,6 @@ def test_pairs_that_cannot_work_are_refused_with_the_reason() -> None:
         objective.check(Stride(32), {})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the student has 16, the teacher 24"):
         ReleasedFeatures().check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
-    with pytest.raises(ValueError, match="as_released fixes mask"):
-        FeatureDistillation(as_released=True, mask="ones")
 
 
 def test_every_row_of_the_tables_is_one_override() -> None:
@@ -531,7 +528,7 @@ def test_every_row_of_the_tables_is_one_override() -> None:
         ("--objectives.features.mask mean", FeatureDistillation(mask="mean")),
         ("--objectives.features.mask ones", FeatureDistillation(mask="ones")),
         ("--objectives.features.similarity cosine", FeatureDistillation(similarity="cosine")),
-        ("--objectives.features.as-released", ReleasedFeatures()),
+        ("--objectives.features released-features", ReleasedFeatures()),
     ):
         recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives
@@ -542,7 +539,7 @@ def test_every_row_of_the_tables_is_one_override() -> None:
 def test_defaults_are_the_papers() -> None:
     method = make(FeatureDistillation())
     losses = {name: weight for name, _, weight in method(wide(make_batch((1,))))}
-    assert losses["features/error"] == 20 and RELEASED_TOP == 100 and FeatureDistillation().gamma == 0.5
+    assert losses["features/error"] == 20 and MOST_PAIRS == 100 and FeatureDistillation().gamma == 0.5
     phi = method.adapters["features"]
     assert isinstance(phi, nn.Linear) and (phi.in_features, phi.out_features) == (16, 24)
 
@@ -581,7 +578,7 @@ def test_the_whole_objective_never_holds_a_mask_of_every_channel(variant: str) -
     many = replace(DETECTORS["deformable"], backbone=BACKBONE, queries=120)
     objective = VARIANTS[variant]
     method, batch = make(objective, teacher=many), wide(make_batch((3, 2)))
-    context = scene_of(method, batch)
+    context = context_of(method, batch)
     tokens, width = context.memory.tokens.shape[1:]
     losses = Losses()
     with Largest() as largest:

@@ -29,6 +29,7 @@ from steadydetr.objectives import (
     Objective,
     PredictionDistillation,
     SetPrediction,
+    TeacherInit,
 )
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -106,7 +107,7 @@ def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
         teacher="ema", counterparts="token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51
     )
     denoising = tuple(o for o in baseline.objectives if o.name == "denoising")
-    prediction = PredictionDistillation("ema", naive=False, listen=True, position="teacher")
+    prediction = PredictionDistillation("ema", listen=True, position="teacher")
     changed = replace(
         baseline,
         criterion=replace(baseline.criterion, class_target=QualityTarget(), alpha=None),

@@ -14,15 +14,15 @@ from torch import Tensor
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors import DINO
 from steadydetr.detectors.deformable import valid_ratio
-from steadydetr.nn.anchors import token_anchors
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import solve
+from steadydetr.learning.predictions import proposal_targets
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
-from steadydetr.learning.predictions import proposal_targets
 from steadydetr.objectives.set_prediction import SetPrediction
-from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets
+from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets, take_rows
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs

@@ -14,7 +14,7 @@ from steadydetr.detectors import postprocess
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, place
+from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, noised_queries
 from steadydetr.objectives.set_prediction import SetPrediction
 from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
@@ -194,7 +194,7 @@ def test_denoising_queries(path: Path) -> None:
         assert (groups, 2 * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
         labels = noise_labels(targets.labels, draws, spec["label"])
         boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))
-        queries = place(Embedding(tensors[f"state.{name}.label_enc.weight"]), targets, labels, boxes, most)  # type: ignore[arg-type]
+        queries = noised_queries(Embedding(tensors[f"state.{name}.label_enc.weight"]), targets, labels, boxes, most)  # type: ignore[arg-type]
         close(queries.content, tensors[f"out.{name}.query_label"], atol=1e-6)
         close(queries.reference, tensors[f"out.{name}.query_box_unsigmoid"].sigmoid(), atol=1e-6)
         check_mask(queries, tensors[f"out.{name}.attn_mask"].bool(), 2 * most, spec["nq"])

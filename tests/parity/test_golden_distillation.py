@@ -20,9 +20,9 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem, solve
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import AssignmentDistillation, LogitsDistillation, Objective, SetPrediction
+from steadydetr.objectives import AssignmentDistillation, Objective, ReleasedLogits, SetPrediction
 from steadydetr.objectives.method import Method
-from steadydetr.structures import Losses, Memory, Queries, QueryGroup, Stages
+from steadydetr.structures import DecodedStages, Losses, Memory, Queries, QueryGroup
 from tests.parity.golden import cases, load
 from tests.parity.models import close, close_to_scale
 from tests.parity.test_golden_mmdet import batch, rebuild
@@ -35,7 +35,7 @@ COST = {"rtol": 1e-5, "atol": 1e-5}
 class Given(nn.Module):
     """A detector whose predictions are those of a file, by the names of the groups."""
 
-    width, positioned, class_agnostic_proposals = 1, False, False
+    width, positioned, makes_references, class_agnostic_proposals, architecture = 1, False, False, False, "Given"
 
     def __init__(self, tensors: Mapping[str, Tensor], **groups: str) -> None:
         super().__init__()
@@ -55,8 +55,12 @@ class Given(nn.Module):
     def proposals(self, memory: Memory, queries: Queries) -> None:
         return None
 
-    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, Stages]:
-        return {group.name: Stages(self.logits[group.name], self.boxes[group.name]) for group in groups}
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
+        stages = {}
+        for group in groups:
+            logits, boxes = self.logits[group.name], self.boxes[group.name]
+            stages[group.name] = DecodedStages(logits, boxes, content=boxes, reference=boxes)
+        return stages
 
 
 def given_method(tensors: Mapping[str, Tensor], objectives: tuple[Objective, ...], **groups: str) -> Method:

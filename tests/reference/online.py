@@ -21,10 +21,12 @@ from steadydetr.objectives import (
     AuxiliaryGroups,
     Denoising,
     MatchingDistillation,
+    NaivePrediction,
     Objective,
     PredictionDistillation,
     SetPrediction,
 )
+from steadydetr.objectives.denoising import denoising_groups, known_match
 from steadydetr.structures import Batch, Memory, Queries, QueryGroup
 from tests.reference.boxes import Box, iou_and_giou, l1
 from tests.reference.detection import cross_entropy
@@ -239,8 +241,10 @@ class Step:
     def denoising(self, objective: Denoising, context: StepContext) -> None:
         """The noised queries are the objective's, which have counterparts of their own; they see the main ones."""
         (group,) = objective.query_groups(context)
-        assert group.known is not None and group.queries.valid is not None
-        known = [m.tolist() for m in (group.known.image, group.known.query, group.known.target)]
+        assert group.queries.valid is not None
+        most = context.batch.global_totals.most_objects
+        match = known_match(context.targets, denoising_groups(objective.number, most), most)
+        known = [m.tolist() for m in (match.image, match.query, match.target)]
         copies = len(known[0]) / self.normaliser
         first = [sum(len(t) for t in self.targets[:b]) for b in range(len(self.targets))]
         for s, images in enumerate(self.decoded(group, QueryGroup("main", self.queries))):
@@ -254,15 +258,16 @@ class Step:
                 kept = View(view.logits[there], view.boxes[there])
                 self.sums.detection("denoising", s, kept, classes, boxes, self.targets[b], self.normaliser * copies)
 
-    def prediction(self, objective: PredictionDistillation) -> None:
+    def prediction(self, objective: PredictionDistillation | NaivePrediction) -> None:
+        naive = isinstance(objective, NaivePrediction)
         for s, images in enumerate(self.decoded(QueryGroup("prediction", self.teachers_queries))):
             for b, view in enumerate(images):
                 teacher, query = self.teachers_view(s, b), self.taught[s][b]
                 wanted, theirs = teacher.logits.sigmoid().tolist(), teacher.boxes.tolist()
-                heard = {q: 1.0 for q in range(len(theirs))} if objective.naive else {}  # query -> weight of its box
-                n = float(len(images) * len(theirs)) if objective.naive else self.normaliser
+                heard = {q: 1.0 for q in range(len(theirs))} if naive else {}  # query -> weight of its box
+                n = float(len(images) * len(theirs)) if naive else self.normaliser
                 for (label, target), q in zip(self.targets[b], query, strict=True):
-                    if q < 0 or objective.naive:
+                    if q < 0 or naive:
                         continue
                     taught, own = (iou_and_giou(box, target)[0] for box in (theirs[q], view.boxes[q].tolist()))
                     wanted[q][label] = task_weight(wanted[q][label], taught)
@@ -277,7 +282,6 @@ class Step:
 
     def auxiliary(self, objective: AuxiliaryGroups) -> None:
         """Values by the student's stage, summed over groups."""
-        assert self.teacher_output.content is not None
         n = self.normaliser * (self.depth if objective.reduction == "mean" else 1)
         parts: Sums = Sums(self.depth)
         for t in range(self.depth):
@@ -320,7 +324,7 @@ def step(
             whole.detection(objective)
         elif isinstance(objective, Denoising):
             whole.denoising(objective, context)
-        elif isinstance(objective, PredictionDistillation):
+        elif isinstance(objective, (PredictionDistillation, NaivePrediction)):
             whole.prediction(objective)
         elif isinstance(objective, AuxiliaryGroups):
             whole.auxiliary(objective)
