@@ -65,7 +65,7 @@ def one_image(scores: list[list[float]], boxes: list[tuple[float, ...]]) -> Stag
 
 
 def match_of(*pairs: tuple[int, int]) -> Match:
-    """Pairs of a query and a target of the only image."""
+    """MatchedPairs of a query and a target of the only image."""
     queries, targets = zip(*pairs, strict=True) if pairs else ((), ())
     return Match(torch.zeros(len(pairs), dtype=torch.int64), whole(*queries), whole(*targets))
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steadydetr.detectors import DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.equations.detection import classification_loss
 from steadydetr.equations.stable import exponential, half_sine, identity, unit_exponential
-from steadydetr.learning.class_terms import HardTarget, Pairs, PositionModulatedCost, PositionTarget
+from steadydetr.learning.class_terms import HardTarget, MatchedPairs, PositionModulatedCost, PositionTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import PairwiseTerms, pairwise_terms, solve
@@ -71,10 +71,10 @@ def target_of(options: dict[str, Any]) -> PositionTarget:
     return PositionTarget(**{**options, "warp": WARPS[options.get("warp", "identity")]})
 
 
-def pairs_of(iou: list[float], score: list[float], largest: float) -> Pairs:
+def pairs_of(iou: list[float], score: list[float], largest: float) -> MatchedPairs:
     """All of one image."""
     image = torch.zeros(len(iou), dtype=torch.int64)
-    return Pairs(torch.tensor(score).double(), torch.tensor(iou).double(), image, 1, lambda: torch.tensor([largest]).double())
+    return MatchedPairs(torch.tensor(score).double(), torch.tensor(iou).double(), image, 1, lambda: torch.tensor([largest]).double())
 
 
 @pytest.mark.parametrize(("s", "p", "position", "focal"), [(0.9, 0.3, -0.356059, -0.696968), (0.3, 0.8, 0.695228, -0.022281)])
