@@ -62,7 +62,7 @@ def main() -> None:
     torch.manual_seed(0)
     targets = Targets(torch.randint(CLASSES, (7,)), torch.rand(7, 4) * 0.3 + 0.3, (7,))
     images, padding = torch.rand(1, 3, SIZE, SIZE), torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
-    batch = Batch(images, padding, targets, (0,), ((SIZE, SIZE),), ((SIZE, SIZE),))
+    batch = Batch(images, padding, targets, (0,), ((SIZE, SIZE),))
     ours, peer = our_side(batch), peer_side()
     labels = [{"class_labels": targets.labels, "boxes": targets.boxes}]
 

@@ -37,7 +37,7 @@ class Level:
 
 
 def common_strides(student: Detector, teacher: Detector) -> list[int]:
-    """Fine to coarse."""
+    """The strides of the levels that both have, fine to coarse."""
     return [stride for stride in student.strides if stride in teacher.strides]
 
 
@@ -62,16 +62,17 @@ def check_levels(name: str, teacher: str, student: Detector, teachers: Mapping[s
 
 
 def odd_size(stride: int) -> tuple[int, int]:
-    """(height, width) of an image at which maps differ in size, up to this stride, where their models ever do.
+    """(height, width) of an image for which two models have maps of different sizes, if they have so for any image.
 
-    One pixel over a multiple of every stride tells rounding down from rounding up; one pixel less, also where only a later layer does it.
+    A height one pixel above a multiple of `stride` shows whether sizes are rounded up or down. A width one pixel below it also shows this
+    where the first layer rounds up and only a later one rounds down.
     """
     return 2 * stride + 1, 2 * stride - 1
 
 
 @torch.no_grad()
 def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int, int]]:
-    """(h, w) of the map of every stride. Nothing is trained by it and no random number is drawn."""
+    """(h, w) of the map of every stride, from an empty image. Neither the model nor the random numbers of the run are changed."""
     images = detector.mean.new_zeros(1, 3, *size)
     with evaluating(detector):
         memory = detector.encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
@@ -117,10 +118,10 @@ def _by_stride(tokens: Tensor, memory: Memory, detector: Detector) -> dict[int, 
 
 
 def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
-    """The tokens, for one objective alone, and a measure of what it does to them: `name`/gradient_share.
+    """The same tokens for one objective alone, which logs its share of their gradient as `name`/gradient_share.
 
-    That is ||g|| / (||g|| + ||rest||), g the gradient that the objective sends into the tokens, rest that of everything else. Backward
-    fills it in, from gradients that are there anyway.
+    The share is ||g|| / (||g|| + ||rest||), where g is the gradient of the objective with respect to the tokens and rest that of all other
+    terms. The backward pass writes it into the measure.
     """
     if not tokens.requires_grad:
         return tokens

@@ -51,7 +51,7 @@ class Case:
         """Without pixels: the maps are given."""
         images, height, width = self.padding.shape
         sizes = ((height, width),) * images
-        return Batch(torch.zeros(images, 3, height, width), self.padding, self.targets(), tuple(range(images)), sizes, sizes)
+        return Batch(torch.zeros(images, 3, height, width), self.padding, self.targets(), tuple(range(images)), sizes)
 
     def targets(self) -> Targets:
         """Those of the file; none where it has none."""

@@ -22,7 +22,7 @@ from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
 from steadydetr.objectives.set_prediction import SetPrediction
-from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets, take_rows
+from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets, dense_proposals, take_rows
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs
@@ -115,9 +115,10 @@ def our_proposals(context: StepContext) -> dict[str, Tensor]:
     """By the names of the files."""
     queries = context.queries["main"]
     found = {"init_reference": queries.reference if queries.sized else queries.reference[..., :2]}
-    dense, proposals = context.memory.dense, context.proposals
-    if dense is None or proposals is None or queries.token is None:
+    proposals = context.proposals
+    if proposals is None or queries.token is None:
         return found
+    dense = dense_proposals(context.memory)
     if isinstance(context.student, DINO):
         found |= {"enc_logits_all": dense.logits, "interm_logits": proposals.logits[0], "interm_boxes": proposals.boxes[0]}
         return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take_rows(dense.anchors, queries.token)}

@@ -16,7 +16,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
 from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, noised_queries
 from steadydetr.objectives.set_prediction import SetPrediction
-from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets
+from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets, dense_proposals
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.released import DENOISING_WEIGHTS, stable_criterion
@@ -143,9 +143,10 @@ def named_values(case: Case, context: StepContext, stages: dict[str, Stages]) ->
         "dec.refs": torch.cat((reference[1:], last[None])),
         "tr.init_reference": reference[0],
     }
-    dense, proposals = context.memory.dense, context.proposals
-    if dense is None or proposals is None:
+    proposals = context.proposals
+    if proposals is None:
         return found
+    dense = dense_proposals(context.memory)
     everywhere = {"tr.enc_logits_all": dense.logits, "tr.enc_boxes_all": dense.boxes_unsigmoid.sigmoid()}
     return found | everywhere | {"output_memory": dense.content, "enc.logits": proposals.logits[0], "enc.boxes": proposals.boxes[0]}
 

@@ -56,7 +56,7 @@ def batch(config: dict[str, Any], tensors: dict[str, Tensor]) -> Batch:
     labels = [tensors[f"in.gt_labels.{i}"] for i in range(len(sizes))]
     boxes = [to_cxcywh(tensors[f"in.gt_boxes.{i}"] / scale) for i, scale in enumerate(scales)]
     targets = Targets(torch.cat(labels), torch.cat(boxes), tuple(map(len, labels)))
-    return Batch(torch.zeros(len(sizes), 3, *config["batch"]), padding, targets, tuple(range(len(sizes))), sizes, sizes)
+    return Batch(torch.zeros(len(sizes), 3, *config["batch"]), padding, targets, tuple(range(len(sizes))), sizes)
 
 
 @pytest.mark.parametrize("who", ["teacher", "student"])

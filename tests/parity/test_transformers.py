@@ -78,7 +78,7 @@ def batch() -> Batch:
     low = torch.rand(5, 2, generator=generator, dtype=torch.float64) * 0.5
     boxes = to_cxcywh(torch.cat((low, low + 0.1 + torch.rand(5, 2, generator=generator, dtype=torch.float64) * 0.35), -1))
     targets = Targets(torch.tensor([0, 3, 3, 1, 4]), boxes, (4, 1))
-    return Batch(images, padding, targets, (1, 2), SIZES, SIZES)
+    return Batch(images, padding, targets, (1, 2), SIZES)
 
 
 def ask(model: Any, given: Batch, pixels: Tensor) -> Any:

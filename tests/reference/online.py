@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -170,14 +170,7 @@ def one_to_one(queries: Sequence[int], labels: Sequence[int]) -> tuple[Classes, 
 
 def image_of(memory: Memory, b: int) -> Memory:
     rows = slice(b, b + 1)
-    return replace(
-        memory,
-        tokens=memory.tokens[rows],
-        padding=memory.padding[rows],
-        valid_ratios=memory.valid_ratios[rows],
-        inputs=memory.inputs[rows],
-        dense=None,
-    )
+    return Memory(memory.tokens[rows], memory.padding[rows], memory.levels, memory.valid_ratios[rows], memory.inputs[rows])
 
 
 class Step:
