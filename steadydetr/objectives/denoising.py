@@ -49,8 +49,8 @@ class Draws:
 class Denoising(Objective):
     """DINO's defaults; the official 4-scale scripts train with box_noise 1.0."""
 
-    number: int = 100  # denoising groups times `most`: with many objects there are fewer groups
-    label_noise: float = 0.5  # twice the share of labels that are drawn anew
+    number: int = 100  # objects that are noised, at most, in the fullest image: the number of groups is this // most
+    label_noise: float = 0.5  # half of this share of the labels is drawn anew
     box_noise: float = 1.0  # corners of positives move by up to this many half sides
     negative_offset: float = 1.0  # negatives move by this many box_noise more; 0: as far as positives (released Stable-DINO)  # D-22
     mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
@@ -100,7 +100,7 @@ def denoising_groups(number: int, most_objects: int) -> int:
 
 
 def draw_noise(batch: Batch, groups: int, num_classes: int) -> Draws:
-    """Noise that is the same however images are dealt to ranks: each has a generator of its own, seeded by seed, step and image id."""
+    """Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is."""
     parts: list[tuple[Tensor, ...]] = []
     for image_id, objects in zip(batch.image_ids, batch.targets.counts, strict=True):
         generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id))
