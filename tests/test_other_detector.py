@@ -25,7 +25,8 @@ from steadydetr.nn.attention import SelfAttention
 from steadydetr.objectives import OBJECTIVES, MatchingDistillation, Objective, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup
-from tests.conftest import CLASSES, make_batch
+from tests.conftest import CLASSES, DETECTORS, make_batch
+from tests.test_floors import MODULES, imports
 
 STRIDE = 16
 
@@ -95,6 +96,11 @@ class PlainDetector(Detector):
         raise NotImplementedError
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] in ("learning", "objectives")])
+def test_training_methods_know_no_concrete_detector(module: str) -> None:
+    assert {name for name in imports(module) if name.startswith("detectors")} <= {"detectors.base"}
+
+
 def models() -> tuple[PlainDetector, dict[str, Frozen[Detector]]]:
     torch.manual_seed(0)
     student, teacher = (PlainConfig().build(CLASSES) for _ in range(2))
@@ -127,6 +133,20 @@ def test_matches_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
         student.record_sampling_points()
     with pytest.raises(ValueError, match="PlainDetector has no layer that makes references"):
         student.refer(torch.zeros(1))
+
+
+def test_sampling_points_are_recorded_stage_by_stage() -> None:
+    """Those that the attention sampled in this pass; afterwards nothing is recorded."""
+    detector, batch = DETECTORS["dino"].build(CLASSES).eval(), make_batch((2, 3))
+    with torch.no_grad(), detector.record_sampling_points() as found:
+        first = detector(batch.images, batch.padding)
+    assert len(found) == detector.stages
+    for locations, weights in found:
+        assert locations.shape == (*first.logits.shape[1:3], *locations.shape[2:5], 2) and weights.shape == locations.shape[:-1]
+        torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(weights.shape[:3]))
+    with torch.no_grad():
+        again = detector(batch.images, batch.padding)
+    assert len(found) == detector.stages and torch.equal(again.logits, first.logits)
 
 
 def test_what_it_does_not_declare_is_refused() -> None:
