@@ -12,7 +12,7 @@ from functools import partial
 from training_step import Reader, Step, parse, print_parts, untrained
 
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import AssignmentDistillation, Detection, FeatureDistillation, LogitsDistillation
+from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation, SetPrediction
 from steadydetr.recipes import find
 
 # objectives beside the student's own denoising, and whether there is a teacher
@@ -29,7 +29,7 @@ PARTS = {
 def make_step(part: str, arguments: argparse.Namespace) -> Step:
     objectives, taught = PARTS[part]
     recipe = find(arguments.recipe)
-    own = tuple(o for o in recipe.objectives if isinstance(o, Detection) or o.name == "denoising")
+    own = tuple(o for o in recipe.objectives if isinstance(o, SetPrediction) or o.name == "denoising")
     teacher = {"teacher": Frozen(untrained(find(arguments.teacher).detector))} if taught else {}
     return Step(recipe, own + objectives, lambda student: teacher, arguments)
 

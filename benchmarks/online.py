@@ -14,17 +14,17 @@ from functools import partial
 from training_step import Reader, Step, parse, print_parts
 
 from steadydetr.learning.teachers import Average
-from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
+from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction
 from steadydetr.recipes import find
 
-GUIDED = Detection(MatchingDistillation())
+GUIDED = SetPrediction(MatchingDistillation())
 # objectives beside denoising, and whether there is a teacher
 PARTS = {
-    "baseline": ((Detection(),), False),
-    "teacher": ((Detection(), Reader("ema")), True),
+    "baseline": ((SetPrediction(),), False),
+    "teacher": ((SetPrediction(), Reader("ema")), True),
     "teacher, matching": ((GUIDED,), True),
-    "teacher, prediction": ((Detection(), PredictionDistillation()), True),
-    "teacher, auxiliary groups": ((Detection(), AuxiliaryGroups()), True),
+    "teacher, prediction": ((SetPrediction(), PredictionDistillation()), True),
+    "teacher, auxiliary groups": ((SetPrediction(), AuxiliaryGroups()), True),
     "all": ((GUIDED, PredictionDistillation(), AuxiliaryGroups()), True),
 }
 

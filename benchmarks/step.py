@@ -17,8 +17,8 @@ from timing import paired, print_row
 
 from steadydetr.detectors import DeformableDETRConfig, TransformerConfig
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import Detection
+from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets
 
@@ -26,9 +26,9 @@ CLASSES, SIZE = 80, 512
 
 
 def our_side(batch: Batch) -> Method:
-    backbone = BackboneConfig("resnet50.tv_in1k", weights="none", frozen_stages=1)
+    backbone = TimmBackboneConfig("resnet50.tv_in1k", weights="none", frozen_stages=1)
     config = DeformableDETRConfig(backbone, TransformerConfig(dropout=0.0), queries=300, refine=True, two_stage=True)
-    return Method(config.build(CLASSES), Criterion(loss_weights=Weights(2.0, 5.0, 2.0)), (Detection(),))
+    return Method(config.build(CLASSES), Criterion(loss_weights=Weights(2.0, 5.0, 2.0)), (SetPrediction(),))
 
 
 def peer_side() -> torch.nn.Module:

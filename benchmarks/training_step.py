@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from timing import paired
 
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.teachers import Frozen
-from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
@@ -66,9 +65,7 @@ class Step:
 
 
 def untrained(config: DetectorConfig) -> Detector:
-    if isinstance(config.backbone, BackboneConfig):
-        config = replace(config, backbone=replace(config.backbone, weights="none"))
-    return config.build(CLASSES)
+    return config.without_pretrained().build(CLASSES)
 
 
 def make_batch(arguments: argparse.Namespace) -> Batch:

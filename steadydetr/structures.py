@@ -1,8 +1,13 @@
 """The few types that everything meets at.
 
 Legend, here and in every file:
-    B images   S decoder stages   N queries   C classes   D width   L tokens   P matched pairs   G objects in the batch
-    R problem rows: one per (stage, object), stage by stage: R = S * G
+    B images     S decoder stages of the student (or of the only model)     T those of its teacher
+    N queries    M queries of the teacher    K chosen queries, tokens or predictions; slots for them are as many in every image
+    Q identities of queries, which outlive a step: the encoder tokens that they come from, or their numbers
+    C classes    D channels of tokens and queries    L tokens, of all levels or of one
+    G objects of the batch    P matched pairs of a query and an object
+    R problem rows, one for every stage and object, stage by stage: row = stage * G + object
+    F folded images, where a stage is one more image: folded image = stage * B + image
 
 Boxes are (centre x, centre y, width, height), normalised by the true size of the image (padding excluded),
 unless a name says otherwise (`boxes_xyxy`). A mask that is True means padding.
@@ -11,10 +16,28 @@ unless a name says otherwise (`boxes_xyxy`). A mask that is True means padding.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
+
+Levels = tuple[tuple[int, int], ...]  # (h, w) of every feature level, fine to coarse
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """float64 stays, everything else becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
+    """The chosen rows of every image (and stage): [..., N, D] and [..., K] -> [..., K, D]."""
+    return tensor.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))
+
+
+def seed_of(*parts: int) -> int:
+    """A seed that is a function of these numbers alone, for example of the run's seed, the step and the image."""
+    return hash(parts) % 2**63
 
 
 @dataclass(frozen=True)
@@ -24,7 +47,6 @@ class Targets:
     labels: Tensor  # [G] int64, 0-based class indices
     boxes: Tensor  # [G, 4]
     counts: tuple[int, ...]  # objects of each image
-    masks: Tensor | None = None  # [G, H, W] bool
 
     @property
     def image(self) -> Tensor:  # [G] the image of every object
@@ -33,35 +55,30 @@ class Targets:
 
     def repeat_batch(self, times: int) -> Targets:
         """The targets of `times` copies of the batch: those of folded stages, where a stage is one more image."""
-        masks = None if self.masks is None else self.masks.repeat(times, 1, 1)
-        return Targets(self.labels.repeat(times), self.boxes.repeat(times, 1), self.counts * times, masks)
+        return Targets(self.labels.repeat(times), self.boxes.repeat(times, 1), self.counts * times)
 
     def split(self) -> list[Targets]:
         """One `Targets` per image."""
-        labels, boxes = self.labels.split(self.counts), self.boxes.split(self.counts)
-        masks: Sequence[Tensor | None] = [None] * len(self.counts) if self.masks is None else self.masks.split(self.counts)
-        return [Targets(l, b, (n,), m) for l, b, n, m in zip(labels, boxes, self.counts, masks, strict=True)]
+        parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, strict=True)
+        return [Targets(labels, boxes, (count,)) for labels, boxes, count in parts]
 
     @staticmethod
     def cat(parts: Sequence[Targets]) -> Targets:
-        masks = [part.masks for part in parts]
+        """The targets of all images together."""
         return Targets(
             torch.cat([part.labels for part in parts]),
             torch.cat([part.boxes for part in parts]),
             tuple(n for part in parts for n in part.counts),
-            None if any(m is None for m in masks) else torch.cat([m for m in masks if m is not None]),
         )
 
     def to(self, device: torch.device | str) -> Targets:
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return Targets(move(self.labels), move(self.boxes), self.counts, None if self.masks is None else move(self.masks))
+        """A copy on the device; the host does not wait for it."""
+        return replace(self, labels=self.labels.to(device, non_blocking=True), boxes=self.boxes.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What one optimiser step sees over all ranks and accumulated micro-batches; the normalisers come from here alone."""
+    """What one optimiser step sees over all ranks and accumulated micro-batches; losses are divided by these numbers alone."""
 
     objects: int
     most_objects: int  # of any single image
@@ -69,12 +86,14 @@ class Totals:
 
     @property
     def normaliser(self) -> float:
-        """Objects of the whole step, at least 1: the clamp acts on the global sum."""
+        """Objects of the whole step, but at least 1. The minimum is applied to the sum over all ranks, not on each."""
         return float(max(self.objects, 1))
 
 
 @dataclass(frozen=True)
 class Batch:
+    """Padded images with their objects, and what the random numbers of their step are seeded by."""
+
     images: Tensor  # [B, 3, H, W] RGB in 0..1 (float) or 0..255 (uint8); anything in the padding is ignored
     padding: Tensor  # [B, H, W] bool
     targets: Targets
@@ -86,24 +105,37 @@ class Batch:
 
     @property
     def global_totals(self) -> Totals:
+        """The totals of the step: those that were given, or this batch's own."""
         counts = self.targets.counts
         return self.totals or Totals(sum(counts), max(counts, default=0), len(counts))
 
     def to(self, device: torch.device | str) -> Batch:
+        """A copy on the device; the host does not wait for it."""
         images, padding = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.padding))
         return replace(self, images=images, padding=padding, targets=self.targets.to(device))
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decoder looks at. Levels run fine to coarse, tokens row by row."""
+    """What the decoder reads: the image as tokens. Levels run fine to coarse, the tokens of a level row by row."""
 
     tokens: Tensor  # [B, L, D] encoder output
     padding: Tensor  # [B, L] bool
-    levels: tuple[tuple[int, int], ...]  # (h, w) of every level
+    levels: Levels
     valid_ratios: Tensor  # [B, levels, 2] float32 (w, h): the share of a level that is image
     inputs: Tensor  # [B, L, D] tokens before the encoder
-    dense: DenseProposals | None = None  # two-stage detectors only
+
+
+@dataclass(frozen=True)
+class TwoStageMemory(Memory):
+    """The memory of a two-stage detector, whose encoder also predicts a box and class scores for every token."""
+
+    dense: DenseProposals
+
+    @staticmethod
+    def of(memory: Memory, dense: DenseProposals) -> TwoStageMemory:
+        """The memory with the encoder's predictions."""
+        return TwoStageMemory(memory.tokens, memory.padding, memory.levels, memory.valid_ratios, memory.inputs, dense)
 
 
 @dataclass(frozen=True)
@@ -116,8 +148,17 @@ class DenseProposals:
     content: Tensor  # [B, L, D] normalised projection that the heads saw
 
 
+def dense_proposals(memory: Memory) -> DenseProposals:
+    """The encoder's predictions for every token; a TypeError where a one-stage detector made the memory."""
+    if not isinstance(memory, TwoStageMemory):
+        raise TypeError("this memory has no proposals: it was made by a one-stage detector")
+    return memory.dense
+
+
 @dataclass(frozen=True)
 class Queries:
+    """What goes into the first decoder stage: for every query a content vector and a reference point or box."""
+
     content: Tensor  # [B, N, D] what the first decoder stage receives
     reference: Tensor  # [B, N, 4] in 0..1; only the centre means something where not `sized`
     sized: bool = True
@@ -128,7 +169,7 @@ class Queries:
 
 @dataclass(frozen=True)
 class Match:
-    """Pairs of a query and a target. In folded stages `image` is stage * B + image and `target` is stage * G + object."""
+    """Pairs of a query and a target, in folded indices: `image` is stage * B + image and `target` is stage * G + object."""
 
     image: Tensor  # [P]
     query: Tensor  # [P]
@@ -138,68 +179,122 @@ class Match:
 
 @dataclass(frozen=True)
 class MatchResult:
+    """The solution of an assignment problem with the costs that it was solved for."""
+
     match: Match
     cost: Tensor  # [R, N] every target against the queries of its own image
 
 
 @dataclass(frozen=True)
+class MatchedQueries:
+    """The query of every object at every stage, at most one each: a match as a table instead of a list of pairs."""
+
+    query: Tensor  # [S, G] -1: the object has none
+    image: Tensor  # [G] the image of every object
+    images: int  # B
+
+    @staticmethod
+    def of(match: Match, targets: Targets, stages: int) -> MatchedQueries:
+        """Of a match with the targets of a batch at so many stages."""
+        query = match.query.new_full((stages * sum(targets.counts),), -1)
+        query[match.target] = match.query
+        return MatchedQueries(query.view(stages, sum(targets.counts)), targets.image, len(targets.counts))
+
+    @property
+    def valid(self) -> Tensor:
+        """[S, G] bool: which objects have a query."""
+        return self.query >= 0
+
+    @property
+    def folded_image(self) -> Tensor:
+        """[S, G] stage * B + image."""
+        stage = torch.arange(len(self.query), device=self.image.device)
+        return stage[:, None] * self.images + self.image
+
+    def pairs(self, chosen: Tensor | None = None) -> Match:
+        """The pairs of the chosen objects ([S, G] bool, or flat), stage by stage; None: of all that have a query."""
+        target = (self.valid if chosen is None else chosen).flatten().nonzero()[:, 0]
+        return Match(self.folded_image.flatten()[target], self.query.flatten()[target], target)
+
+    def at_stages(self, stages: Sequence[int]) -> MatchedQueries:
+        """Those of the given stages, in that order; a stage may come several times."""
+        return replace(self, query=self.query[list(stages)])
+
+    def repeated(self, times: int) -> MatchedQueries:
+        """All stages again and again, so many times."""
+        return replace(self, query=self.query.repeat(times, 1))
+
+    def renumbered(self, numbers: Tensor) -> MatchedQueries:
+        """Every query under another number: `numbers` is [B, N], or [S, B, N] of each stage; -1 means that there is none."""
+        stage = torch.arange(len(self.query), device=self.image.device)[:, None]
+        found = numbers.expand(len(self.query), -1, -1)[stage, self.image, self.query.clamp(min=0)]
+        return replace(self, query=torch.where(self.valid, found, -1))
+
+
+@dataclass(frozen=True)
 class Assignment:
-    """Who learns what. More than one class match: the union of their class targets (OD-DETR Eq. 3)."""
+    """Which query learns which target. With more than one class match a query learns the union of their class targets (OD-DETR Eq. 3)."""
 
     classes: tuple[Match, ...]
     boxes: Match
 
 
 @dataclass(frozen=True)
-class Group:
-    """Queries that go through the decoder together and see each other, and the groups named in `sees`."""
+class QueryGroup:
+    """Queries that go through the decoder together. They see each other and the groups named in `sees`."""
 
     name: str
     queries: Queries
     sees: tuple[str, ...] = ()
-    blocks: Tensor | None = None  # [N] int: rows of other blocks are invisible
-    known: Match | None = None  # of one stage, where the assignment needs no solving (denoising)
+    blocks: Tensor | None = None  # [N] int: queries of different blocks do not see each other
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What the decoder (or, as one stage, the encoder's proposals) predicts. Stages stay folded up to the losses."""
+    """Class scores and boxes at every stage; the proposals of an encoder are one stage. Stages stay folded up to the losses."""
 
     logits: Tensor  # [S, B, N, C]
     boxes: Tensor  # [S, B, N, 4]
-    content: Tensor | None = None  # [S, B, N, D] what the next stage receives
-    reference: Tensor | None = None  # [S, B, N, 4] the base that each stage refined
-    valid: Tensor | None = None  # [B, N] bool, or [S, B, N]
-    masks: Tensor | None = None  # [S, B, N, h, w]
+    valid: Tensor | None = None  # [B, N] bool, or [S, B, N]; None: all are
 
     @property
     def flat(self) -> tuple[Tensor, Tensor]:
-        """Logits [S*B, N, C] and boxes [S*B, N, 4]: a stage is one more image."""
+        """Logits [F, N, C] and boxes [F, N, 4]: a stage is one more image."""
         return self.logits.flatten(0, 1), self.boxes.flatten(0, 1)
 
     @property
     def flat_valid(self) -> Tensor | None:
-        """[S*B, N] bool."""
+        """[F, N] bool."""
         return None if self.valid is None else self.valid.expand(self.logits.shape[:3]).flatten(0, 1)
 
-    def in_float32(self) -> Stages:
-        """Logits, boxes and content in float32 or better."""
-        content = None if self.content is None else at_least_float32(self.content)
-        return replace(self, logits=at_least_float32(self.logits), boxes=at_least_float32(self.boxes), content=content)
+    def in_float32(self) -> Self:
+        """Predictions in float32 or better."""
+        return replace(self, logits=at_least_float32(self.logits), boxes=at_least_float32(self.boxes))
 
-    def __getitem__(self, stages: slice) -> Stages:
-        def pick(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor[stages]
-
-        return Stages(self.logits[stages], self.boxes[stages], pick(self.content), pick(self.reference), self.valid, pick(self.masks))
+    def __getitem__(self, stages: slice) -> Self:
+        """Some of the stages, such as `[-1:]`, the last one alone."""
+        valid = self.valid if self.valid is None or self.valid.dim() == 2 else self.valid[stages]
+        return replace(self, logits=self.logits[stages], boxes=self.boxes[stages], valid=valid)
 
 
-def at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+@dataclass(frozen=True)
+class DecodedStages(Stages):
+    """What the decoder predicts, with the content and the reference of every stage."""
+
+    content: Tensor = field(kw_only=True)  # [S, B, N, D] what the next stage receives
+    reference: Tensor = field(kw_only=True)  # [S, B, N, 4] the base that each stage refined
+
+    def in_float32(self) -> Self:
+        """Predictions and content in float32 or better."""
+        return replace(super().in_float32(), content=at_least_float32(self.content))
+
+    def __getitem__(self, stages: slice) -> Self:
+        """Some of the stages, such as `[-1:]`, the last one alone."""
+        return replace(super().__getitem__(stages), content=self.content[stages], reference=self.reference[stages])
 
 
 class Losses:
-    """Named loss terms, each a value per stage with its weight, and measures beside them. A name used twice is an error."""
+    """Loss terms by name, each with a value for every stage and a weight, and measures, which are only logged. No name may come twice."""
 
     def __init__(self) -> None:
         self._terms: dict[str, tuple[Tensor, float]] = {}

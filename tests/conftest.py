@@ -13,7 +13,7 @@ import torch
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.backbone import SmallBackboneConfig
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Stages, Targets
 
@@ -88,7 +88,7 @@ def batch() -> Callable[..., Batch]:
 def make_method(config: DetectorConfig, seed: int = 0, perturb: bool = True) -> Method:
     """A method with weights away from their special initial values."""
     torch.manual_seed(seed)
-    objectives = (Detection(), Denoising(number=4, box_noise=0.4)) if isinstance(config, DINOConfig) else (Detection(),)
+    objectives = (SetPrediction(), Denoising(number=4, box_noise=0.4)) if isinstance(config, DINOConfig) else (SetPrediction(),)
     method = Method(config.build(CLASSES), Criterion(), objectives)
     if perturb:
         with torch.no_grad():

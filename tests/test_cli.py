@@ -22,8 +22,8 @@ from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Weights
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
-from steadydetr.objectives import Denoising, Detection, Objective
+from steadydetr.nn.backbone import SmallBackboneConfig, TimmBackboneConfig
+from steadydetr.objectives import Denoising, Objective, SetPrediction
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
 from tests.commands import shown_commands, understand
@@ -77,8 +77,8 @@ def test_costs_and_targets_are_parts() -> None:
 
 def test_objectives_by_their_names() -> None:
     recipe = recipe_of("--objectives.denoising.number 200")
-    assert recipe.objectives == (Detection(), Denoising(number=200, box_noise=0.4))
-    assert recipe_of("--objectives.denoising none").objectives == (Detection(),)
+    assert recipe.objectives == (SetPrediction(), Denoising(number=200, box_noise=0.4))
+    assert recipe_of("--objectives.denoising none").objectives == (SetPrediction(),)
     weighted = recipe_of("--objectives.denoising.weights=weights --objectives.denoising.weights.label 3").objectives[1]
     assert isinstance(weighted, Denoising) and weighted.weights == Weights(label=3.0)
 
@@ -87,20 +87,20 @@ def test_parts_are_exchanged_and_then_set() -> None:
     assert isinstance(find("quickstart").data.transform, FixedSizeTransform)
     recipe = recipe_of("--data.transform detr --data.transform.longest 640 --detector.backbone backbone")
     assert recipe.data.transform == DetrTransform(longest=640)
-    assert isinstance(recipe.detector, DINOConfig) and recipe.detector.backbone == BackboneConfig()
+    assert isinstance(recipe.detector, DINOConfig) and recipe.detector.backbone == TimmBackboneConfig()
     small = recipe_of("--detector deformable-detr --detector.backbone small-backbone --detector.backbone.stem 16 --detector.refine")
     assert small.detector == DeformableDETRConfig(SmallBackboneConfig(stem=16), refine=True)
 
 
 @dataclass(frozen=True)
-class Second(Detection):
+class Second(SetPrediction):
     @property
     def name(self) -> str:
         return "second"
 
 
 def test_putting_a_part_into_a_tuple_leaves_the_others() -> None:
-    objectives: tuple[Objective, ...] = (Detection(), Second())
+    objectives: tuple[Objective, ...] = (SetPrediction(), Second())
     recipe = replace(find("quickstart"), objectives=objectives)
     assert {choice.flag for choice in choices(recipe)} >= {"--objectives.main", "--objectives.second", "--detector", "--data.resize"}
     assert put(recipe, ("objectives", "main"), None).objectives == (Second(),)

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 import steadydetr.tools.cost
-from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.cli import main
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.deformable_attention import DeformableAttention
-from steadydetr.objectives import FGD, AssignmentDistillation, FeatureDistillation
+from steadydetr.objectives import FGD, FeatureDistillation, TeacherInit
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.tools.cost import Cost, count, count_parameters, make_batch, measure_cost, measure_size
@@ -60,7 +59,7 @@ def test_deformable_attention_by_hand() -> None:
 )
 def test_parameters_are_the_papers(name: str, trainable: float) -> None:
     with torch.device("meta"):
-        detector = without_pretrained(find(name).detector).build(80)
+        detector = find(name).detector.without_pretrained().build(80)
     assert round(count_parameters(detector)[1] / 1e6, 2) == trainable
 
 
@@ -110,7 +109,7 @@ def test_the_average_of_the_weights_is_a_teacher_too() -> None:
 def test_a_teacher_that_no_objective_reads_costs_nothing() -> None:
     """Teacher Init copies its queries once; the average of the weights is there to be evaluated."""
     start = find("small-refine-deformable-detr")
-    objectives = (*start.objectives, AssignmentDistillation(init=True))
+    objectives = (*start.objectives, TeacherInit())
     recipe = replace(start, detector=DETECTORS["refine"], objectives=objectives, teachers=(EMATeacher(), TrainedTeacher()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steadydetr.tools.cost, "detector_of", lambda _: DETECTORS["refine"])

@@ -11,8 +11,17 @@ from steadydetr.boxes import inverse_sigmoid, to_xyxy
 from steadydetr.detectors import DINO
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Denoising, Detection
-from steadydetr.objectives.denoising import Draws, draw_noise, group_count, known_match, noise_boxes, noise_labels, place, repeat_stages
+from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives.denoising import (
+    Draws,
+    denoising_groups,
+    draw_noise,
+    known_match,
+    noise_boxes,
+    noise_labels,
+    noised_queries,
+    repeat_stages,
+)
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Targets, Totals
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_stages, part_of
@@ -33,7 +42,7 @@ def test_queries_equal_their_twin(counts: tuple[int, ...], spare: int) -> None:
     batch, detector, groups, most = make_batch(counts), dino(), 2, max(counts) + spare
     targets, draws = batch.targets, draw_noise(batch, groups, CLASSES)
     labels, boxes = noise_labels(targets.labels, draws, 0.9), noise_boxes(targets.boxes, draws, 0.4)
-    queries = place(detector, targets, labels, boxes, most)
+    queries = noised_queries(detector, targets, labels, boxes, most)
     expected = denoising_rows(counts, targets.labels, targets.boxes, draws, 0.9, 0.4, most)
     assert queries.valid is not None and queries.content.shape[1] == max(2 * groups * most, 1)
     for image in range(len(counts)):
@@ -65,8 +74,8 @@ def test_match_of_every_stage() -> None:
 @pytest.mark.parametrize(
     ("number", "most", "groups"), [(100, 7, 14), (100, 100, 1), (100, 101, 1), (5, 8, 1), (100, 1, 100), (100, 0, 100)]
 )
-def test_group_count(number: int, most: int, groups: int) -> None:
-    assert group_count(number, most) == groups
+def test_denoising_groups(number: int, most: int, groups: int) -> None:
+    assert denoising_groups(number, most) == groups
 
 
 def test_noise_by_hand() -> None:
@@ -121,7 +130,7 @@ def test_noise_does_not_touch_the_global_generator() -> None:
 
 def test_a_group_sees_main_and_nothing_else() -> None:
     detector, batch = dino(), make_batch((1, 3))
-    group = Denoising(number=6).groups(StepContext.of(batch, detector, Criterion(), {}))[0]
+    group = Denoising(number=6).query_groups(StepContext.of(batch, detector, Criterion(), {}))[0]
     assert group.sees == ("main",) and group.blocks is not None
     assert group.blocks.tolist() == [block for block in range(2) for _ in range(6)]  # 2 groups of 3 positives and 3 negatives
 
@@ -131,7 +140,8 @@ def test_padding_is_masked_or_counts_as_background(counts: tuple[int, ...], diff
     """D-05: the two differ where images have different numbers of objects, and only there."""
     detector = dino().eval()
     masked, original = (
-        Method(detector, Criterion(), (Detection(), Denoising(number=4, mask_padding=mask)))(make_batch(counts)) for mask in (True, False)
+        Method(detector, Criterion(), (SetPrediction(), Denoising(number=4, mask_padding=mask)))(make_batch(counts))
+        for mask in (True, False)
     )
     assert torch.allclose(masked["denoising/class"], original["denoising/class"], atol=1e-6) != differ
     torch.testing.assert_close(masked["main/class"], original["main/class"])
@@ -140,7 +150,7 @@ def test_padding_is_masked_or_counts_as_background(counts: tuple[int, ...], diff
 @pytest.mark.parametrize("mask", [True, False])
 def test_no_objects_no_denoising_loss(mask: bool) -> None:
     """D-07: one invalid row, whatever happens to padding otherwise."""
-    losses = Method(dino(), Criterion(), (Detection(), Denoising(mask_padding=mask)))(make_batch((0, 0)))
+    losses = Method(dino(), Criterion(), (SetPrediction(), Denoising(mask_padding=mask)))(make_batch((0, 0)))
     for kind in ("class", "l1", "giou"):
         assert not losses[f"denoising/{kind}"].any()
 
@@ -159,14 +169,14 @@ def test_loss_of_an_image_does_not_depend_on_its_company() -> None:
     detector, criterion = dino().double().eval(), Criterion()
     batch = replace(make_batch((2,)), totals=Totals(2, 2, 1))
     batch = replace(batch, images=batch.images.double(), targets=replace(batch.targets, boxes=batch.targets.boxes.double()))
-    alone = Method(detector, criterion, (Detection(), Denoising(number=2)))(batch)
-    crowded = Method(detector, criterion, (Detection(), Denoising(number=5)))(replace(batch, totals=Totals(2, 5, 2)))
+    alone = Method(detector, criterion, (SetPrediction(), Denoising(number=2)))(batch)
+    crowded = Method(detector, criterion, (SetPrediction(), Denoising(number=5)))(replace(batch, totals=Totals(2, 5, 2)))
     for kind in ("class", "l1", "giou"):  # one group both times
         torch.testing.assert_close(alone[f"denoising/{kind}"], crowded[f"denoising/{kind}"])
 
 
 def test_weights_of_its_own() -> None:
-    objectives = (Detection(), Denoising(number=4, weights=Weights(1.5, 2.5, 3.5)))
+    objectives = (SetPrediction(), Denoising(number=4, weights=Weights(1.5, 2.5, 3.5)))
     losses = Method(dino(), Criterion(), objectives)(make_batch((2, 1)))
     weights = {name: weight for name, _, weight in losses}
     assert [weights[f"denoising/{kind}"] for kind in ("class", "l1", "giou")] == [1.5, 2.5, 3.5]
@@ -176,7 +186,7 @@ def test_weights_of_its_own() -> None:
 @pytest.mark.parametrize("name", ["refine", "dab"])
 def test_denoising_needs_labelled_queries(name: str) -> None:
     with pytest.raises(ValueError, match="denoising needs queries that carry a label"):
-        Method(DETECTORS[name].build(CLASSES), Criterion(), (Detection(), Denoising()))
+        Method(DETECTORS[name].build(CLASSES), Criterion(), (SetPrediction(), Denoising()))
 
 
 def test_places_of_objects() -> None:

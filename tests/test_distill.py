@@ -18,7 +18,7 @@ from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import FORBIDDEN, Problem, solve
 from steadydetr.learning.teachers import Average, EMATeacher, Frozen, TrainedTeacher
 from steadydetr.objectives import (
@@ -29,12 +29,14 @@ from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    Detection,
     FeatureDistillation,
     LogitsDistillation,
     MatchingDistillation,
     Objective,
     PredictionDistillation,
+    ReleasedLogits,
+    SetPrediction,
+    TeacherInit,
 )
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
@@ -49,7 +51,7 @@ from tests.steps import assert_parts_sum_to_the_whole, gradients, terms, wide
 
 assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
 
-ALL: tuple[Objective, ...] = (Detection(), LogitsDistillation(), AssignmentDistillation())
+ALL: tuple[Objective, ...] = (SetPrediction(), LogitsDistillation(), AssignmentDistillation())
 OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
 
 
@@ -178,7 +180,7 @@ VARIANTS: dict[str, Objective] = {
     "group": LogitsDistillation(stages="group"),
     "last": LogitsDistillation(stages="last"),
     "candidates": LogitsDistillation(candidates=4),
-    "as released": LogitsDistillation(as_released=True),
+    "as released": ReleasedLogits(),
     "positive class": LogitsDistillation(positive_box=False, negative_box=False),
     "positive box": LogitsDistillation(positive_class=False, negative_box=False),
     "negative box": LogitsDistillation(positive_class=False, positive_box=False),
@@ -207,7 +209,7 @@ def test_step_and_its_gradients_equal_the_slow_twin(student: str, teacher: str) 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variants_equal_the_slow_twin(variant: str, queries: int) -> None:
     """Tables 6 and 7, the supplement's Teacher Group, all options; teachers with fewer, as many and more queries."""
-    objectives = (Detection(), VARIANTS[variant])
+    objectives = (SetPrediction(), VARIANTS[variant])
     method = make_distilled(DETECTORS["refine"], other("refine", queries=queries), objectives)
     losses = assert_equals_twin(method, wide(make_batch((2, 2))))
     named = {"positive class": {"positive_class"}, "positive box": {"positive_l1", "positive_giou"}}
@@ -221,7 +223,7 @@ def test_variants_equal_the_slow_twin(variant: str, queries: int) -> None:
 @pytest.mark.parametrize("counts", [(5, 2), (0, 4)])
 def test_more_objects_than_queries_equal_the_slow_twin(counts: tuple[int, ...], rest: bool) -> None:
     """Objects that the teacher has no query for are no positives; positives that the student has none for are not learned."""
-    objectives = (Detection(), LogitsDistillation(rest=rest), AssignmentDistillation())
+    objectives = (SetPrediction(), LogitsDistillation(rest=rest), AssignmentDistillation())
     method = make_distilled(replace(DETECTORS["refine"], queries=3), other("refine", queries=4), objectives)
     assert_equals_twin(method, wide(make_batch(counts)))
 
@@ -231,12 +233,12 @@ def test_normalisers_are_of_the_whole_step() -> None:
     student = DETECTORS["refine"]
     for queries, candidates, rest, expected in ((9, None, False, 9 * 3 - 5), (16, None, False, 36), (16, None, True, 31), (9, 4, True, 12)):
         objective = LogitsDistillation(candidates=candidates, rest=rest)
-        method = make_distilled(student, other("refine", queries=queries), (Detection(), objective))
+        method = make_distilled(student, other("refine", queries=queries), (SetPrediction(), objective))
         context = StepContext.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
-        stages = {"main": method.student.decode(context.memory, Detection().groups(context))["main"]}
-        view = objective._view(context, stages["main"])
+        stages = {"main": method.student.decode(context.memory, SetPrediction().query_groups(context))["main"]}
+        pairs = objective.stage_pairs(context, stages["main"])
         _, negative = (solution.match for solution in solve(objective.problems(context, stages, method.criterion)))
-        assert (objective._positives(context, view), objective._negatives(context, view)) == (5.0, expected)
+        assert objective.normalisers(pairs, context) == {"positive": 5.0, "negative": expected}
         assert len(negative.query) == 2 * expected  # at two stages
 
 
@@ -252,7 +254,7 @@ def test_teacher_gets_no_gradient_and_stays_in_evaluation_mode(name: str) -> Non
 
 @pytest.mark.parametrize("variant", ["default", "score", "rest", "candidates"])
 def test_a_student_equal_to_its_teacher_learns_nothing_from_its_predictions(variant: str, detector_config: DetectorConfig) -> None:
-    method = make_distilled(detector_config, detector_config, (Detection(), VARIANTS[variant]))
+    method = make_distilled(detector_config, detector_config, (SetPrediction(), VARIANTS[variant]))
     method.student.load_state_dict(method.teaching["teacher"].state_dict())
     losses = method(wide(make_batch((2, 0, 3))))
     distilled_terms = {n: v for n, v in terms(losses).items() if n.startswith("logits/")}
@@ -276,7 +278,7 @@ def test_an_objective_takes_its_own_terms_away_and_no_others(name: str) -> None:
 @pytest.mark.parametrize("variant", ["default", "score", "as released"])
 @pytest.mark.parametrize("name", ["refine", "dino"])
 def test_parts_sum_to_the_whole(name: str, variant: str) -> None:
-    objectives = (Detection(), VARIANTS[variant], AssignmentDistillation())
+    objectives = (SetPrediction(), VARIANTS[variant], AssignmentDistillation())
     assert_parts_sum_to_the_whole(make_distilled(DETECTORS[name], other(name), objectives))
 
 
@@ -284,7 +286,7 @@ def test_weights_of_objectives() -> None:
     """lambda_1 and lambda_3 multiply what is learned and nothing else; they move no assignment."""
     batch, plain = wide(make_batch((2, 3))), make_distilled(DETECTORS["refine"], other("refine"))
     weighted = make_distilled(
-        DETECTORS["refine"], other("refine"), (Detection(), LogitsDistillation(weight=3.0), AssignmentDistillation(weight=0.5))
+        DETECTORS["refine"], other("refine"), (SetPrediction(), LogitsDistillation(weight=3.0), AssignmentDistillation(weight=0.5))
     )
     factor = {"main": 1.0, "logits": 3.0, "assignment": 0.5}
     for (name, a, before), (_, b, after) in zip(plain(batch), weighted(batch), strict=True):
@@ -293,7 +295,7 @@ def test_weights_of_objectives() -> None:
 
 def test_one_fetch_serves_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One for the teacher's assignment, one for all of the student's."""
-    objectives = (Detection(), LogitsDistillation(), AssignmentDistillation(matching="own"))
+    objectives = (SetPrediction(), LogitsDistillation(), AssignmentDistillation(matching="own"))
     method = make_distilled(DETECTORS["refine"], other("refine"), objectives)
     batch, calls, original = wide(make_batch((2, 3))), [], torch.Tensor.cpu
 
@@ -317,7 +319,7 @@ def test_bfloat16_step_is_close() -> None:
 
 def test_two_teachers_in_one_step() -> None:
     """OD-DETR, stable matching and DETRDistill together: what the student's average teaches is the same with and without the other."""
-    online: tuple[Objective, ...] = (Detection(MatchingDistillation()), PredictionDistillation(), AuxiliaryGroups())
+    online: tuple[Objective, ...] = (SetPrediction(MatchingDistillation()), PredictionDistillation(), AuxiliaryGroups())
     criterion = Criterion(class_target=QualityTarget(), class_cost=PositionModulatedCost(), alpha=None)
     batch, found = wide(make_batch((2, 0, 3))), []
     for objectives in (online, (*online, *ALL[1:])):
@@ -335,7 +337,7 @@ def test_two_teachers_in_one_step() -> None:
     assert_close({name: together[name] for name in alone}, alone)
 
 
-@pytest.mark.parametrize("objectives", [(Detection(), AssignmentDistillation(init=True)), (Detection(), LogitsDistillation())])
+@pytest.mark.parametrize("objectives", [(SetPrediction(), TeacherInit()), (SetPrediction(), LogitsDistillation())])
 def test_only_teachers_that_are_read_are_run(objectives: tuple[Objective, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     """The average of the weights, which nobody reads here, is still there to be updated and evaluated."""
     start = make_distilled(DETECTORS["refine"], DETECTORS["refine"])
@@ -394,7 +396,7 @@ def test_queries_of_the_group(student: str, teacher: str, sized: bool) -> None:
     """The teacher's, adapted; a size only where both sides know one; position vectors only where the student wants them."""
     method = make_distilled(DETECTORS[student], other(teacher))
     context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching, dict(method.adapters))
-    (group,) = AssignmentDistillation().groups(context)
+    (group,) = AssignmentDistillation().query_groups(context)
     given, adapter = context.teacher_outputs["teacher"].queries, method.adapters["assignment"]
     assert isinstance(adapter, nn.ModuleDict)
     assert torch.equal(group.queries.reference, given.reference) and group.queries.sized == sized and not group.sees
@@ -405,22 +407,22 @@ def test_queries_of_the_group(student: str, teacher: str, sized: bool) -> None:
 def test_references_made_by_the_student() -> None:
     """As released: its own layer on the teacher's position vectors, which then learns from the group too."""
     objective = AssignmentDistillation(reference="student")
-    method = make_distilled(DETECTORS["deformable"], replace(DETECTORS["refine"], queries=9), (Detection(), objective))
+    method = make_distilled(DETECTORS["deformable"], replace(DETECTORS["refine"], queries=9), (SetPrediction(), objective))
     context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching)
-    (group,) = objective.groups(context)
+    (group,) = objective.query_groups(context)
     layer, position = method.student.query_reference, method.teaching["teacher"].query_position.weight
     assert torch.equal(group.queries.reference[0, :, :2], (position @ layer.weight.T + layer.bias).sigmoid())
     assert not group.queries.sized and not method.adapters
     for student in ("two-stage", "dab"):
         with pytest.raises(ValueError, match="reference student needs a layer that makes references"):
-            make_distilled(DETECTORS[student], DETECTORS["deformable"], (Detection(), objective))
+            make_distilled(DETECTORS[student], DETECTORS["deformable"], (SetPrediction(), objective))
 
 
 @pytest.mark.parametrize("name", ["deformable", "refine", "dab", "dino"])
 def test_teacher_init(name: str) -> None:
     """The student's queries are the teacher's at the start; nothing else of it, no group, no term."""
     config = DETECTORS[name]
-    plain, method = (make_distilled(config, config, (Detection(), *more)) for more in ((), (AssignmentDistillation(init=True),)))
+    plain, method = (make_distilled(config, config, (SetPrediction(), *more)) for more in ((), (TeacherInit(),)))
     teacher = method.teaching["teacher"].state_dict()
     for key, value in method.student.state_dict().items():
         if value.is_floating_point() and value.numel() > 1 and key.startswith("query_"):
@@ -443,36 +445,13 @@ def test_teacher_init(name: str) -> None:
 )
 def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorConfig) -> None:
     with pytest.raises(ValueError, match=r"learned queries of equal number and width .* the student \(\w+\) has .*, the teacher"):
-        make_distilled(student, teacher, (Detection(), AssignmentDistillation(init=True)))
+        make_distilled(student, teacher, (SetPrediction(), TeacherInit()))
 
 
-@pytest.mark.parametrize(
-    ("kind", "switch", "others"),
-    [
-        (
-            LogitsDistillation,
-            "as_released",
-            {"positives": "score", "threshold": 0.3, "negative_box": False, "candidates": None, "rest": True},
-        ),
-        (AssignmentDistillation, "init", {"matching": "own", "reference": "student", "weight": 2.0}),
-    ],
-)
-def test_options_that_would_do_nothing_are_refused(kind: type[Objective], switch: str, others: dict[str, Any]) -> None:
-    for name, value in others.items():
-        kind(**{name: value})
-        with pytest.raises(ValueError, match=rf"{switch} .*\b{name}\b.*: leave them as they are|{switch} .*: leave .*\b{name}\b"):
-            kind(**{switch: True, name: value})
-
-
-def test_what_released_logits_distillation_still_lets_choose() -> None:
-    chosen = LogitsDistillation("big", positive_class=False, positive_box=False, stages="last", weights=Weights(2.0), weight=3.0)
-    assert replace(chosen, as_released=True).as_released and AssignmentDistillation("big", init=True).init
-
-
-@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), AssignmentDistillation("big", init=True)])
+@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), TeacherInit("big")])
 def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
     with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
-        make_distilled(DETECTORS["refine"], DETECTORS["refine"], (Detection(), objective))
+        make_distilled(DETECTORS["refine"], DETECTORS["refine"], (SetPrediction(), objective))
 
 
 def test_a_teacher_that_knows_more_scores_the_classes_of_the_data() -> None:
@@ -505,18 +484,16 @@ def test_any_recipe_can_be_distilled() -> None:
     assert distilled(made) == made
     online = distilled(find("small-od-dino"), "runs/big")
     assert online.teachers == (EMATeacher(), TrainedTeacher("runs/big"))
-    average = recipe_of((Detection(), AssignmentDistillation("ema")), teachers=(EMATeacher(),))
+    average = recipe_of((SetPrediction(), AssignmentDistillation("ema")), teachers=(EMATeacher(),))
     assert distilled(average).objectives[:2] == average.objectives and len(distilled(average).objectives) > 2
 
 
-@pytest.mark.parametrize(
-    "learning", [LogitsDistillation(), AssignmentDistillation(init=True), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()]
-)
+@pytest.mark.parametrize("learning", [LogitsDistillation(), TeacherInit(), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()])
 def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Objective) -> None:
-    start = recipe_of((Detection(), learning))
+    start = recipe_of((SetPrediction(), learning))
     assert distilled(start, "runs/big") == replace(start, teachers=(TrainedTeacher("runs/big"),))
 
 
-def test_a_guide_is_a_teacher_too() -> None:
-    start = recipe_of((Detection(MatchingDistillation(teacher="teacher")),))
+def test_a_matched_teacher_is_a_teacher_too() -> None:
+    start = recipe_of((SetPrediction(MatchingDistillation(teacher="teacher")),))
     assert distilled(start, "runs/big").objectives == start.objectives

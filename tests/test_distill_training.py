@@ -18,7 +18,7 @@ from steadydetr.cli import main
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data
 from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.objectives import AssignmentDistillation, Detection
+from steadydetr.objectives import SetPrediction, TeacherInit
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
@@ -234,7 +234,7 @@ def test_averages_start_where_the_student_does(tmp_path: Path) -> None:
     """Teacher Init moves the student after the average was made of it."""
     folder = save_teacher(tmp_path / "teacher", DETECTORS["dab"])
     start = tiny_distilled(folder)
-    objectives = (Detection(), AssignmentDistillation(init=True))
+    objectives = (SetPrediction(), TeacherInit())
     recipe = replace(start, detector=DETECTORS["dab"], objectives=objectives, teachers=(EMATeacher(0.9), TrainedTeacher(folder)))
     method = recipe.build(NAMES, 10)
     assert method.ema is not None

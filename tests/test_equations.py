@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from steadydetr.equations.detection import box_terms, classification_loss, focal_cost
-from steadydetr.learning.class_terms import HardTarget, Pairs, QualityTarget
+from steadydetr.learning.class_terms import HardTarget, MatchedPairs, QualityTarget
 from tests.reference import boxes as slow_boxes
 from tests.reference import detection as slow
 from tests.reference import matching as slow_matching
@@ -80,6 +80,6 @@ def test_box_terms_equal_their_twins() -> None:
 
 
 def test_class_targets() -> None:
-    pairs = Pairs(torch.tensor([0.8, 0.5]), torch.tensor([0.6, 0.3]), torch.tensor([0, 0]), 1, lambda: torch.tensor([0.9]))
+    pairs = MatchedPairs(torch.tensor([0.8, 0.5]), torch.tensor([0.6, 0.3]), torch.tensor([0, 0]), 1, lambda: torch.tensor([0.9]))
     assert HardTarget()(pairs).tolist() == [1.0, 1.0]
     assert torch.equal(QualityTarget()(pairs), pairs.iou)

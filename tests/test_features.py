@@ -21,12 +21,12 @@ from steadydetr.equations import distill
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Average, Frozen
-from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import FGD, FGFI, FKD, MGD, Detection, FeatureDistillation, Objective
-from steadydetr.objectives.feature_distillation import RELEASED_TOP
+from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, ReleasedFeatures, SetPrediction
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.feature_peers import NonLocalBlock, draw
+from steadydetr.objectives.feature_peers import NonLocalBlock, random_places
 from steadydetr.objectives.method import Method
+from steadydetr.objectives.released_features import MOST_PAIRS
 from steadydetr.structures import Batch, Losses, Memory, Totals
 from tests import steps
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
@@ -56,14 +56,14 @@ def make(
     """In float64; the adapters are moved away from where they start."""
     torch.manual_seed(0)
     models = [config.build(CLASSES) for config in (student, teacher)]
-    method = Method(models[0], Criterion(), (Detection(), objective), {"teacher": Frozen(models[1])})
+    method = Method(models[0], Criterion(), (SetPrediction(), objective), {"teacher": Frozen(models[1])})
     with torch.no_grad():
         for parameter in [*method.teachers.parameters(), *method.adapters.parameters()]:
             parameter.add_(torch.randn_like(parameter) * apart)
     return method.double().eval()
 
 
-def scene_of(method: Method, batch: Batch) -> StepContext:
+def context_of(method: Method, batch: Batch) -> StepContext:
     return StepContext.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
 
 
@@ -76,7 +76,7 @@ def own_value(losses: Losses, prefix: str = "features") -> float:
 
 
 SAME_WIDTH = replace(TEACHER, transformer=TINY)
-EVERY: dict[str, Any] = {**VARIANTS, "released": FeatureDistillation(as_released=True)}
+EVERY: dict[str, Any] = {**VARIANTS, "released": ReleasedFeatures()}
 EVERY |= {"fgd": FGD(), "fgd without attention": FGD(focal=False), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
 
 # by hand (2 positions, d = 2)
@@ -131,7 +131,6 @@ def expected(objective: FeatureDistillation, method: Method, context: StepContex
     total: Any = 0.0
     for stage in chosen:
         for b, objects in enumerate(batch.targets.split()):
-            assert teacher_output.stages.content is not None
             queries = teacher_output.queries.content[b] if objective.queries == "initial" else teacher_output.stages.content[stage, b]
             weights = quality_of(objective, teacher_output, stage, b, objects, batch)
             start = 0
@@ -153,7 +152,7 @@ def expected(objective: FeatureDistillation, method: Method, context: StepContex
 def quality_of(objective: FeatureDistillation, teacher_output: Any, stage: int, b: int, objects: Any, batch: Batch) -> list[float]:
     """One query at a time; the match is the teacher's."""
     scores, boxes = teacher_output.stages.logits[stage, b].sigmoid(), teacher_output.stages.boxes[stage, b].tolist()
-    match, images, total = teacher_output.solved.match, len(batch.targets.counts), len(batch.targets.labels)
+    match, images, total = teacher_output.matched.match, len(batch.targets.counts), len(batch.targets.labels)
     weights = [0.0] * len(boxes)
     if objective.quality == "best":
         for q, box in enumerate(boxes):
@@ -192,7 +191,7 @@ def test_variants_equal_the_loops(variant: str) -> None:
     found = float(method(batch)["features/error"].detach().sum())
     assert found > 0
     with torch.no_grad():
-        assert found == pytest.approx(expected(objective, method, scene_of(method, batch), torch_twin=False), rel=1e-9)
+        assert found == pytest.approx(expected(objective, method, context_of(method, batch), torch_twin=False), rel=1e-9)
 
 
 @pytest.mark.parametrize("student", ["deformable", "dino"])
@@ -202,7 +201,7 @@ def test_gradients_equal_those_of_the_equation_as_written(student: str) -> None:
     method, batch = make(objective, DETECTORS[student]), wide(make_batch((3, 2)))
     losses = method(batch)
     found = gradients(method, own_total(losses))
-    counterpart = gradients(method, 20 * expected(objective, method, scene_of(method, batch), torch_twin=True))
+    counterpart = gradients(method, 20 * expected(objective, method, context_of(method, batch), torch_twin=True))
     assert_close(found, counterpart)
     assert not any(g.any() for n, g in found.items() if "decoder" in n or "query" in n)
     assert all(g.any() for n, g in found.items() if "encoder" in n or n.startswith("adapters"))
@@ -234,9 +233,9 @@ def test_nothing_to_learn_from_oneself(variant: str) -> None:
     """Teacher = student; phi starts as the identity because the widths are equal."""
     torch.manual_seed(0)
     student = DETECTORS["refine"].build(CLASSES)
-    objective = VARIANTS.get(variant, FeatureDistillation(as_released=True))
+    objective = VARIANTS.get(variant, ReleasedFeatures())
     objective = replace(objective, teacher="ema")
-    method = Method(student, Criterion(), (Detection(), objective), {"ema": Average(student, 0.9)}).double().eval()
+    method = Method(student, Criterion(), (SetPrediction(), objective), {"ema": Average(student, 0.9)}).double().eval()
     losses = method(wide(make_batch((2, 3))))
     assert own_value(losses) == 0
     assert not any(g.any() for g in gradients(method, own_total(losses)).values())
@@ -388,9 +387,9 @@ def test_mgd_leaves_out_its_share_of_the_places() -> None:
     """Places that are left out cannot be seen: what stands there changes nothing."""
     objective, module, student, teacher, context = peer_case("mgd")
     large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
-    kept = draw(context.batch, large) <= 1 - objective.masked
+    kept = random_places(context.batch, large) <= 1 - objective.masked
     assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
-    left_out = draw(context.batch, level_of(student, teacher)) > 1 - objective.masked
+    left_out = random_places(context.batch, level_of(student, teacher)) > 1 - objective.masked
     other = torch.where(left_out[..., None], student + 5, student)
     values = [float(objective.terms(module, level_of(s, teacher), context)["generated"][0].detach()) for s in (student, other, student + 5)]
     assert values[0] == values[1] != values[2]
@@ -412,7 +411,7 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
     around = SimpleNamespace(**vars(context) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
     if name == "mgd":
-        drawn = draw(context.batch, plain)
+        drawn = random_places(context.batch, plain)
         before = module(plain, (drawn < 0.35).double())
         after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
         torch.testing.assert_close(after[~padding], before.flatten(0, 1))
@@ -425,7 +424,7 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
 def test_fgd_learns_nothing_from_oneself() -> None:
     torch.manual_seed(0)
     student = DETECTORS["refine"].build(CLASSES)
-    method = Method(student, Criterion(), (Detection(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
+    method = Method(student, Criterion(), (SetPrediction(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
     assert own_value(method(wide(make_batch((2, 3)))), "fgd") == 0
 
 
@@ -455,7 +454,7 @@ def test_levels_of_the_same_stride_are_compared() -> None:
     four = replace(TEACHER, transformer=replace(WIDE, levels=4))
     method = make(FeatureDistillation(mask="ones"), teacher=four)
     batch = wide(make_batch((2, 1)))
-    context = scene_of(method, batch)
+    context = context_of(method, batch)
     assert len(context.teacher_outputs["teacher"].memory.levels) == 4 and len(context.memory.levels) == 3
     cut = sum(h * w for h, w in context.memory.levels)
     teacher_output = context.teacher_outputs["teacher"]
@@ -484,7 +483,7 @@ def first_layer_up(cells: float) -> int:
     return math.floor(cells + 1 / 8)
 
 
-@pytest.mark.parametrize("objective", [FeatureDistillation(), FeatureDistillation(as_released=True), *PEERS.values()], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [FeatureDistillation(), ReleasedFeatures(), *PEERS.values()], ids=lambda o: o.name)
 def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> None:
     """Whatever the image: which side it is on, and from which layer on. Only levels that both have count."""
     up, down = Stride(8, 16, 32), Stride(8, 32, 64, rounds=math.floor)
@@ -498,7 +497,7 @@ def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> Non
 
 def test_a_backbone_that_rounds_down_is_refused_beside_one_that_rounds_up() -> None:
     """ConvNeXt's patches, at every level; two of its kind teach each other."""
-    patches = replace(TEACHER, backbone=BackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
+    patches = replace(TEACHER, backbone=TimmBackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
     with pytest.raises(ValueError, match=r"stride 8: \(9, 8\) and \(8, 7\); stride 16: \(5, 4\) and \(4, 3\); stride 32: \(3, 2\) and"):
         make(FeatureDistillation(), teacher=patches)
     make(FeatureDistillation(), student=patches, teacher=patches)
@@ -521,9 +520,7 @@ def test_pairs_that_cannot_work_are_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="called 'teacher', but the recipe has none"):
         objective.check(Stride(32), {})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the student has 16, the teacher 24"):
-        FeatureDistillation(as_released=True).check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
-    with pytest.raises(ValueError, match="as_released fixes mask"):
-        FeatureDistillation(as_released=True, mask="ones")
+        ReleasedFeatures().check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
 
 
 def test_every_row_of_the_tables_is_one_override() -> None:
@@ -531,7 +528,7 @@ def test_every_row_of_the_tables_is_one_override() -> None:
         ("--objectives.features.mask mean", FeatureDistillation(mask="mean")),
         ("--objectives.features.mask ones", FeatureDistillation(mask="ones")),
         ("--objectives.features.similarity cosine", FeatureDistillation(similarity="cosine")),
-        ("--objectives.features.as-released", FeatureDistillation(as_released=True)),
+        ("--objectives.features released-features", ReleasedFeatures()),
     ):
         recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives
@@ -542,7 +539,7 @@ def test_every_row_of_the_tables_is_one_override() -> None:
 def test_defaults_are_the_papers() -> None:
     method = make(FeatureDistillation())
     losses = {name: weight for name, _, weight in method(wide(make_batch((1,))))}
-    assert losses["features/error"] == 20 and RELEASED_TOP == 100 and FeatureDistillation().gamma == 0.5
+    assert losses["features/error"] == 20 and MOST_PAIRS == 100 and FeatureDistillation().gamma == 0.5
     phi = method.adapters["features"]
     assert isinstance(phi, nn.Linear) and (phi.in_features, phi.out_features) == (16, 24)
 
@@ -581,7 +578,7 @@ def test_the_whole_objective_never_holds_a_mask_of_every_channel(variant: str) -
     many = replace(DETECTORS["deformable"], backbone=BACKBONE, queries=120)
     objective = VARIANTS[variant]
     method, batch = make(objective, teacher=many), wide(make_batch((3, 2)))
-    context = scene_of(method, batch)
+    context = context_of(method, batch)
     tokens, width = context.memory.tokens.shape[1:]
     losses = Losses()
     with Largest() as largest:

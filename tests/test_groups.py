@@ -11,18 +11,18 @@ from torch import Tensor
 
 from steadydetr.detectors import DetectorConfig
 from steadydetr.detectors.query_groups import join
-from steadydetr.structures import Assignment, Group, Losses, Memory, Queries, Stages
+from steadydetr.structures import Assignment, Losses, Memory, Queries, QueryGroup, Stages
 from tests.conftest import DETECTORS, make_batch, make_method
 
 
-def extra_group(main: Queries, rows: int, name: str, seed: int, sees: tuple[str, ...] = ()) -> Group:
+def extra_group(main: Queries, rows: int, name: str, seed: int, sees: tuple[str, ...] = ()) -> QueryGroup:
     """Queries of the kind that the detector's own are."""
     generator = torch.Generator().manual_seed(seed)
     images, _, width = main.content.shape
     content = torch.randn(images, rows, width, generator=generator, dtype=main.content.dtype)
     reference = torch.rand(images, rows, 4, generator=generator, dtype=main.content.dtype) * 0.5 + 0.2
     position = None if main.position is None else torch.randn(images, rows, width, generator=generator, dtype=main.content.dtype)
-    return Group(name, Queries(content, reference, sized=main.sized, position=position), sees=sees)
+    return QueryGroup(name, Queries(content, reference, sized=main.sized, position=position), sees=sees)
 
 
 def gradient(parameters: Sequence[Tensor], stages: Sequence[Stages]) -> list[Tensor]:
@@ -58,7 +58,7 @@ def test_boxes_start_equally_small_at_every_stage(name: str, share: bool) -> Non
 
 def test_one_pass_equals_separate_passes(detector_config: DetectorConfig) -> None:
     detector, memory, main = encoded(detector_config)
-    groups = [Group("main", main), extra_group(main, 5, "a", 1), extra_group(main, 3, "b", 2)]
+    groups = [QueryGroup("main", main), extra_group(main, 5, "a", 1), extra_group(main, 3, "b", 2)]
     together = detector.decode(memory, groups)
     alone = [detector.decode(memory, [group])[group.name] for group in groups]
     for group, stages in zip(groups, alone, strict=True):
@@ -71,8 +71,8 @@ def test_one_pass_equals_separate_passes(detector_config: DetectorConfig) -> Non
 def test_a_group_that_sees_another_does_not_change_it(detector_config: DetectorConfig) -> None:
     detector, memory, main = encoded(detector_config)
     seeing = extra_group(main, 5, "a", 1, sees=("main",))
-    together = detector.decode(memory, [Group("main", main), seeing])
-    assert_same(together["main"], detector.decode(memory, [Group("main", main)])["main"])
+    together = detector.decode(memory, [QueryGroup("main", main), seeing])
+    assert_same(together["main"], detector.decode(memory, [QueryGroup("main", main)])["main"])
     blind = detector.decode(memory, [replace(seeing, sees=())])["a"]
     assert not torch.allclose(together["a"].logits, blind.logits, atol=1e-6)
 
@@ -85,7 +85,7 @@ def test_blocks_are_groups_of_their_own(detector_config: DetectorConfig) -> None
     for rows in (slice(0, 2), slice(2, 5), slice(5, 6)):
         q = whole.queries
         position = None if q.position is None else q.position[:, rows]
-        part = Group("part", Queries(q.content[:, rows], q.reference[:, rows], sized=q.sized, position=position))
+        part = QueryGroup("part", Queries(q.content[:, rows], q.reference[:, rows], sized=q.sized, position=position))
         alone = detector.decode(memory, [part])["part"]
         torch.testing.assert_close(together.logits[:, :, rows], alone.logits, rtol=0, atol=5e-7)
 
@@ -106,7 +106,7 @@ def test_garbage_in_invalid_rows_changes_nothing(detector_config: DetectorConfig
             return None if tensor is None else torch.where(valid[..., None], tensor, filling).requires_grad_()
 
         queries = Queries(spoil(q.content), spoil(q.reference), q.sized, valid, spoil(q.position))
-        stages = detector.decode(memory, [Group("main", main), Group("a", queries)])
+        stages = detector.decode(memory, [QueryGroup("main", main), QueryGroup("a", queries)])
         losses = Losses()
         problem = method.criterion.problem(stages["a"], batch.targets, "a")
         from steadydetr.learning.matching import solve
@@ -130,7 +130,7 @@ def test_folded_stages_equal_looped_stages(detector_config: DetectorConfig) -> N
     method = make_method(detector_config).double()
     batch, criterion = make_batch((2, 0, 3)), method.criterion
     memory = method.student.encode(batch.images.double(), batch.padding)
-    stages = method.student.decode(memory, [Group("main", method.student.queries(memory)["main"])])["main"]
+    stages = method.student.decode(memory, [QueryGroup("main", method.student.queries(memory)["main"])])["main"]
     from steadydetr.learning.matching import solve
 
     folded = Losses()
@@ -147,8 +147,8 @@ def test_folded_stages_equal_looped_stages(detector_config: DetectorConfig) -> N
 def test_a_group_without_position_is_named() -> None:
     q = Queries(torch.zeros(1, 2, 4), torch.rand(1, 2, 4))
     with pytest.raises(ValueError, match=r"groups \['b'\] have no position"):
-        join([Group("a", replace(q, position=torch.zeros(1, 2, 4))), Group("b", q)])
+        join([QueryGroup("a", replace(q, position=torch.zeros(1, 2, 4))), QueryGroup("b", q)])
     with pytest.raises(ValueError, match="sees"):
-        join([Group("a", q, sees=("main",))])
+        join([QueryGroup("a", q, sees=("main",))])
     with pytest.raises(ValueError, match="names of their own"):
-        join([Group("a", q), Group("a", q)])
+        join([QueryGroup("a", q), QueryGroup("a", q)])

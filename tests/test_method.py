@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steadydetr.detectors import DetectorConfig
 from steadydetr.learning.criterion import Criterion
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.objectives.denoising import draw_noise, noise_boxes
 from steadydetr.objectives.method import Method
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, part_of
@@ -55,7 +55,7 @@ def test_padding_of_denoising_is_masked_or_counts_as_background() -> None:
     detector = make_method(DETECTORS["dino"]).student
     for counts, differ in (((1, 4), True), ((3, 3), False)):
         masked, original = (
-            Method(detector.eval(), Criterion(), (Detection(), Denoising(number=4, mask_padding=mask)))(make_batch(counts))
+            Method(detector.eval(), Criterion(), (SetPrediction(), Denoising(number=4, mask_padding=mask)))(make_batch(counts))
             for mask in (True, False)
         )
         same = torch.allclose(masked["denoising/class"], original["denoising/class"], atol=1e-6)
@@ -65,12 +65,12 @@ def test_padding_of_denoising_is_masked_or_counts_as_background() -> None:
 
 def test_denoising_needs_labelled_queries() -> None:
     with pytest.raises(ValueError, match="denoising needs queries that carry a label"):
-        Method(DETECTORS["refine"].build(CLASSES), Criterion(), (Detection(), Denoising()))
+        Method(DETECTORS["refine"].build(CLASSES), Criterion(), (SetPrediction(), Denoising()))
 
 
 def test_objectives_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="names of their own"):
-        Method(DETECTORS["dino"].build(CLASSES), Criterion(), (Detection(), Detection()))
+        Method(DETECTORS["dino"].build(CLASSES), Criterion(), (SetPrediction(), SetPrediction()))
 
 
 class Operations(TorchDispatchMode):

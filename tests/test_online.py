@@ -15,13 +15,14 @@ from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, join_matches, task_weight
 from steadydetr.learning.class_terms import HardTarget, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import Problem, cheapest_queries, paired_iou, pairwise_terms, query_of_targets, solve
-from steadydetr.learning.teachers import Average, EMATeacher, TeacherOutput
+from steadydetr.learning.matching import Problem, cheapest_queries, paired_iou, pairwise_terms, solve
+from steadydetr.learning.predictions import TeacherOutput
+from steadydetr.learning.teachers import Average, EMATeacher
 from steadydetr.objectives import MatchingDistillation
 from steadydetr.objectives.assignment_distillation import teacher_stages
-from steadydetr.objectives.matching_distillation import taught_queries
+from steadydetr.objectives.matching_distillation import teacher_queries
 from steadydetr.objectives.prediction_distillation import naive_terms, teacher_target
-from steadydetr.structures import Assignment, Losses, Match, MatchResult, Memory, Queries, Stages, Targets
+from steadydetr.structures import Assignment, DecodedStages, Losses, Match, MatchedQueries, MatchResult, Memory, Queries, Stages, Targets
 from tests.conftest import CLASSES, make_batch, make_stages
 from tests.reference import detection as slow_detection
 from tests.reference import online as slow
@@ -45,13 +46,26 @@ def whole(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def table(query: Tensor, targets: Targets, stages: int = 1) -> MatchedQueries:
+    """The query of every target, stage by stage."""
+    return MatchedQueries(query.view(stages, len(targets.labels)), targets.image, len(targets.counts))
+
+
+def some_targets(counts: tuple[int, ...]) -> Targets:
+    return Targets(torch.zeros(sum(counts), dtype=torch.int64), torch.zeros(sum(counts), 4), counts)
+
+
+def own_queries(matched: MatchResult, targets: Targets, stages: int = 1) -> Tensor:
+    return MatchedQueries.of(matched.match, targets, stages).query.flatten()
+
+
 def one_image(scores: list[list[float]], boxes: list[tuple[float, ...]]) -> Stages:
     """Queries of one image at one stage, by their scores."""
     return Stages(tensor(*scores)[None, None].logit(), tensor(*boxes)[None, None])
 
 
 def match_of(*pairs: tuple[int, int]) -> Match:
-    """Pairs of a query and a target of the only image."""
+    """MatchedPairs of a query and a target of the only image."""
     queries, targets = zip(*pairs, strict=True) if pairs else ((), ())
     return Match(torch.zeros(len(pairs), dtype=torch.int64), whole(*queries), whole(*targets))
 
@@ -81,7 +95,7 @@ def test_union_of_class_targets_by_hand(own: tuple[int, ...], taught: int, label
     stages = one_image([[0.5, 0.4, 0.1]], [TARGET])
     cost = QUALITY.problem(stages, targets, "m").cost
     assignment = MatchingDistillation().assign(
-        MatchResult(match_of(*((0, t) for t in own)), cost), whole(-1, 0 if taught == 1 else -1), stages, targets
+        MatchResult(match_of(*((0, t) for t in own)), cost), table(whole(-1, 0 if taught == 1 else -1), targets), stages, targets
     )
     assert parts(QUALITY, stages, assignment, targets)["class"] == pytest.approx(expected, abs=1e-6)
 
@@ -90,13 +104,13 @@ def test_weighted_boxes_by_hand() -> None:
     """Eq. 4: the student's own query a and the teacher's b, which costs more."""
     targets = Targets(whole(0), tensor(TARGET), (1,))
     stages = one_image([[0.6], [0.3]], [(0.5, 0.5, 0.4, 0.3), (0.6, 0.5, 0.4, 0.4)])
-    (solved,) = solve([QUALITY.problem(stages, targets, "m")])
-    assert solved.cost[0].tolist() == pytest.approx((-1.453931, -0.453178), abs=1e-6)
-    assert solved.match.query.tolist() == [0]
-    found = parts(QUALITY, stages, MatchingDistillation().assign(solved, whole(1), stages, targets), targets)
+    (matched,) = solve([QUALITY.problem(stages, targets, "m")])
+    assert matched.cost[0].tolist() == pytest.approx((-1.453931, -0.453178), abs=1e-6)
+    assert matched.match.query.tolist() == [0]
+    found = parts(QUALITY, stages, MatchingDistillation().assign(matched, table(whole(1), targets), stages, targets), targets)
     assert found["l1"] + found["giou"] == pytest.approx(0.605, abs=1e-6)
     assert 5 * found["l1"] + 2 * found["giou"] == pytest.approx(1.663, abs=1e-6)
-    plain = parts(QUALITY, stages, MatchingDistillation(box_weight=1.0).assign(solved, whole(1), stages, targets), targets)
+    plain = parts(QUALITY, stages, MatchingDistillation(box_weight=1.0).assign(matched, table(whole(1), targets), stages, targets), targets)
     assert plain["l1"] + plain["giou"] == pytest.approx(0.85, abs=1e-6)
 
 
@@ -192,7 +206,7 @@ def close_stages(targets: Targets, stages: int, queries: int) -> Stages:
     return replace(made, boxes=boxes)
 
 
-def lesson_of(counts: tuple[int, ...], stages: int, queries: int, generator: random.Random, missing: float = 0.2) -> Tensor:
+def random_queries(counts: tuple[int, ...], stages: int, queries: int, generator: random.Random, missing: float = 0.2) -> Tensor:
     """A random query for every target at every stage, some without."""
     found = [q if generator.random() > missing else -1 for _ in range(stages) for n in counts for q in generator.sample(range(queries), n)]
     return whole(*found)
@@ -238,11 +252,11 @@ def test_joined_assignment_equals_its_twin(options: MatchingDistillation, counts
     """Random teachers, every row of Tables 3 and 4; one class only, too, where the student's own target decides."""
     targets = targets_of(counts, classes)
     stages = close_stages(targets, 2, 7)
-    (solved,) = solve([QUALITY.problem(stages, targets, "m")])
-    own = query_of_targets(solved.match, len(solved.cost))
+    (matched,) = solve([QUALITY.problem(stages, targets, "m")])
+    own = own_queries(matched, targets, 2)
     for seed in range(8):
-        taught = lesson_of(counts, 2, 7, random.Random(seed))
-        assignment = options.assign(solved, taught, stages, targets)
+        taught = random_queries(counts, 2, 7, random.Random(seed))
+        assignment = options.assign(matched, table(taught, targets, 2), stages, targets)
         assert as_dicts(stages, targets, assignment) == expected_dicts(stages, targets, own, taught, options)
 
 
@@ -251,20 +265,20 @@ def test_join_equals_its_twin_whatever_the_match(own_is_optimal: bool) -> None:
     """A match that is not the optimal one, as a case of its own: either of two queries can then be the costlier."""
     targets, generator = targets_of((4, 3), 2), random.Random(1)
     stages = close_stages(targets, 1, 6)
-    (solved,) = solve([QUALITY.problem(stages, targets, "m")])
+    (matched,) = solve([QUALITY.problem(stages, targets, "m")])
     swapped = 0
     for options in (*TABLE_3, *TABLE_4):
         for _ in range(5):
-            own, taught = (lesson_of((4, 3), 1, 6, generator) for _ in range(2))
+            own, taught = (random_queries((4, 3), 1, 6, generator) for _ in range(2))
             if own_is_optimal:
-                own = query_of_targets(solved.match, len(own))
+                own = own_queries(matched, targets)
             at = (own >= 0).nonzero()[:, 0]
-            given = MatchResult(Match(targets.image[at], own[at], at), solved.cost)
-            assert as_dicts(stages, targets, options.assign(given, taught, stages, targets)) == expected_dicts(
+            given = MatchResult(Match(targets.image[at], own[at], at), matched.cost)
+            assert as_dicts(stages, targets, options.assign(given, table(taught, targets), stages, targets)) == expected_dicts(
                 stages, targets, own, taught, options
             )
-            joined = join_matches(own, taught, targets.image, 2, solved.cost)
-            swapped += int((joined.taught_box & (own >= 0) & ~joined.costlier).sum())
+            joined = join_matches(own, taught, targets.image, 2, matched.cost)
+            swapped += int((joined.boxes & (own >= 0) & ~joined.costlier).sum())
     assert (swapped == 0) == own_is_optimal
 
 
@@ -274,19 +288,19 @@ def test_the_query_that_only_the_teacher_chose_is_never_the_cheaper(seed: int) -
     generator = random.Random(seed)
     counts = tuple(generator.choices(range(6), k=3))
     cost = torch.tensor([[float(generator.randint(0, 4)) for _ in range(7)] for _ in range(sum(counts))]).reshape(-1, 7)
-    (solved,) = solve([Problem(cost, counts)])
+    (matched,) = solve([Problem(cost, counts)])
     image = torch.arange(3).repeat_interleave(whole(*counts))
     for _ in range(10):
-        taught = lesson_of(counts, 1, 7, generator)
-        joined = join_matches(query_of_targets(solved.match, len(cost)), taught, image, 3, cost)
-        assert joined.costlier[joined.taught_box].all()
+        taught = random_queries(counts, 1, 7, generator)
+        joined = join_matches(own_queries(matched, some_targets(counts)), taught, image, 3, cost)
+        assert joined.costlier[joined.boxes].all()
 
 
 def joined(own: list[int], taught: list[int], cost: list[list[float]]) -> list[list[bool]]:
-    """Of one image: taught, taught_box, costlier."""
+    """Of one image: classes, boxes, costlier."""
     image = torch.zeros(len(own), dtype=torch.int64)
     found = join_matches(whole(*own), whole(*taught), image, 1, torch.tensor(cost).reshape(len(own), 3))
-    return [found.taught.tolist(), found.taught_box.tolist(), found.costlier.tolist()]
+    return [found.classes.tolist(), found.boxes.tolist(), found.costlier.tolist()]
 
 
 def test_join_by_hand() -> None:
@@ -304,9 +318,9 @@ def test_join_by_hand() -> None:
 def options_of_class_loss(options: MatchingDistillation, criterion: Criterion, close: bool) -> dict[str, float]:
     """A target that the student gives query 0 and the teacher query 1, whose box overlaps it by more, or less, than half."""
     stages = one_image([[0.6, 0.2], [0.3, 0.2]], [(0.5, 0.5, 0.4, 0.38), (0.5, 0.5, 0.4, 0.3) if close else (0.7, 0.5, 0.4, 0.4)])
-    (solved,) = solve([criterion.problem(stages, OBJECT, "m")])
-    assert solved.match.query.tolist() == [0]
-    return parts(criterion, stages, options.assign(solved, whole(1), stages, OBJECT), OBJECT)
+    (matched,) = solve([criterion.problem(stages, OBJECT, "m")])
+    assert matched.match.query.tolist() == [0]
+    return parts(criterion, stages, options.assign(matched, table(whole(1), OBJECT), stages, OBJECT), OBJECT)
 
 
 @pytest.mark.parametrize("close", [True, False])
@@ -349,7 +363,9 @@ def test_of_two_targets_of_one_class_the_students_own_decides(same: bool, expect
     targets = Targets(whole(0, 0 if same else 1), tensor((0.5, 0.5, 0.24, 0.4), (0.5, 0.5, 0.32, 0.4)), (2,))
     stages = one_image([[expected if same else 0.6, 0.0001 if same else 0.8]], [TARGET])
     given = MatchResult(match_of((0, 0)), QUALITY.problem(stages, targets, "m").cost)
-    found = parts(QUALITY, stages, MatchingDistillation(class_weight=0.51).assign(given, whole(-1, 0), stages, targets), targets)
+    found = parts(
+        QUALITY, stages, MatchingDistillation(class_weight=0.51).assign(given, table(whole(-1, 0), targets), stages, targets), targets
+    )
     assert found["class"] == pytest.approx(0, abs=1e-7)
     assert found["l1"] == pytest.approx(0.16)  # one box a query: its own target's
 
@@ -388,15 +404,18 @@ def teacher_output(token: Tensor | None, queries: int, counts: tuple[int, ...] =
         torch.ones(images, 1, 2),
         torch.zeros(images, 10, 4),
     )
-    solved = MatchResult(match or match_of(), torch.zeros(sum(counts), queries))
-    return TeacherOutput(memory, queries_of(token, queries, images), make_stages(1, images, queries), solved)
+    matched = MatchResult(match or match_of(), torch.zeros(sum(counts), queries))
+    made = make_stages(1, images, queries)
+    stages = DecodedStages(made.logits, made.boxes, content=torch.zeros(1, images, queries, 4), reference=made.boxes)
+    targets = MatchedQueries.of(matched.match, make_batch(counts).targets, 1)
+    return TeacherOutput(memory, queries_of(token, queries, images), stages, matched, targets)
 
 
 def queries_of(token: Tensor | None, count: int, images: int = 1) -> Queries:
     return Queries(torch.zeros(images, count, 4), torch.zeros(images, count, 4), token=token)
 
 
-def test_twins_by_hand() -> None:
+def test_counterparts_by_hand() -> None:
     """By the token that both come from, -1 where the student did not choose it; by rank; learned queries by their number."""
     theirs, mine = whole(7, 3, 5)[None], whole(3, 9, 7)[None]
     taught = teacher_output(theirs, 3)
@@ -408,21 +427,14 @@ def test_twins_by_hand() -> None:
     assert both.tolist() == [[2, 0, -1], [0, 1, 2]]  # every image has tokens of its own
 
 
-class Glimpse:
-    """Of a context, what counterparts need."""
-
-    def __init__(self, queries: Queries, counts: tuple[int, ...]) -> None:
-        self.queries, self.targets = {"main": queries}, make_batch(counts).targets
-
-
-def test_taught_queries_by_hand() -> None:
+def test_teacher_queries_by_hand() -> None:
     """A target whose query has no counterpart is not taught, nor is one without a query; stages of the teacher one after the other."""
     token = torch.stack((whole(7, 3, 5), whole(1, 2, 3)))
     match = Match(whole(0, 1), whole(0, 2), whole(0, 2))
     given = teacher_output(token, 3, (2, 1), match)
     student = queries_of(torch.stack((whole(7, 3, 9), whole(4, 5, 6))), 3, 2)
-    assert taught_queries(given, Glimpse(student, (2, 1)), "token").tolist() == [0, -1, -1]  # type: ignore[arg-type]
-    assert taught_queries(given, Glimpse(student, (2, 1)), "rank").tolist() == [0, -1, 2]  # type: ignore[arg-type]
+    assert teacher_queries(given, student, "token").query.tolist() == [[0, -1, -1]]
+    assert teacher_queries(given, student, "rank").query.tolist() == [[0, -1, 2]]
 
 
 @pytest.mark.parametrize(("student", "teacher", "expected"), [(6, 6, [0, 1, 2, 3, 4, 5]), (3, 6, [1, 3, 5]), (6, 3, [0, 0, 1, 1, 2, 2])])

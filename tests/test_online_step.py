@@ -21,14 +21,15 @@ from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    Detection,
     JoinedMatches,
     MatchingDistillation,
+    NaivePrediction,
     Objective,
     PredictionDistillation,
+    SetPrediction,
 )
 from steadydetr.objectives.method import Method
-from steadydetr.structures import Batch, Group, Losses
+from steadydetr.structures import Batch, Losses, QueryGroup
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
@@ -36,7 +37,12 @@ from tests.steps import assert_close, assert_parts_sum_to_the_whole, gradients, 
 
 FAMILIES = ("refine", "dab", "dino")
 HALF = MatchingDistillation(box_weight=0.5)  # exact in float32, which weights of matches are
-ALL: tuple[Objective, ...] = (Detection(HALF), PredictionDistillation(), AuxiliaryGroups(distillation=HALF), AssignmentDistillation("ema"))
+ALL: tuple[Objective, ...] = (
+    SetPrediction(HALF),
+    PredictionDistillation(),
+    AuxiliaryGroups(distillation=HALF),
+    AssignmentDistillation("ema"),
+)
 
 
 def perturb(model: torch.nn.Module, scale: float, seed: int) -> None:
@@ -56,7 +62,7 @@ def make_online(
     teacher = Average(student, 0.9)
     perturb(teacher, apart, 2)
     objectives = tuple(objectives)
-    if isinstance(config, DINOConfig) and Detection in map(type, objectives):
+    if isinstance(config, DINOConfig) and SetPrediction in map(type, objectives):
         objectives += (Denoising(number=4, box_noise=0.4),)
     return Method(student, criterion or Criterion(class_target=QualityTarget(), alpha=None), objectives, {"ema": teacher}).double().eval()
 
@@ -88,12 +94,12 @@ def test_step_and_its_gradients_equal_the_slow_twin(name: str) -> None:
 
 
 VARIANTS: dict[str, tuple[Objective, ...]] = {
-    "class weight": (Detection(MatchingDistillation(class_weight=0.5, box_weight=0.5)),),
-    "conditional": (Detection(MatchingDistillation(classes="conditional", boxes=False)),),
+    "class weight": (SetPrediction(MatchingDistillation(class_weight=0.5, box_weight=0.5)),),
+    "conditional": (SetPrediction(MatchingDistillation(classes="conditional", boxes=False)),),
     "auxiliary own": (AuxiliaryGroups(matching="own"),),
     "auxiliary teacher": (AuxiliaryGroups(matching="teacher"),),
     "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=JoinedMatches(class_weight=0.5, box_weight=0.5)),),
-    "naive": (PredictionDistillation(naive=True),),
+    "naive": (NaivePrediction(),),
     "without listening": (PredictionDistillation(listen=False),),
     "assignment own": (AssignmentDistillation("ema", matching="own"),),
 }
@@ -146,15 +152,17 @@ def test_an_objective_takes_its_own_terms_away_and_no_others(name: str) -> None:
 
 def test_a_guide_changes_the_main_terms_alone() -> None:
     batch = wide(make_batch((2, 3), seed=2))
-    guided, alone = (terms(make_online(DETECTORS["dino"], (Detection(teacher_match), *ALL[1:]))(batch)) for teacher_match in (HALF, None))
+    guided, alone = (
+        terms(make_online(DETECTORS["dino"], (SetPrediction(teacher_match), *ALL[1:]))(batch)) for teacher_match in (HALF, None)
+    )
     for name, value in guided.items():
         assert torch.allclose(value, alone[name], atol=1e-12) == (name.partition("/")[0] != "main"), name
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "two-stage"])
-@pytest.mark.parametrize("naive", [False, True])
-def test_parts_sum_to_the_whole(name: str, naive: bool) -> None:
-    assert_parts_sum_to_the_whole(make_online(DETECTORS[name], (ALL[0], PredictionDistillation(naive=naive), *ALL[2:])))
+@pytest.mark.parametrize("kind", [PredictionDistillation, NaivePrediction])
+def test_parts_sum_to_the_whole(name: str, kind: type[Objective]) -> None:
+    assert_parts_sum_to_the_whole(make_online(DETECTORS[name], (ALL[0], kind(), *ALL[2:])))
 
 
 def test_a_query_outside_its_group_teaches_nobody() -> None:
@@ -167,8 +175,8 @@ def test_a_query_outside_its_group_teaches_nobody() -> None:
 class Spoiled(AuxiliaryGroups):
     """With garbage wherever a slot holds no query."""
 
-    def groups(self, context: StepContext) -> list[Group]:
-        (group,) = super().groups(context)
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        (group,) = super().query_groups(context)
         queries = group.queries
         assert queries.valid is not None and not queries.valid.all()
 
@@ -194,10 +202,10 @@ def test_garbage_in_empty_slots_changes_nothing(name: str, counts: tuple[int, ..
 def test_auxiliary_groups_are_blind_to_each_other_and_to_main(name: str) -> None:
     method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
     context = StepContext.of(batch, method.student, method.criterion, method.teaching)
-    (group,) = AuxiliaryGroups().groups(context)
+    (group,) = AuxiliaryGroups().query_groups(context)
     assert group.blocks is not None and group.queries.content.shape[1] == 2 * 6  # slots for two queries of every object
     assert group.blocks.tolist() == [0] * 6 + [1] * 6 and not group.sees
-    main = Group("main", context.queries["main"])
+    main = QueryGroup("main", context.queries["main"])
     other = replace(group, queries=replace(group.queries, content=group.queries.content + (group.blocks == 0)[:, None]))
     elsewhere = replace(main, queries=replace(main.queries, content=main.queries.content + 1))
     with torch.no_grad():
@@ -214,15 +222,14 @@ def test_auxiliary_queries_are_those_that_the_teachers_stage_gave(name: str) -> 
     """Updated content, boxes as 4-d anchors and, where queries have one, their own position vector."""
     method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
     context = StepContext.of(batch, method.student, method.criterion, method.teaching)
-    teacher_output, (group,) = context.teacher_outputs["ema"], AuxiliaryGroups().groups(context)
+    teacher_output, (group,) = context.teacher_outputs["ema"], AuxiliaryGroups().query_groups(context)
     first = (0, 2)
     for t in range(2):
         for b, count in enumerate(batch.targets.counts):
             start = t * sum(batch.targets.counts) + first[b]
-            chosen = slow.cheapest(teacher_output.solved.cost[start : start + count].tolist())
+            chosen = slow.cheapest(teacher_output.matched.cost[start : start + count].tolist())
             rows = slice(6 * t, 6 * t + len(chosen))
             assert group.queries.valid is not None and group.queries.valid[b, 6 * t : 6 * t + 6].sum() == len(chosen)
-            assert teacher_output.stages.content is not None
             assert torch.equal(group.queries.content[b, rows], teacher_output.stages.content[t, b, chosen])
             assert torch.equal(group.queries.reference[b, rows], teacher_output.stages.boxes[t, b, chosen])
             if teacher_output.queries.position is not None:
@@ -234,7 +241,7 @@ def test_auxiliary_queries_are_those_that_the_teachers_stage_gave(name: str) -> 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "two-stage"])
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_naively(name: str) -> None:
-    method = make_online(DETECTORS[name], (PredictionDistillation(naive=True),), apart=0.0)
+    method = make_online(DETECTORS[name], (NaivePrediction(),), apart=0.0)
     losses = method(wide(make_batch((2, 3))))
     assert losses.total.item() == pytest.approx(0, abs=1e-12)
     assert all(gradient.abs().max() < 1e-12 for gradient in gradients(method, losses.total).values())
@@ -249,7 +256,7 @@ def test_a_student_equal_to_its_teacher_learns_matched_scores_only(name: str) ->
     losses = method(batch)
     assert losses["prediction/l1"].abs().max() == losses["prediction/giou"].abs().max() == 0
     expected = torch.zeros(2, dtype=torch.float64)
-    match, boxes = teacher_output.solved.match, batch.targets.repeat_batch(2)
+    match, boxes = teacher_output.matched.match, batch.targets.repeat_batch(2)
     for image, query, target in zip(match.image.tolist(), match.query.tolist(), match.target.tolist(), strict=True):
         p = float(teacher_output.stages.flat[0][image, query, boxes.labels[target]].sigmoid())
         iou = iou_and_giou(teacher_output.stages.flat[1][image, query].tolist(), boxes.boxes[target].tolist())[0]
@@ -262,7 +269,7 @@ def test_position_of_prediction_queries() -> None:
     for name, taken in (("refine", True), ("dab", False)):
         method, batch = make_online(DETECTORS[name]), wide(make_batch((2, 3)))
         context = StepContext.of(batch, method.student, method.criterion, method.teaching)
-        (theirs,), (mine,) = (PredictionDistillation(position=p).groups(context) for p in ("teacher", "student"))
+        (theirs,), (mine,) = (PredictionDistillation(position=p).query_groups(context) for p in ("teacher", "student"))
         assert torch.equal(mine.queries.content, context.teacher_outputs["ema"].queries.content)
         assert theirs.queries is context.teacher_outputs["ema"].queries
         assert (mine.queries.position is not None) == taken
@@ -272,7 +279,7 @@ def test_position_of_prediction_queries() -> None:
 
 def test_measures_of_a_student_equal_to_its_teacher() -> None:
     """Both hold the same; a target without any query, where objects outnumber queries, is not shared."""
-    method = make_online(DETECTORS["dino"], (Detection(HALF),), apart=0.0)
+    method = make_online(DETECTORS["dino"], (SetPrediction(HALF),), apart=0.0)
     for count, alone in ((11, 0), (15, 3)):
         measures = method(wide(make_batch((count,)))).measures
         assert measures["main/same_query_as_teacher"] == pytest.approx(1 - alone / count)
@@ -282,7 +289,7 @@ def test_measures_of_a_student_equal_to_its_teacher() -> None:
 @pytest.mark.parametrize(
     "objective",
     [
-        Detection(MatchingDistillation(teacher="big")),
+        SetPrediction(MatchingDistillation(teacher="big")),
         *(k("big") for k in (PredictionDistillation, AuxiliaryGroups, AssignmentDistillation)),
     ],
 )
@@ -296,13 +303,15 @@ def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
 def taught_by(config: DetectorConfig, objective: Objective) -> Method:
     """The small refined detector with another, trained one as its teacher."""
     student, teacher = DETECTORS["refine"].build(CLASSES), config.build(CLASSES)
-    return Method(student, Criterion(), (Detection(), objective) if objective.name != "main" else (objective,), {"big": Frozen(teacher)})
+    return Method(
+        student, Criterion(), (SetPrediction(), objective) if objective.name != "main" else (objective,), {"big": Frozen(teacher)}
+    )
 
 
 @pytest.mark.parametrize(
     ("objective", "attribute"),
     [
-        (Detection(MatchingDistillation(teacher="big")), "stages"),
+        (SetPrediction(MatchingDistillation(teacher="big")), "stages"),
         (PredictionDistillation("big"), "stages"),
         (AuxiliaryGroups("big"), "width"),
     ],
@@ -323,18 +332,18 @@ def test_teachers_that_do_not_fit_are_refused_at_start(objective: Objective, att
 
 def test_the_students_position_vectors_are_learned_ones() -> None:
     with pytest.raises(ValueError, match="position student needs learned queries"):
-        make_online(DETECTORS["two-stage"], (Detection(), PredictionDistillation(position="student")))
+        make_online(DETECTORS["two-stage"], (SetPrediction(), PredictionDistillation(position="student")))
 
 
 def test_objectives_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match=r"names of their own, got \['main', 'prediction', 'prediction'\]"):
-        make_online(DETECTORS["refine"], (Detection(), PredictionDistillation(), PredictionDistillation(naive=True)))
+        make_online(DETECTORS["refine"], (SetPrediction(), PredictionDistillation(), NaivePrediction()))
 
 
 def test_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two fetches and one decoder pass of the student; 6 + 1 + 36 assignments of the student's an image and 6 of the teacher's."""
     config = replace(DETECTORS["dino"], transformer=replace(DETECTORS["dino"].transformer, decoder_layers=6))
-    method, batch = make_online(config, (Detection(HALF), PredictionDistillation(), AuxiliaryGroups())), wide(make_batch((2, 0, 3)))
+    method, batch = make_online(config, (SetPrediction(HALF), PredictionDistillation(), AuxiliaryGroups())), wide(make_batch((2, 0, 3)))
     calls: Counter[str] = Counter()
 
     def count(owner: object, name: str) -> None:

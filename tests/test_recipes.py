@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.checkpoints.folder import without_pretrained
 from steadydetr.config import from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import (
     FGD,
     FGFI,
@@ -23,13 +22,14 @@ from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    Detection,
     FeatureDistillation,
     JoinedMatches,
     LogitsDistillation,
     MatchingDistillation,
     Objective,
     PredictionDistillation,
+    SetPrediction,
+    TeacherInit,
 )
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -61,7 +61,7 @@ OF_PAPERS = [f"{family}-{epochs}ep" for family, lengths in FAMILIES.items() for 
 def parameters(recipe: Recipe, num_classes: int) -> tuple[int, int]:
     """All and trainable ones, counted without allocating them."""
     with torch.device("meta"):
-        detector = without_pretrained(recipe.detector).build(num_classes)
+        detector = recipe.detector.without_pretrained().build(num_classes)
     count = [p.numel() for p in detector.parameters()]
     return sum(count), sum(p.numel() for p in detector.parameters() if p.requires_grad)
 
@@ -107,12 +107,12 @@ def test_online_recipes_change_what_the_paper_changes(name: str) -> None:
         teacher="ema", counterparts="token", classes="union", boxes=True, class_weight=1.0, box_weight=0.51
     )
     denoising = tuple(o for o in baseline.objectives if o.name == "denoising")
-    prediction = PredictionDistillation("ema", naive=False, listen=True, position="teacher")
+    prediction = PredictionDistillation("ema", listen=True, position="teacher")
     changed = replace(
         baseline,
         criterion=replace(baseline.criterion, class_target=QualityTarget(), alpha=None),
         objectives=(
-            Detection(teacher_match),
+            SetPrediction(teacher_match),
             *denoising,
             prediction,
             AuxiliaryGroups("ema", "both", JoinedMatches(classes="union", boxes=True, class_weight=1.0, box_weight=0.51), "mean"),
@@ -201,7 +201,7 @@ def test_quickstart_is_small() -> None:
 def test_five_scales_start_at_stride_four() -> None:
     recipe = find("dino-5scale-r50-12ep")
     assert recipe.detector.transformer.levels == 5
-    assert isinstance(recipe.detector.backbone, BackboneConfig) and recipe.detector.backbone.out_indices == (1, 2, 3, 4)
+    assert isinstance(recipe.detector.backbone, TimmBackboneConfig) and recipe.detector.backbone.out_indices == (1, 2, 3, 4)
 
 
 def test_an_unknown_name_gives_the_nearest() -> None:
@@ -245,7 +245,7 @@ def test_documented_commands_are_understood(command: str) -> None:
         return
     if command.startswith("steadydetr train"):
         with torch.device("meta"):
-            replace(recipe, detector=without_pretrained(recipe.detector)).build(91)
+            replace(recipe, detector=recipe.detector.without_pretrained()).build(91)
 
 
 LD, FD, AD = LogitsDistillation(), FeatureDistillation(), AssignmentDistillation()
@@ -282,7 +282,7 @@ ROWS: dict[tuple[str, str], tuple[Objective, ...]] = {  # table and row of DETRD
     ("S2", "Pascal VOC, r18"): (LD, FD, AD),
     ("S2", "Pascal VOC, r50"): (LD, FD, AD),
     ("S3", "parameters and computation"): (LD, FD, AD),
-    ("S4", "Teacher Init"): (AssignmentDistillation(init=True),),
+    ("S4", "Teacher Init"): (TeacherInit(),),
     ("S4", "Teacher Group"): (AssignmentDistillation(matching="own"),),
     ("S4", "Teacher Assigned"): (AD,),
 }
@@ -297,7 +297,7 @@ def test_rows_of_detrdistill_learn_what_they_say() -> None:
     student = find("detrdistill-deformable-detr-r101-r50-50ep").detector
     for (table, label), command in rows.items():
         (recipe,) = understand(written_out(command))
-        learned = tuple(o for o in recipe.objectives if not isinstance(o, (Detection, Denoising)))
+        learned = tuple(o for o in recipe.objectives if not isinstance(o, (SetPrediction, Denoising)))
         assert learned == ROWS[table, label], (table, label)
         if "detrdistill-dino" in written_out(command) or "-r18-" in written_out(command):
             continue

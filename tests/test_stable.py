@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from steadydetr.detectors import DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.equations.detection import classification_loss
 from steadydetr.equations.stable import exponential, half_sine, identity, unit_exponential
-from steadydetr.learning.class_terms import HardTarget, Pairs, PositionModulatedCost, PositionTarget
+from steadydetr.learning.class_terms import HardTarget, MatchedPairs, PositionModulatedCost, PositionTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import PairwiseTerms, pairwise_terms, solve
 from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
@@ -71,10 +71,10 @@ def target_of(options: dict[str, Any]) -> PositionTarget:
     return PositionTarget(**{**options, "warp": WARPS[options.get("warp", "identity")]})
 
 
-def pairs_of(iou: list[float], score: list[float], largest: float) -> Pairs:
+def pairs_of(iou: list[float], score: list[float], largest: float) -> MatchedPairs:
     """All of one image."""
     image = torch.zeros(len(iou), dtype=torch.int64)
-    return Pairs(torch.tensor(score).double(), torch.tensor(iou).double(), image, 1, lambda: torch.tensor([largest]).double())
+    return MatchedPairs(torch.tensor(score).double(), torch.tensor(iou).double(), image, 1, lambda: torch.tensor([largest]).double())
 
 
 @pytest.mark.parametrize(("s", "p", "position", "focal"), [(0.9, 0.3, -0.356059, -0.696968), (0.3, 0.8, 0.695228, -0.022281)])
@@ -314,7 +314,7 @@ def stable_method(config: DetectorConfig, criterion: Criterion, fusion: FusionKi
     torch.manual_seed(0)
     config = replace(config, transformer=replace(config.transformer, fusion=fusion))
     denoising = Denoising(number=4, negative_offset=0.0, weights=Weights(1.0, 5.0, 2.0))
-    return Method(config.build(CLASSES), criterion, (Detection(), denoising) if isinstance(config, DINOConfig) else (Detection(),))
+    return Method(config.build(CLASSES), criterion, (SetPrediction(), denoising) if isinstance(config, DINOConfig) else (SetPrediction(),))
 
 
 @pytest.mark.parametrize("rescale", ["max", "one"])
@@ -338,7 +338,7 @@ def test_stages_do_not_mix(detector_config: DetectorConfig, rescale: Any) -> Non
     method, batch = stable_method(detector_config, criterion, "u_like"), make_batch((2, 0, 3))
     with torch.no_grad():
         context = StepContext.of(batch, method.student, method.criterion, {})
-        stages = method.student.decode(context.memory, Detection().groups(context))["main"]
+        stages = method.student.decode(context.memory, SetPrediction().query_groups(context))["main"]
     together = losses_of(criterion, stages, matched(criterion, stages, batch.targets), batch.targets)
     for s in range(len(stages.logits)):
         alone = stages[s : s + 1]

@@ -7,16 +7,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steadydetr.structures import Losses, Stages, Targets, Totals
+from steadydetr.structures import (
+    DecodedStages,
+    Losses,
+    Match,
+    MatchedQueries,
+    Memory,
+    Stages,
+    Targets,
+    Totals,
+    dense_proposals,
+    take_rows,
+)
 from tests.conftest import make_batch
 
 COUNTS = [(2, 0, 3), (0, 0), (1,), (0, 4)]
 
 
-def targets_of(counts: tuple[int, ...], masks: bool = False) -> Targets:
-    objects = sum(counts)
-    shapes = torch.arange(objects * 4).view(objects, 2, 2) % 3 == 0 if masks else None
-    return Targets(torch.arange(objects), torch.rand(objects, 4), counts, shapes)
+def targets_of(counts: tuple[int, ...]) -> Targets:
+    return Targets(torch.arange(sum(counts)), torch.rand(sum(counts), 4), counts)
 
 
 @pytest.mark.parametrize("counts", COUNTS)
@@ -24,25 +33,22 @@ def test_image_of_every_object(counts: tuple[int, ...]) -> None:
     assert targets_of(counts).image.tolist() == [image for image, n in enumerate(counts) for _ in range(n)]
 
 
-@pytest.mark.parametrize("masks", [False, True])
 @pytest.mark.parametrize("counts", COUNTS)
-def test_splitting_and_joining_targets(counts: tuple[int, ...], masks: bool) -> None:
-    targets = targets_of(counts, masks)
+def test_splitting_and_joining_targets(counts: tuple[int, ...]) -> None:
+    targets = targets_of(counts)
     parts = targets.split()
     assert [part.counts for part in parts] == [(n,) for n in counts]
     joined = Targets.cat(parts)
     assert joined.counts == counts
     assert torch.equal(joined.labels, targets.labels) and torch.equal(joined.boxes, targets.boxes)
-    assert joined.masks is None if targets.masks is None else torch.equal(joined.masks, targets.masks)  # type: ignore[arg-type]
 
 
 def test_folded_targets_are_those_of_more_images() -> None:
-    targets = targets_of((2, 0, 1), masks=True)
+    targets = targets_of((2, 0, 1))
     folded = targets.repeat_batch(2)
     assert folded.counts == (2, 0, 1, 2, 0, 1)
     assert folded.image.tolist() == [0, 0, 2, 3, 3, 5]
     assert folded.labels.tolist() == [0, 1, 2, 0, 1, 2]
-    assert folded.masks is not None and folded.masks.shape == (6, 2, 2)
 
 
 def test_totals_of_a_step() -> None:
@@ -55,12 +61,52 @@ def test_totals_of_a_step() -> None:
 
 def test_stages_fold_and_slice() -> None:
     logits, boxes = torch.rand(3, 2, 4, 5), torch.rand(3, 2, 4, 4)
-    stages = Stages(logits, boxes, content=torch.rand(3, 2, 4, 8), valid=torch.ones(2, 4, dtype=torch.bool))
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    stages = DecodedStages(logits, boxes, valid, content=torch.rand(3, 2, 4, 8), reference=torch.rand(3, 2, 4, 4))
     flat_logits, flat_boxes = stages.flat
     assert torch.equal(flat_logits[1 * 2 + 1], logits[1, 1]) and torch.equal(flat_boxes[2 * 2], boxes[2, 0])
     last = stages[-1:]
-    assert torch.equal(last.logits, logits[-1:]) and last.content is not None and len(last.content) == 1
-    assert last.reference is None and last.valid is stages.valid
+    assert torch.equal(last.logits, logits[-1:]) and torch.equal(last.boxes, boxes[-1:]) and last.valid is valid
+    assert torch.equal(last.content, stages.content[2:]) and torch.equal(last.reference, stages.reference[2:])
+    by_stage = Stages(logits, boxes, torch.rand(3, 2, 4) > 0.5)
+    assert by_stage.valid is not None and by_stage[1:].valid is not None and torch.equal(by_stage[1:].valid, by_stage.valid[1:])
+
+
+@pytest.mark.parametrize("counts", COUNTS)
+def test_matched_queries_are_a_match_as_a_table(counts: tuple[int, ...]) -> None:
+    """There and back; some of their pairs; the same queries under other numbers, and at other stages."""
+    targets, objects = targets_of(counts), sum(counts)
+    query = torch.arange(2 * objects) % 4
+    query[1::3] = -1
+    at = (query >= 0).nonzero()[:, 0]
+    match = Match(targets.repeat_batch(2).image[at], query[at], at)
+    table = MatchedQueries.of(match, targets, 2)
+    assert torch.equal(table.query.flatten(), query) and torch.equal(table.valid.flatten(), query >= 0)
+    for found, expected in zip(vars(table.pairs()).values(), vars(match).values(), strict=True):
+        assert found is expected is None or torch.equal(found, expected)
+    chosen = table.query > 1
+    assert table.pairs(chosen).target.tolist() == chosen.flatten().nonzero()[:, 0].tolist()
+    numbers = torch.arange(2 * len(counts) * 4).view(2, len(counts), 4)
+    for given, stages in ((numbers, range(2)), (numbers[0], (0, 0))):
+        expected = [
+            [int(numbers[s, b, q]) if q >= 0 else -1 for b, q in zip(targets.image.tolist(), row, strict=True)]
+            for s, row in zip(stages, table.query.tolist(), strict=True)
+        ]
+        assert table.renumbered(given).query.tolist() == expected
+    assert torch.equal(table.at_stages((1, 1, 0)).query, table.query[[1, 1, 0]])
+    assert torch.equal(table.repeated(2).query, table.query[[0, 1, 0, 1]])
+
+
+def test_rows_are_taken_image_by_image() -> None:
+    tensor, rows = torch.rand(2, 3, 5, 4), torch.randint(5, (2, 3, 2))
+    taken = take_rows(tensor, rows)
+    assert taken.shape == (2, 3, 2, 4) and all(torch.equal(taken[s, b], tensor[s, b, rows[s, b]]) for s in range(2) for b in range(3))
+
+
+def test_a_one_stage_memory_has_no_proposals() -> None:
+    memory = Memory(torch.zeros(1, 1, 1), torch.zeros(1, 1), ((1, 1),), torch.ones(1, 1, 2), torch.zeros(1, 1, 1))
+    with pytest.raises(TypeError, match="made by a one-stage detector"):
+        dense_proposals(memory)
 
 
 def test_losses_sum_their_weighted_stages() -> None:

@@ -21,10 +21,11 @@ from steadydetr.checkpoints.folder import DetectorCard, save_detector
 from steadydetr.checkpoints.key_maps import listed, missing_copies, recognise, rename, same
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.detectors.dab_deformable_detr import DAB_TRANSFORMER
+from steadydetr.detectors.deformable import DeformableDetectorConfig
 from steadydetr.detectors.dino import DINO_TRANSFORMER
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.nn.encoder import FusionKind
 
 RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
@@ -46,7 +47,7 @@ class Untraced:
 
 @dataclass(frozen=True)
 class Converted:
-    config: DetectorConfig
+    config: DeformableDetectorConfig
     state: dict[str, Tensor]
     num_classes: int
     layout: str
@@ -54,7 +55,7 @@ class Converted:
 
 def convert_state_dict(
     state: Mapping[str, Tensor],
-    config: DetectorConfig | None = None,
+    config: DeformableDetectorConfig | None = None,
     untraced: Untraced = Untraced(),
     without_backbone: bool = False,
 ) -> Converted:
@@ -81,7 +82,7 @@ def convert_state_dict(
     return Converted(config, placed, num_classes, layout)
 
 
-def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], layout: str, untraced: Untraced) -> DetectorConfig:
+def infer_config(state: Mapping[str, Tensor], renamed: Mapping[str, Tensor], layout: str, untraced: Untraced) -> DeformableDetectorConfig:
     """The config that names and shapes tell."""
 
     def has(*prefixes: str) -> bool:
@@ -154,7 +155,7 @@ def heads_are_tied(renamed: Mapping[str, Tensor], transformer: TransformerConfig
     return all(other not in renamed or same(renamed[name], renamed[other]) for name, other in pairs)
 
 
-def infer_backbone(renamed: Mapping[str, Tensor]) -> BackboneConfig:
+def infer_backbone(renamed: Mapping[str, Tensor]) -> TimmBackboneConfig:
     """ResNet by its blocks, Swin by its width; random weights, because the file brings them."""
     maps = sum(1 for name, value in renamed.items() if re.fullmatch(r"neck\.convs\.\d+\.weight", name) and value.shape[-1] == 1)
     if any(name.startswith("backbone.body.layers_") for name in renamed):
@@ -164,12 +165,12 @@ def infer_backbone(renamed: Mapping[str, Tensor]) -> BackboneConfig:
         if kind not in SWINS or window not in SWIN_IMAGES:
             raise ValueError(f"no known Swin has width {kind[0]}, {kind[1]} blocks in its third stage and windows of {window}")
         name = f"swin_{SWINS[kind]}_patch4_window{window}_{SWIN_IMAGES[window]}"
-        return BackboneConfig(name, tuple(range(4 - maps, 4)), weights="none", frozen_stages=0, output_norm=True)
+        return TimmBackboneConfig(name, tuple(range(4 - maps, 4)), weights="none", frozen_stages=0, output_norm=True)
     blocks = count(renamed, "backbone.body.layer3")
     resnet = (blocks, any(".conv3." in name for name in renamed))
     if blocks and resnet not in RESNETS:
         raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
-    return BackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
+    return TimmBackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
 
 
 def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -183,7 +184,7 @@ def fill_tied_heads(renamed: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return filled
 
 
-def place(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Tensor]:
+def place(renamed: Mapping[str, Tensor], config: DeformableDetectorConfig) -> dict[str, Tensor]:
     """What is not one key to one parameter: heads, joint embeddings, separate attention projections."""
     state = dict(renamed)
     stages = config.transformer.decoder_layers
@@ -206,7 +207,7 @@ def place(renamed: Mapping[str, Tensor], config: DetectorConfig) -> dict[str, Te
     return state
 
 
-def check_complete(state: Mapping[str, Tensor], config: DetectorConfig, num_classes: int, without_backbone: bool = False) -> None:
+def check_complete(state: Mapping[str, Tensor], config: DeformableDetectorConfig, num_classes: int, without_backbone: bool = False) -> None:
     """Every parameter of the detector is there, with its shape, and nothing else; counters of batch norms do not matter."""
     with torch.device("meta"):
         wanted = config.build(num_classes).state_dict()

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from steadydetr.config import FORMAT, check_format, from_plain, to_plain, write_
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import SmallBackboneConfig
 
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
 
@@ -109,16 +108,9 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     """
     folder = find_checkpoint(Path(path).expanduser())
     card = read_card(folder)
-    detector = without_pretrained(card.detector).build(len(card.classes))
+    detector = card.detector.without_pretrained().build(len(card.classes))
     load_weights(detector, folder)
     return LoadedDetector(detector.eval().to(choose_device(device)), card)
-
-
-def without_pretrained(config: DetectorConfig) -> DetectorConfig:
-    """The same detector, whose backbone is not fetched: its weights are about to be loaded."""
-    if isinstance(config.backbone, SmallBackboneConfig):
-        return config
-    return replace(config, backbone=replace(config.backbone, weights="none"))
 
 
 def read_card(folder: Path) -> DetectorCard:

@@ -16,7 +16,7 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
 from steadydetr.kinds import register
-from steadydetr.structures import Batch, Targets
+from steadydetr.structures import Batch, Targets, seed_of
 
 
 @register("data")
@@ -133,7 +133,7 @@ class TrainLoader:
             yield [next(loader) for _ in range(self.accumulation)]
 
     def _seed(self, epoch: int, item: int) -> int:
-        return hash((self.seed, epoch, item)) % 2**63
+        return seed_of(self.seed, epoch, item)
 
 
 class EvalLoader:

@@ -1,31 +1,58 @@
-"""What every detector offers, and how its last stage becomes detections."""
+"""What every detector offers, and how its last stage becomes detections.
+
+Objectives, teachers and measures know detectors by this page alone. What not every detector can do is declared by class attributes
+(`embeds_labels`, `positioned`, `makes_references`, ...), so that a detector of another package can declare it too.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.structures import Group, Memory, Queries, Stages
+from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DetectorConfig(ABC):
+    """What a detector is built from: a frozen dataclass, which is saved beside its weights."""
+
+    @abstractmethod
+    def build(self, num_classes: int) -> Detector:
+        """The detector with its start weights, which are fetched where its backbone is a pretrained one."""
+
+    def without_pretrained(self) -> DetectorConfig:
+        """The same detector with random weights: nothing is fetched, because other weights are about to be loaded."""
+        return self
+
+    def changed(self, **values: Any) -> Self:
+        """The same config with other values of some fields."""
+        return replace(self, **values)  # type: ignore[type-var]  # what derives from it is a dataclass
 
 
 class Detector(nn.Module, ABC):
     """Images to memory, memory to queries, query groups to stages of predictions. It knows no loss and no training method."""
 
     num_classes: int
-    width: int  # of its tokens and queries
+    width: int  # channels of its tokens and queries
     stages: int  # of its decoder
     strides: tuple[int, ...]  # of the levels of its memory, in pixels, fine to coarse
     mean: Tensor
     std: Tensor
-    class_agnostic_proposals = False  # the encoder's proposals tell objects from background only, as label 0 (Deformable DETR)
-    positioned = False  # queries bring a position vector, every group of them (Deformable DETR); False: the decoder makes it from the box
+
+    # capabilities
+    embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
+    positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference
+    makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
+    class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,6 +68,7 @@ class Detector(nn.Module, ABC):
 
     @property
     def architecture(self) -> str:
+        """Its name in messages. Detectors of one architecture can be compared query by query."""
         return type(self).__name__
 
     @abstractmethod
@@ -52,25 +80,51 @@ class Detector(nn.Module, ABC):
         """The detector's own queries, "main" first; extra groups only in training."""
 
     @abstractmethod
-    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        """The encoder's predictions that are supervised, as one stage; None for one-stage detectors."""
-
-    @abstractmethod
-    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
-        """Queries that say a class and a box, for denoising: labels [B, N], boxes [B, N, 4]."""
-
-    @abstractmethod
-    def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
         """One pass of all groups; the predictions of every stage by group name."""
 
     @abstractmethod
     def keep_classes(self, classes: Sequence[int]) -> None:
         """From here on the decoder scores these classes alone, in this order. Proposals are chosen as before."""
 
-    def forward(self, images: Tensor, padding: Tensor) -> Stages:
+    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
+        """The encoder's predictions that are supervised, as one stage; None for one-stage detectors."""
+        return None
+
+    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
+        """Queries that say a class and a box: labels [B, N], boxes [B, N, 4]. Of detectors that `embeds_labels`."""
+        raise ValueError(f"the queries of {self.architecture} carry no label, which denoising needs")
+
+    def refer(self, position: Tensor) -> Tensor:
+        """The references, without a size, of position vectors: [..., D] -> [..., 4]. Of detectors that `makes_references`."""
+        raise ValueError(f"{self.architecture} has no layer that makes references of position vectors")
+
+    def learned_queries(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that its queries are made of, by name: content, anchors or position vectors; none for many two-stage detectors."""
+        return {}
+
+    def record_sampling_points(self) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
+        """A context in which `decode` appends to a list, for every stage, where each query samples the image and with which weights.
+
+        Locations are [B, N, heads, levels, points, 2], x and y in 0..1 of the padded image, weights [B, N, heads, levels, points].
+        """
+        raise ValueError(f"{self.architecture} has no deformable attention, so no sampling points to draw")
+
+    def forward(self, images: Tensor, padding: Tensor) -> DecodedStages:
         """Inference: the main queries' predictions at every stage."""
         memory = self.encode(images, padding)
-        return self.decode(memory, [Group("main", self.queries(memory)["main"])])["main"]
+        return self.decode(memory, [QueryGroup("main", self.queries(memory)["main"])])["main"]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside of the block; afterwards the mode from before."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def postprocess(
@@ -88,7 +142,7 @@ def postprocess(
     best, index = scores.flatten(1).topk(min(top, scores.shape[1] * classes))
     labels, rows = index % classes, index // classes
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], device=scores.device, dtype=torch.float32)
-    boxes = to_xyxy(stages.boxes[-1].float()).gather(1, rows[..., None].expand(-1, -1, 4)) * scale[:, None]
+    boxes = take_rows(to_xyxy(stages.boxes[-1].float()), rows) * scale[:, None]
     results = []
     for image_boxes, image_scores, image_labels in zip(boxes, best, labels, strict=True):
         keep = slice(None) if nms is None else batched_nms(image_boxes, image_scores, image_labels, nms)

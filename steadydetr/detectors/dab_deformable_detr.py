@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steadydetr.detectors.deformable import (
     SMALL,
     Decoder,
     DeformableDetector,
+    DeformableDetectorConfig,
     ProposalHead,
     TransformerConfig,
     selected_proposals,
-    take,
 )
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.structures import Memory, Queries, Stages
+from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
 DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
 
 
 @register("dab-deformable-detr")
 @dataclass(frozen=True)
-class DABDeformableDETRConfig:
+class DABDeformableDETRConfig(DeformableDetectorConfig):
     """Defaults: the one-stage detector of detrex with R50."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
     two_stage: bool = False  # anchors and content from the encoder's best proposals
@@ -53,30 +53,24 @@ class DABDeformableDETR(DeformableDetector):
         else:
             self.query_content = nn.Embedding(config.queries, width)
             self.query_anchor = nn.Embedding(config.queries, 4)  # before the sigmoid
-            with torch.no_grad():
-                if config.transformer.share_decoder:
-                    self.query_anchor.weight[:, 2:] += SMALL  # a head of all stages would make the box smaller at every stage  # D-56
-                else:
-                    decoder.box_heads[0].layers[-1].bias[2:] = SMALL  # type: ignore[union-attr, index]
+            if config.transformer.share_decoder:
+                with torch.no_grad():  # as a bias of the shared head it would make the box smaller at every stage  # D-56
+                    self.query_anchor.weight[:, 2:] += SMALL
+            else:
+                decoder.start_small()
 
     def with_proposals(self, memory: Memory) -> Memory:
-        return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory
+        return TwoStageMemory.of(memory, self.proposal_head(memory)) if self.config.two_stage else memory
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
         if not self.config.two_stage:
             images = memory.tokens.shape[0]
             content, anchor = (e.weight.expand(images, -1, -1) for e in (self.query_content, self.query_anchor))
             return {"main": Queries(content, anchor.sigmoid())}
-        dense = memory.dense
-        assert dense is not None
+        dense = dense_proposals(memory)
         token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take(dense.boxes_unsigmoid, token).detach().sigmoid()
-        return {"main": Queries(take(dense.content, token).detach(), reference, token=token)}
+        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
+        return {"main": Queries(take_rows(dense.content, token).detach(), reference, token=token)}
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        if memory.dense is None or queries.token is None:
-            return None
-        return selected_proposals(memory.dense, queries.token)
-
-    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
-        raise ValueError("DAB-Deformable-DETR's queries carry no label: denoising needs DINO")
+        return None if queries.token is None else selected_proposals(dense_proposals(memory), queries.token)

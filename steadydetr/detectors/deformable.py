@@ -1,30 +1,32 @@
-"""What Deformable DETR, DAB-Deformable-DETR and DINO have in common: backbone to memory, and the decoder's loop.
+"""What Deformable DETR, DAB-Deformable-DETR and DINO have in common: from the image to the memory, and the decoder's loop.
 
 Each of them adds its queries, its position vectors and whether and how references are refined.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.detectors.base import Detector
+from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import Joined, join
 from steadydetr.kinds import register
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
 from steadydetr.nn.positions import feature_position
-from steadydetr.structures import DenseProposals, Group, Memory, Queries, Stages
+from steadydetr.structures import DecodedStages, DenseProposals, Memory, QueryGroup, Stages, take_rows
 
 
 @register("transformer")
@@ -60,11 +62,11 @@ class TransformerConfig:
             raise ValueError(f"transformer.fusion = {self.fusion} needs an encoder, but transformer.encoder_layers is 0")
 
 
-SMALL = -2.0  # logit of a side: without proposals a box starts small, not at half the image
+SMALL = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
 
 
 class Decoder(nn.Module):
-    """Layers, heads and position of the decoder; shared parameters are lists of one."""
+    """Layers, heads and position vectors of the decoder. What all stages share is a list of one."""
 
     def __init__(
         self,
@@ -85,18 +87,41 @@ class Decoder(nn.Module):
         self.class_heads = nn.ModuleList(class_head(c.width, num_classes) for _ in range(heads))
         self.box_heads = nn.ModuleList(box_head(c.width) for _ in range(heads))
 
+    def start_small(self) -> None:
+        """Boxes of the first stage start with sides of `SMALL`."""
+        with torch.no_grad():
+            cast(MLP, self.box_heads[0]).output.bias[2:] = SMALL
+
+
+class DeformableDetectorConfig(DetectorConfig):
+    """The config of a detector of this family: a frozen dataclass with these fields and others."""
+
+    backbone: BackboneConfig
+    transformer: TransformerConfig
+    queries: int
+
+    def without_pretrained(self) -> DeformableDetectorConfig:
+        return self.changed(backbone=self.backbone.without_pretrained())
+
+
+def with_transformer(config: DetectorConfig, **values: Any) -> DeformableDetectorConfig:
+    """The same detector with other values in `config.transformer`; a ValueError where it is not of this family."""
+    if not isinstance(config, DeformableDetectorConfig):
+        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no deformable transformer that could have it")
+    return config.changed(transformer=replace(config.transformer, **values))
+
 
 class DeformableDetector(Detector):
-    """Backbone, neck and deformable encoder; a decoder loop that its subclasses steer by class attributes and config."""
+    """Backbone, neck and deformable encoder, and a decoder loop that its subclasses steer by class attributes and config."""
 
     refine: bool  # each stage refines the reference of the next
-    look_forward_twice: bool  # a box also teaches the stage before, whose reference it starts from
+    look_forward_twice: bool  # the gradient of a box also reaches the stage before, through the reference that it starts from
     eps: float  # of the inverse sigmoid
     start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
 
     def __init__(
         self,
-        backbone: BackboneConfig | SmallBackboneConfig,
+        backbone: BackboneConfig,
         config: TransformerConfig,
         num_classes: int,
         decoder: Decoder,
@@ -140,49 +165,66 @@ class DeformableDetector(Detector):
         return self.with_proposals(Memory(encoded, flat_padding, levels, valid_ratios, tokens))
 
     def with_proposals(self, memory: Memory) -> Memory:
-        """Two-stage detectors add `memory.dense`."""
+        """Two-stage detectors make a `TwoStageMemory` of it."""
         return memory
 
-    @abstractmethod
-    def embed(self, labels: Tensor, boxes: Tensor) -> Queries: ...
+    def learned_queries(self) -> Mapping[str, nn.Parameter]:
+        """Those whose names begin with `query_`: content, position vectors and the layer that makes references of them, or anchors."""
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
+
+    @contextmanager
+    def record_sampling_points(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        found: list[tuple[Tensor, Tensor]] = []
+
+        def record(attention: Any, arguments: tuple[Any, ...]) -> None:
+            query, reference, sized, _, levels = arguments
+            found.append(attention.sampling_points(query, reference, sized, levels))
+
+        hooks = [layer.cross_attention.register_forward_pre_hook(record) for layer in cast("list[DecoderLayer]", list(self.decoder.layers))]
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def keep_classes(self, classes: Sequence[int]) -> None:
         rows = list(classes)
-        for head in self.decoder.class_heads:
-            assert isinstance(head, nn.Linear)
+        for head in cast("list[nn.Linear]", list(self.decoder.class_heads)):
             head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
             head.out_features = len(rows)
         self.num_classes = len(rows)
 
-    def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
         joined = join(groups)
         return joined.split(self._run(memory, joined))
 
-    def _run(self, memory: Memory, joined: Joined) -> Stages:
+    def _run(self, memory: Memory, joined: Joined) -> DecodedStages:
         """The stages one after the other; class scores of all stages at the end.
 
-        DINO refines from raw content and emits from normalised content. `base` is what the emitted box is added to: with
-        look forward twice it is the undetached reference, so that a stage's box loss also teaches the stage before.
+        DINO refines the reference from the raw content, but predicts from the normalised content. `base` is what the predicted box is
+        added to. With look forward twice it is the reference with its gradient, so that a box loss also trains the stage before.
         """
         decoder, content = self.decoder, joined.content
         reference = base = joined.reference
         sized = joined.sized
-        contents, emitted, boxes, references = [], [], [], []
+        contents, predicted, boxes, references = [], [], [], []
         for stage in range(decoder.stages):
             content = self._layer(stage, content, reference, sized, memory, joined)
-            shown = content if decoder.norm is None else decoder.norm(content)
+            normalised = content if decoder.norm is None else decoder.norm(content)
             head = decoder.box_heads[stage % len(decoder.box_heads)]
-            delta = head(shown)
+            delta = head(normalised)
             contents.append(content)
-            emitted.append(shown)
+            predicted.append(normalised)
             references.append(base)
             boxes.append(shift(delta, base, sized, self.eps, self.start_size))
             if self.refine:
-                refined = shift(delta if shown is content else head(content), reference, sized, self.eps, self.start_size)
+                refined = shift(delta if normalised is content else head(content), reference, sized, self.eps, self.start_size)
                 reference = refined.detach()
                 base = refined if self.look_forward_twice else reference
                 sized = True
-        return Stages(self._classify(emitted), torch.stack(boxes), torch.stack(contents), torch.stack(references))
+        return DecodedStages(
+            self._classify(predicted), torch.stack(boxes), content=torch.stack(contents), reference=torch.stack(references)
+        )
 
     def _layer(self, stage: int, content: Tensor, reference: Tensor, sized: bool | Tensor, memory: Memory, joined: Joined) -> Tensor:
         decoder = self.decoder
@@ -197,15 +239,15 @@ class DeformableDetector(Detector):
             return checkpoint(layer, *arguments, use_reentrant=False)
         return layer(*arguments)
 
-    def _classify(self, emitted: list[Tensor]) -> Tensor:
+    def _classify(self, contents: list[Tensor]) -> Tensor:
         heads = self.decoder.class_heads
         if len(heads) == 1:
-            return heads[0](torch.stack(emitted))
-        return torch.stack([head(shown) for head, shown in zip(heads, emitted, strict=True)])
+            return heads[0](torch.stack(contents))
+        return torch.stack([head(content) for head, content in zip(heads, contents, strict=True)])
 
 
 def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float, start_size: float = 0.0) -> Tensor:
-    """The box that `delta` [B, N, 4] (logits) makes of `base`; where the base has no size, of `start_size` (a logit)."""
+    """The box `base` [B, N, 4] moved by `delta` [B, N, 4], in logits. Where the base has no size, its sides start from `start_size`."""
     start = inverse_sigmoid(base, eps)
     if sized is False:
         start = torch.cat((start[..., :2], torch.full_like(start[..., 2:], start_size)), -1)
@@ -222,15 +264,15 @@ def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
 def valid_ratio(padding: Tensor) -> Tensor:
     """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (F-05).
 
-    float32 whatever the tokens are, and with it all geometry made from it: bfloat16 cannot even count the cells of a row,
-    and the originals do so in their float64 runs too.
+    It is float32 whatever the tokens are, and so is all geometry made from it, because bfloat16 cannot even count the cells of a row.
+    The originals use float32 in their float64 runs too.
     """
     height, width = padding.shape[1:]
     return torch.stack(((~padding[:, 0, :]).sum(1).float() / width, (~padding[:, :, 0]).sum(1).float() / height), -1)
 
 
 def initialise(module: nn.Module) -> None:
-    """xavier_uniform on every weight matrix of a transformer part; attention parts keep their own rules (F-12, F-27)."""
+    """xavier_uniform on every weight matrix of a transformer part, except that attention keeps its own rules (F-12, F-27)."""
     for part in module.modules():
         if isinstance(part, nn.Linear):
             nn.init.xavier_uniform_(part.weight)
@@ -255,7 +297,7 @@ class ProposalHead(nn.Module):
     def forward(self, memory: Memory) -> DenseProposals:
         anchors, usable = token_anchors(memory)
         content = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
-        # float32: rounding to bfloat16 alone shuffles the ranks that the selection goes by
+        # in float32, because rounding to bfloat16 alone would change which tokens are selected
         with torch.autocast(content.device.type, enabled=False):
             logits = self.class_head(content.to(self.class_head.weight.dtype))
         unsigmoid = torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf)
@@ -263,31 +305,6 @@ class ProposalHead(nn.Module):
         return DenseProposals(logits, boxes, unsigmoid.sigmoid(), content)
 
 
-def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:
-    """The box that each token starts from [B, L, 4], sides 0.05 * 2^level, and whether it may be used [B, L].
-
-    Unusable are padded tokens and anchors with any coordinate outside (0.01, 0.99) (F-13).
-    """
-    start, boxes = 0, []
-    dtype = memory.valid_ratios.dtype
-    for level, (height, width) in enumerate(memory.levels):
-        padding = memory.padding[:, start : start + height * width].view(-1, height, width)
-        start += height * width
-        valid = torch.stack(((~padding[:, 0, :]).sum(1), (~padding[:, :, 0]).sum(1)), -1).to(dtype)
-        y, x = torch.meshgrid(
-            torch.arange(height, device=valid.device, dtype=dtype), torch.arange(width, device=valid.device, dtype=dtype), indexing="ij"
-        )
-        centres = (torch.stack((x, y), -1).flatten(0, 1) + 0.5) / valid[:, None]
-        boxes.append(torch.cat((centres, torch.full_like(centres, 0.05 * 2.0**level)), -1))
-    anchors = torch.cat(boxes, 1)
-    return anchors, ((anchors > 0.01) & (anchors < 0.99)).all(-1) & ~memory.padding
-
-
-def take(tensor: Tensor, token: Tensor) -> Tensor:
-    """Rows [B, K] of [B, L, D] -> [B, K, D]."""
-    return tensor.gather(1, token[..., None].expand(-1, -1, tensor.shape[-1]))
-
-
 def selected_proposals(dense: DenseProposals, token: Tensor) -> Stages:
-    """The proposals that became queries, as one stage (DINO, DAB-Deformable-DETR: supervised with true labels)."""
-    return Stages(take(dense.logits, token)[None], take(dense.boxes_unsigmoid, token).sigmoid()[None])
+    """The proposals of the chosen tokens [B, K], as one stage. DINO and DAB-Deformable-DETR supervise them with true labels."""
+    return Stages(take_rows(dense.logits, token)[None], take_rows(dense.boxes_unsigmoid, token).sigmoid()[None])

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from steadydetr.detectors.deformable import SMALL, Decoder, DeformableDetector, ProposalHead, TransformerConfig, take
+from steadydetr.detectors.deformable import (
+    SMALL,
+    Decoder,
+    DeformableDetector,
+    DeformableDetectorConfig,
+    ProposalHead,
+    TransformerConfig,
+)
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
 from steadydetr.nn.positions import box_position
-from steadydetr.structures import Memory, Queries, Stages
+from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
 
 @register("deformable-detr")
 @dataclass(frozen=True)
-class DeformableDETRConfig:
+class DeformableDETRConfig(DeformableDetectorConfig):
     """Defaults: the paper's plain detector. Two-stage needs `refine`."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = TransformerConfig()
     queries: int = 300
     refine: bool = False  # iterative box refinement
@@ -43,7 +50,7 @@ class DeformableDETR(DeformableDetector):
         width = config.transformer.width
         decoder = Decoder(config.transformer, num_classes, position=None, norm=False, share_heads=not config.refine)
         super().__init__(config.backbone, config.transformer, num_classes, decoder)
-        self.config, self.refine = config, config.refine
+        self.config, self.refine, self.makes_references = config, config.refine, not config.two_stage
         if config.two_stage:
             self.proposal_head = ProposalHead(width, num_classes)
             self.proposal_position = nn.Linear(2 * width, 2 * width)
@@ -56,13 +63,12 @@ class DeformableDETR(DeformableDetector):
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)
             if config.refine and config.transformer.share_decoder:
-                self.start_size = SMALL  # a head of all stages would make the box smaller at every stage  # D-56
+                self.start_size = SMALL  # as a bias of the shared head it would make the box smaller at every stage  # D-56
             else:
-                with torch.no_grad():
-                    decoder.box_heads[0].layers[-1].bias[2:] = SMALL  # type: ignore[union-attr, index]
+                decoder.start_small()
 
     def with_proposals(self, memory: Memory) -> Memory:
-        return replace(memory, dense=self.proposal_head(memory)) if self.config.two_stage else memory
+        return TwoStageMemory.of(memory, self.proposal_head(memory)) if self.config.two_stage else memory
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
         return {"main": self._from_proposals(memory) if self.config.two_stage else self._learned(memory)}
@@ -74,24 +80,24 @@ class DeformableDETR(DeformableDetector):
         return Queries(content, reference, sized=False, position=position)
 
     def refer(self, position: Tensor) -> Tensor:
-        """The references that learned position vectors mean, without a size: [..., D] -> [..., 4]. One-stage only."""
+        """The references, without a size, that learned position vectors mean: [..., D] -> [..., 4]. One-stage only."""
+        if not self.makes_references:
+            return super().refer(position)
         centre = self.query_reference(position).sigmoid()
         return torch.cat((centre, torch.zeros_like(centre)), -1)
 
     def _from_proposals(self, memory: Memory) -> Queries:
-        """Position and content both from the box; ranked by the logit of class 0, which means "object" here."""
-        assert memory.dense is not None
-        token = memory.dense.logits[..., 0].topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take(memory.dense.boxes_unsigmoid, token).detach().sigmoid()
+        """Position and content are both made of the box. Tokens are ranked by the logit of class 0, which means "object" here."""
+        dense = dense_proposals(memory)
+        token = dense.logits[..., 0].topk(min(self.config.queries, memory.tokens.shape[1])).indices
+        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
         sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)
         position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
         return Queries(content, reference, position=position, token=token)
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        """Every token's proposal; they are supervised as class 0."""
-        if memory.dense is None:
+        """The proposals of all tokens, which are supervised as class 0."""
+        if not self.config.two_stage:
             return None
-        return Stages(memory.dense.logits[None], memory.dense.boxes_unsigmoid.sigmoid()[None])
-
-    def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
-        raise ValueError("Deformable DETR's queries carry no label: denoising needs DINO")
+        dense = dense_proposals(memory)
+        return Stages(dense.logits[None], dense.boxes_unsigmoid.sigmoid()[None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -10,25 +10,25 @@ from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.deformable import (
     Decoder,
     DeformableDetector,
+    DeformableDetectorConfig,
     ProposalHead,
     TransformerConfig,
     selected_proposals,
-    take,
 )
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.structures import Memory, Queries, Stages
+from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
 DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
 
 
 @register("dino")
 @dataclass(frozen=True)
-class DINOConfig:
+class DINOConfig(DeformableDetectorConfig):
     """Defaults: DINO 4-scale with R50. 5-scale: a backbone map more (stride 4) and `transformer.levels` 5."""
 
-    backbone: BackboneConfig | SmallBackboneConfig = BackboneConfig()
+    backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = DINO_TRANSFORMER
     queries: int = 900
     mixed_selection: bool = True  # boxes from the encoder, content learned; False: content from the encoder too
@@ -42,6 +42,7 @@ class DINOConfig:
 
 class DINO(DeformableDetector):
     refine = True
+    embeds_labels = True
     eps = 1e-3
 
     def __init__(self, config: DINOConfig, num_classes: int) -> None:
@@ -57,23 +58,21 @@ class DINO(DeformableDetector):
         self.label_content = nn.Embedding(num_classes + config.spare_label, width)
 
     def with_proposals(self, memory: Memory) -> Memory:
-        return replace(memory, dense=self.proposal_head(memory))
+        return TwoStageMemory.of(memory, self.proposal_head(memory))
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
         """The best tokens by their largest class logit; learned content goes with them by rank."""
-        dense = memory.dense
-        assert dense is not None
+        dense = dense_proposals(memory)
         token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take(dense.boxes_unsigmoid, token).detach().sigmoid()
+        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
         if self.query_content is None:
-            content = take(dense.content, token).detach()
+            content = take_rows(dense.content, token).detach()
         else:
             content = self.query_content.weight[: token.shape[1]].expand(len(token), -1, -1)
         return {"main": Queries(content, reference, token=token)}
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        assert memory.dense is not None and queries.token is not None
-        return selected_proposals(memory.dense, queries.token)
+        return None if queries.token is None else selected_proposals(dense_proposals(memory), queries.token)
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         reference = inverse_sigmoid(boxes, self.eps).sigmoid()  # never quite 0 or 1

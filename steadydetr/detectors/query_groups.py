@@ -1,4 +1,4 @@
-"""Query groups: joined for one decoder pass, told what they see, and split again."""
+"""Query groups: joined for one decoder pass with a plan of who attends to whom, and split again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.nn.attention import AttentionPlan, Rows
-from steadydetr.structures import Group, Stages
+from steadydetr.structures import DecodedStages, QueryGroup
 
 
 @dataclass(frozen=True)
@@ -21,27 +21,23 @@ class Joined:
     sized: bool | Tensor  # all rows alike, or [N] bool
     position: Tensor | None  # [B, N, D]
     plan: AttentionPlan
-    groups: tuple[Group, ...]
+    groups: tuple[QueryGroup, ...]
 
-    def split(self, stages: Stages) -> dict[str, Stages]:
+    def split(self, stages: DecodedStages) -> dict[str, DecodedStages]:
         """Stages over all rows -> the stages of each group by its name."""
         sizes = [group.queries.content.shape[1] for group in self.groups]
-
-        def cut(tensor: Tensor | None) -> Sequence[Tensor | None]:
-            return [None] * len(sizes) if tensor is None else tensor.split(sizes, dim=2)
-
-        parts = zip(self.groups, *map(cut, (stages.logits, stages.boxes, stages.content, stages.reference)), strict=True)
+        tensors = (stages.logits, stages.boxes, stages.content, stages.reference)
+        parts = zip(self.groups, *(tensor.split(sizes, dim=2) for tensor in tensors), strict=True)
         return {
-            group.name: Stages(logits, boxes, content, reference, group.queries.valid)  # type: ignore[arg-type]
+            group.name: DecodedStages(logits, boxes, group.queries.valid, content=content, reference=reference)
             for group, logits, boxes, content, reference in parts
         }
 
 
-def join(groups: Sequence[Group]) -> Joined:
+def join(groups: Sequence[QueryGroup]) -> Joined:
     """Concatenate the groups and plan their attention.
 
-    Whatever stands in invalid rows is replaced here, before it can reach a gradient: where the rows are masked only later,
-    0 * NaN would still be NaN.
+    The content of invalid rows is replaced here, because a NaN in it would reach the gradient: masking later gives 0 * NaN, which is NaN.
 
     Raises:
         ValueError: no group, a name used twice, a group that sees an unknown one, or positions given by some groups only.
@@ -71,7 +67,8 @@ def _fill(tensor: Tensor, valid: Tensor | None, value: float) -> Tensor:
     return tensor if valid is None else torch.where(valid[..., None], tensor, value)
 
 
-def _sized(groups: Sequence[Group]) -> bool | Tensor:
+def _sized(groups: Sequence[QueryGroup]) -> bool | Tensor:
+    """Whether references have a size: one answer where all groups agree, else [N] bool."""
     flags = [group.queries.sized for group in groups]
     if all(flags) or not any(flags):
         return flags[0]
@@ -79,7 +76,7 @@ def _sized(groups: Sequence[Group]) -> bool | Tensor:
     return torch.cat([torch.full((group.queries.content.shape[1],), group.queries.sized, device=device) for group in groups])
 
 
-def attention_plan(groups: Sequence[Group]) -> AttentionPlan:
+def attention_plan(groups: Sequence[QueryGroup]) -> AttentionPlan:
     """Each group attends to its own rows (of the same block) and to those of the groups it sees."""
     stops = torch.tensor([group.queries.content.shape[1] for group in groups]).cumsum(0).tolist()
     rows = {group.name: slice(stop - group.queries.content.shape[1], stop) for group, stop in zip(groups, stops, strict=True)}
@@ -92,8 +89,8 @@ def attention_plan(groups: Sequence[Group]) -> AttentionPlan:
     return plan
 
 
-def _visible(group: Group, seen: Sequence[Group]) -> Tensor | None:
-    """[1 or B, 1, rows, keys] bool. An invalid row still sees itself, because a softmax over nothing is NaN."""
+def _visible(group: QueryGroup, seen: Sequence[QueryGroup]) -> Tensor | None:
+    """What each row of the group attends to, [1 or B, 1, rows, keys] bool. An invalid row sees itself: a softmax over nothing is NaN."""
     members = (group, *seen)
     if group.blocks is None and all(member.queries.valid is None for member in members):
         return None

@@ -1,6 +1,6 @@
 """Classification and box terms that every detector of the family shares.
 
-Legend: R problem rows (one per stage and object), N queries, P matched pairs. Logits are before the sigmoid.
+Everything is elementwise. Logits are before the sigmoid.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Offline distillation (Chang et al. 2023, DETRDistill), and the methods of feature distillation that it is compared with.
 
 Legend: B images, F folded images (stage * B + image), L tokens of a feature level (h * w, row by row), d channels of the teacher,
-M queries, K teacher predictions of an image, N student queries, C classes, G objects of all images.
+M queries of the teacher, K of its predictions of an image, N queries of the student, P pairs, C classes, G objects of all images.
 `padding` is True where a token is no image. Sums of a level go over its valid tokens.
 """
 
@@ -42,7 +42,7 @@ def soft_label_cost(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def soft_label_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The same of matched pairs: [P, C] each -> [P]."""
+    """The same for matched pairs: [P, C] each -> [P]."""
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
 

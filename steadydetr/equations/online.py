@@ -1,6 +1,6 @@
-"""Online distillation (Wu et al. 2024, OD-DETR): what the average of the weights teaches the weights.
+"""Online distillation (Wu et al. 2024, OD-DETR): the average of a detector's weights as its teacher.
 
-Legend: R rows (one per stage and target), N queries, M folded images (stage * B + image).
+Legend: R problem rows (one for every stage and target), N queries, F folded images (stage * B + image), P pairs.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class JoinedMatches:
-    """What the teacher's match adds to the student's, target by target; [R] bool each."""
+class AddedPairs:
+    """The pairs that the teacher's match adds to the student's, at most one for every target; [R] bool each."""
 
-    taught: Tensor  # another query than the student's own learns the target's class too
-    taught_box: Tensor  # and its box, because it holds no target of its own
-    costlier: Tensor  # that query costs more than the student's own (at equal cost too); False where there is no own
+    classes: Tensor  # the teacher's query is another than the student's own and learns the target's class too
+    boxes: Tensor  # it also learns the box, because it is matched to no target of its own
+    costlier: Tensor  # it costs as much as the student's own query or more; False where there is no own
 
 
-def join_matches(own: Tensor, taught: Tensor, image: Tensor, images: int, cost: Tensor) -> JoinedMatches:
-    """Both matches of the same targets (OD-DETR Eq. 3, 4, Fig. 3).
+def join_matches(own: Tensor, teacher_query: Tensor, image: Tensor, images: int, cost: Tensor) -> AddedPairs:
+    """What the teacher's match of the same targets adds to the student's (OD-DETR Eq. 3, 4, Fig. 3).
 
     Args:
         own: [R] query of the student's match, -1: none.
-        taught: [R] the student's query that is the counterpart of the one in the teacher's match, -1: none.
+        teacher_query: [R] the student's query that is the counterpart of the one in the teacher's match, -1: none.
         image: [R] the folded image of each target.
+        images: F.
         cost: [R, N] the student's.
     """
-    differ = (taught >= 0) & (taught != own)
-    holds = torch.zeros(images + 1, cost.shape[1], dtype=torch.bool, device=cost.device)  # the last row takes what has no query
-    holds[torch.where(own >= 0, image, images), own.clamp(min=0)] = True
-    own_cost, taught_cost = (cost.gather(1, query.clamp(min=0)[:, None])[:, 0] for query in (own, taught))
-    return JoinedMatches(differ, differ & ~holds[image, taught.clamp(min=0)], differ & (own >= 0) & (taught_cost >= own_cost))
+    differ = (teacher_query >= 0) & (teacher_query != own)
+    matched = torch.zeros(images + 1, cost.shape[1], dtype=torch.bool, device=cost.device)  # the last row is for targets without a query
+    matched[torch.where(own >= 0, image, images), own.clamp(min=0)] = True
+    own_cost, other_cost = (cost.gather(1, query.clamp(min=0)[:, None])[:, 0] for query in (own, teacher_query))
+    costlier = differ & (own >= 0) & (other_cost >= own_cost)
+    return AddedPairs(differ, differ & ~matched[image, teacher_query.clamp(min=0)], costlier)
 
 
 def task_weight(score: Tensor, iou: Tensor, alpha: float = 0.25, beta: float = 0.75) -> Tensor:

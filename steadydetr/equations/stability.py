@@ -1,7 +1,7 @@
 """Measures of how steadily targets keep their queries.
 
-Legend: G targets of M images, Q query identities (a query's number, or the encoder token it comes from), S stages.
-`query` holds the identity matched to every target, -1 where none is.
+Legend: G targets of B images, Q identities of queries (a query's number, or the encoder token it comes from), S stages.
+`query` is the identity of the query that is matched to every target, -1 where none is.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def held_targets(query: Tensor, image: Tensor, images: int, identities: int) -> Tensor:
-    """V of DN-DETR and DETRDistill: the target that every query holds, -1 for none. [..., G] -> [..., M, Q]."""
+    """V of DN-DETR and DETRDistill: the target that every query holds, -1 for none. [..., G] -> [..., B, Q]."""
     targets = torch.arange(query.shape[-1], device=query.device).expand_as(query)
     # unmatched targets write into a spare column, which is cut off
     place = image * (identities + 1) + torch.where(query < 0, identities, query)
@@ -20,7 +20,7 @@ def held_targets(query: Tensor, image: Tensor, images: int, identities: int) -> 
 
 
 def instability(before: Tensor, after: Tensor) -> Tensor:
-    """Queries whose target changed, summed over queries, mean over images: at most 2 x objects. [..., M, Q] -> [...].
+    """Queries whose target changed, summed over queries, mean over images: at most 2 x objects. [..., B, Q] -> [...].
 
     Between epochs it is the instability of DN-DETR (Li et al. 2022, Sec. 3.1; OD-DETR Fig. 1), between the decoder stages k and k + 1
     the IS^k of DETRDistill (Fig. 7).

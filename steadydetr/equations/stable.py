@@ -1,6 +1,6 @@
-"""Stable matching (Liu et al. 2023, Stable-DINO): position decides what a class score learns and what a match costs.
+"""Stable matching (Liu et al. 2023, Stable-DINO): class targets and matching costs that depend on where the box is.
 
-Legend: P matched pairs, R problem rows (one per stage and object), N queries. An image is a folded one: stage * B + image.
+Legend: P matched pairs, R problem rows (one for every stage and object), N queries. Images are folded ones: stage * B + image.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The choices of a criterion: what a query's class costs in the matching, and what its score then learns."""
+"""The choices of a criterion: what a query's class costs in the matching, and the value that its score then learns."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -15,9 +16,25 @@ from steadydetr.kinds import register
 from steadydetr.learning.matching import PairwiseTerms
 
 
+class ClassCost(ABC):
+    """The class term of the matching cost: a frozen dataclass."""
+
+    @abstractmethod
+    def __call__(self, terms: PairwiseTerms) -> Tensor:
+        """[R, N], before its weight."""
+
+
+class ClassTarget(ABC):
+    """The value that the class score of a matched query learns: a frozen dataclass. All other entries learn 0."""
+
+    @abstractmethod
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
+        """[P]."""
+
+
 @register("focal-cost", "focal")
 @dataclass(frozen=True)
-class FocalCost:
+class FocalCost(ClassCost):
     """The class cost of Deformable DETR and DINO."""
 
     alpha: float | None = 0.25  # None: both terms weigh 1
@@ -30,11 +47,14 @@ class FocalCost:
 
 @register("position-modulated-cost", "position-modulated")
 @dataclass(frozen=True)
-class PositionModulatedCost:
-    """Stable-DINO Eq. 4: a query whose box is far from the target cannot be cheap by its class score. A quantity per pair (D-20)."""
+class PositionModulatedCost(ClassCost):
+    """Stable-DINO Eq. 4: the score is scaled by the box's overlap with the target, so that a far box is not cheap by its score alone.
+
+    It is a quantity of every pair, unlike in the released code, where targets of one class overwrite one another (D-20).
+    """
 
     exponent: float = 0.5  # of (GIoU + 1) / 2
-    rescale: bool = False  # True: the best pair of every image counts as exact (released code)  # D-21
+    rescale: bool = False  # True: scaled so that the factor of every image's best pair is 1 (released code)  # D-21
     alpha: float | None = 0.25  # None: the literal formula, without the alpha of the paper's footnote 3
     gamma: float = 2.0
 
@@ -47,55 +67,55 @@ class PositionModulatedCost:
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """What a class target may depend on: the predictions of matched pairs, detached."""
+class MatchedPairs:
+    """What a class target may depend on: the predictions of matched pairs, without gradients."""
 
     score: Tensor  # [P] of the target's class
     iou: Tensor  # [P] of the prediction with its target
     image: Tensor  # [P] folded: stage * B + image
-    images: int  # S * B
-    largest_iou: Callable[[], Tensor]  # () -> [S * B] over every query and target of the image at that stage
+    images: int  # F
+    largest_iou: Callable[[], Tensor]  # () -> [F] over every query and target of the image at that stage
 
 
 @register("hard-target", "hard")
 @dataclass(frozen=True)
-class HardTarget:
-    """1: the focal loss."""
+class HardTarget(ClassTarget):
+    """1, which makes the focal loss."""
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
         return torch.ones_like(pairs.iou)
 
 
 @register("quality-target", "quality")
 @dataclass(frozen=True)
-class QualityTarget:
-    """The IoU itself: with `alpha` None the quality focal loss (OD-DETR Eq. 2)."""
+class QualityTarget(ClassTarget):
+    """The IoU of the prediction with its target. With the criterion's `alpha` None it makes the quality focal loss (OD-DETR Eq. 2)."""
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
         return pairs.iou
 
 
 @register("position-target", "position")
 @dataclass(frozen=True)
-class PositionTarget:
+class PositionTarget(ClassTarget):
     """Stable-DINO Eq. 3: t = epsilon(f1(s)), f1(s) = warp(s^exponent), with s the IoU of a prediction with its target.
 
     Its Table 7: exponents 1, 0.5 and 2 without a warp; warp `exponential`, `unit_exponential` or `half_sine` with exponent 1 (released
-    code: 2); a score exponent, to see that scores harm.
+    code: 2); and a score exponent, by which the paper shows that the score must not be part of the target.
     """
 
     exponent: float = 2.0
-    score_exponent: float = 0.0  # p^a in front of s^exponent
+    score_exponent: float = 0.0  # a factor p^score_exponent, p the score
     warp: Callable[[Tensor], Tensor] = identity
-    rescale: Literal["max", "one", "none"] = "max"  # the largest target of an image: the largest IoU of any pair in it, 1, or as it is
+    rescale: Literal["max", "one", "none"] = "max"  # stretch an image's targets until the largest is its largest IoU of any pair, or 1
 
     def __post_init__(self) -> None:
         if self.warp is exponential and self.rescale == "none":
             raise ValueError("class_target.warp exponential makes targets above 1: it needs class_target.rescale max or one")
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
         target = pairs.iou.pow(self.exponent)
         if self.score_exponent:
@@ -104,9 +124,5 @@ class PositionTarget:
         if self.rescale == "none":
             return target
         top = pairs.largest_iou().to(target.dtype) if self.rescale == "max" else target.new_ones(pairs.images)
-        # a box that misses its target has nothing to teach, whatever the warp makes of 0
+        # a box that does not overlap its target has target 0, also where the warp of 0 is not 0, as e^0 is not
         return rescale_targets(torch.where(pairs.iou > 0, target, 0), pairs.image, top)
-
-
-ClassCost = FocalCost | PositionModulatedCost
-ClassTarget = HardTarget | QualityTarget | PositionTarget

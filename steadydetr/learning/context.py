@@ -1,32 +1,31 @@
-"""What all objectives of a step look at."""
+"""What all objectives of a step read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from steadydetr.detectors.base import Detector
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.learning.teachers import TeacherOutput
-from steadydetr.structures import Batch, Group, Memory, Queries, Stages, Targets
+from steadydetr.learning.predictions import TeacherOutput, predict
+from steadydetr.structures import Batch, Memory, Queries, Stages, Targets
 
 
 @dataclass(frozen=True)
 class StepContext:
-    """One batch seen by the student: its memory, its own queries, for two-stage detectors the supervised proposals; and by teachers."""
+    """One batch with the student's memory and queries and with the outputs of the teachers."""
 
     batch: Batch
     student: Detector
     memory: Memory
-    queries: dict[str, Queries]
-    proposals: Stages | None
+    queries: dict[str, Queries]  # the student's own, "main" and perhaps others
+    proposals: Stages | None  # the encoder's predictions that are supervised, of two-stage detectors
     teacher_outputs: dict[str, TeacherOutput]  # by the teachers' names
     adapters: Mapping[str, nn.Module]  # what objectives train besides the student, by their names
-    teachers: Mapping[str, Detector]  # that were run
+    teachers: Mapping[str, Detector]  # those that were run, by name
 
     @staticmethod
     def of(
@@ -36,14 +35,18 @@ class StepContext:
         teachers: Mapping[str, Detector],
         adapters: Mapping[str, nn.Module] | None = None,
     ) -> StepContext:
-        """Teachers first: the fetch of all their assignment problems waits for them while the device goes on with the student's encoder."""
-        views = [_view(batch, teacher) for teacher in teachers.values()]
-        problems = [criterion.problem(stages, batch.targets, name) for name, (*_, stages) in zip(teachers, views, strict=True)]
+        """Run the teachers and the student's encoder.
+
+        The teachers' assignment problems are solved last: a GPU works on the student's encoder while the host waits for their costs.
+        """
+        predictions = {name: predict(teacher, batch) for name, teacher in teachers.items()}
+        problems = [criterion.problem(found.stages, batch.targets, name) for name, found in predictions.items()]
         memory = student.encode(batch.images, batch.padding)
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])
-        teacher_outputs = {name: TeacherOutput(*view, solved) for name, view, solved in zip(teachers, views, solve(problems), strict=True)}
-        return StepContext(batch, student, memory, queries, proposals, teacher_outputs, adapters or {}, teachers)
+        solved = zip(predictions.items(), solve(problems), strict=True)
+        outputs = {name: TeacherOutput.of(found, matched, batch.targets) for (name, found), matched in solved}
+        return StepContext(batch, student, memory, queries, proposals, outputs, adapters or {}, teachers)
 
     @property
     def targets(self) -> Targets:
@@ -53,10 +56,3 @@ class StepContext:
     def normaliser(self) -> float:
         """Objects of the whole step, over ranks and accumulated micro-batches, at least 1."""
         return self.batch.global_totals.normaliser
-
-
-@torch.no_grad()
-def _view(batch: Batch, teacher: Detector) -> tuple[Memory, Queries, Stages]:
-    memory = teacher.encode(batch.images, batch.padding)
-    queries = teacher.queries(memory)["main"]
-    return memory, queries, teacher.decode(memory, [Group("main", queries)])["main"]

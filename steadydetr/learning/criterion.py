@@ -1,4 +1,4 @@
-"""The one detection loss: given who learns what, classification, L1 and GIoU of every stage at once."""
+"""The detection loss that all objectives share: given an assignment, the class, L1 and GIoU losses of every stage at once."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from torch import Tensor
 
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.kinds import register
-from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, Pairs
+from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
 from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32
 
-CERTAIN_BACKGROUND = -1e4  # a logit whose loss as background, and that loss's gradient, are exactly 0
+CERTAIN_BACKGROUND = -1e4  # a logit for which the loss of background and its gradient are exactly 0
 
 
 @register("loss-weights", "weights")
 @dataclass(frozen=True)
 class Weights:
+    """Of the class, L1 and GIoU terms, in a cost or in a loss."""
+
     label: float = 1.0
     l1: float = 5.0
     giou: float = 2.0
@@ -28,7 +30,7 @@ class Weights:
 @register("criterion")
 @dataclass(frozen=True)
 class Criterion:
-    """How a query is priced against a target and what it then learns.
+    """The matching cost of a query with a target, and the losses of what it then learns.
 
     Defaults: the focal loss and cost of Deformable DETR and DINO (DINO: label weight 1; Deformable DETR: 2).
     """
@@ -42,17 +44,16 @@ class Criterion:
     giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
 
     def cost(self, terms: PairwiseTerms) -> Tensor:
-        """[R, N]. The constant of 1 - GIoU is left out: it moves no assignment."""
+        """[R, N]. The 1 of 1 - GIoU is left out, because a constant changes no assignment."""
         weights = self.cost_weights
         return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
 
     @torch.no_grad()
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
-        """The assignment problem of every stage with the targets of the batch, priced in float32 or better."""
+        """The assignment problem of every stage with the targets of the batch; costs are in float32 or better."""
         with torch.autocast(stages.logits.device.type, enabled=False):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
-            stages = Stages(logits, boxes, valid=stages.valid)
-            terms = pairwise_terms(stages, targets, self.giou_eps)
+            terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
 
     def add_losses(
@@ -83,7 +84,7 @@ class Criterion:
 
     def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
         logits = at_least_float32(stages.logits)
-        if stages.valid is not None:  # replaced before the loss, which then is 0: masked after it, 0 * NaN would reach the gradient
+        if stages.valid is not None:  # replaced before the loss, because masking it afterwards would let 0 * NaN into the gradient
             logits = torch.where(stages.valid[..., None], logits, CERTAIN_BACKGROUND)
         logits = logits.flatten(0, 1)
         wanted = torch.zeros_like(logits)
@@ -91,7 +92,7 @@ class Criterion:
         weight: Tensor | None = None
         values = self.class_target(self._pairs(stages, assignment.classes, targets, folded)).to(wanted.dtype)
         targeted = zip(assignment.classes, values.split([len(match.query) for match in assignment.classes]), strict=True)
-        for match, value in reversed(list(targeted)):  # where two matches mean one entry, the first decides (OD-DETR Eq. 3)  # D-30
+        for match, value in reversed(list(targeted)):  # where both set one entry, the first match decides  # D-30
             at = (match.image, match.query, folded.labels[match.target])
             wanted[at] = value
             positive[at] = True
@@ -103,14 +104,14 @@ class Criterion:
             loss = loss * weight
         return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
 
-    def _pairs(self, stages: Stages, matches: Sequence[Match], targets: Targets, folded: Targets) -> Pairs:
-        """Of all matches together: what an image's largest target is, is said of all its pairs."""
+    def _pairs(self, stages: Stages, matches: Sequence[Match], targets: Targets, folded: Targets) -> MatchedPairs:
+        """The pairs of all matches together, because the largest target of an image is the largest of all its pairs."""
         image, query, target = (torch.cat([getattr(match, part) for match in matches]) for part in ("image", "query", "target"))
         logits, boxes = (at_least_float32(tensor).detach() for tensor in stages.flat)
         score = logits[image, query, folded.labels[target]].sigmoid()
         iou = paired_iou(boxes[image, query], folded.boxes[target], self.giou_eps)
-        detached = Stages(stages.logits.detach(), at_least_float32(stages.boxes.detach()), valid=stages.valid)
-        return Pairs(score, iou, image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
+        detached = Stages(stages.logits.detach(), at_least_float32(stages.boxes.detach()), stages.valid)
+        return MatchedPairs(score, iou, image, len(logits), lambda: largest_iou(detached, targets, self.giou_eps))
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = at_least_float32(stages.flat[1])[match.image, match.query]

@@ -1,7 +1,4 @@
-"""Assignment of targets to queries: costs only within an image, all problems of a step in one transfer to the host.
-
-Legend: R problem rows (one per stage and object, stage by stage), N queries, P pairs.
-"""
+"""Assignment of targets to queries: costs only within an image, all problems of a step in one transfer to the host."""
 
 from __future__ import annotations
 
@@ -18,25 +15,25 @@ from torch import Tensor
 from steadydetr.boxes import area, iou_giou, to_xyxy
 from steadydetr.structures import Match, MatchResult, Stages, Targets
 
-FORBIDDEN = 1e9  # finite, because the solver rejects a block whose every entry is infinite
-LARGE = 2**16  # entries of a block, from which threads pay: the solver then takes longer than a thread to start
+FORBIDDEN = 1e9  # the cost of pairs that must not be; finite, because the solver refuses problems without any finite entry
+LARGE = 2**16  # entries of one image's problem from which on threads are used; smaller ones are solved before a thread has started
 
 
 @dataclass(frozen=True)
 class PairwiseTerms:
-    """Every target against the queries of its own image, nothing else."""
+    """What a cost is made of: every target against the queries of its own image, and no other image's."""
 
     logits: Tensor  # [R, N] of the target's class
     l1: Tensor  # [R, N]
     giou: Tensor  # [R, N]
     iou: Tensor  # [R, N]
     image: Tensor  # [R] folded: stage * B + image
-    images: int  # S * B
+    images: int  # F
     valid: Tensor | None  # [R, N] bool, None: all queries are
 
 
 def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> PairwiseTerms:
-    """`targets` are those of one batch; every stage is matched with them."""
+    """The terms of every stage with `targets`, which are those of one batch."""
     logits, boxes = stages.flat
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
@@ -47,22 +44,22 @@ def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> P
 
 
 def _rows(boxes: Tensor, image: Tensor) -> Tensor:
-    """[S*B, N, 4] -> [R, N, 4], in memory one coordinate after the other: inner loops run over N numbers, not over 4."""
+    """The boxes of each row's image, [F, N, 4] -> [R, N, 4]. In memory the coordinate comes first, so that inner loops run over N."""
     return boxes.movedim(-1, 0).contiguous()[:, image].movedim(0, -1)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One-to-one assignment of every folded image's targets (rows) to its queries."""
+    """A one-to-one assignment to be found in every folded image: of its targets, which are the rows, to its queries."""
 
     cost: Tensor  # [R, N]
     counts: tuple[int, ...]  # rows of each folded image, in order
     name: str = "main"  # for the error message
-    after: str | None = None  # an earlier problem of the same images: the queries that it matches are forbidden here
+    after: str | None = None  # the name of an earlier problem of the same images, whose matched queries are forbidden in this one
 
     @staticmethod
     def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
-        """Queries that are not valid cost more than any that is, whatever their garbage predicts."""
+        """The problem with these costs, in which queries that are not valid are forbidden, whatever they predict."""
         return Problem(cost if terms.valid is None else torch.where(terms.valid, cost, FORBIDDEN), counts, name)
 
 
@@ -87,7 +84,7 @@ def solve(problems: Sequence[Problem]) -> list[MatchResult]:
 
 
 def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None) -> np.ndarray:
-    """[3, P] int64: folded image, query, folded target of every pair. `before`: the pairs of the problem that this one is after."""
+    """Folded image, query and folded target of every pair, [3, P] int64. `before` are the pairs of the problem named by `after`."""
     if not np.isfinite(cost).all():
         raise FloatingPointError(
             f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite"
@@ -101,7 +98,7 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
     if max((block.size for block in blocks), default=0) < LARGE:
         chosen = [_assign(block) for block in blocks]
     else:
-        with ThreadPoolExecutor() as pool:  # the solver lets go of the interpreter's lock
+        with ThreadPoolExecutor() as pool:  # the solver releases the interpreter's lock
             chosen = list(pool.map(_assign, blocks))
     columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
     matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0
@@ -109,8 +106,11 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
 
 
 def _assign(cost: np.ndarray) -> np.ndarray:
-    """The column of every row, -1: none. Rows that are forbidden as a whole take no part: where rows outnumber columns, nothing else
-    keeps them from taking one."""
+    """The column of every row, -1: none.
+
+    Rows in which everything is forbidden are left out: where there are more rows than columns, they could otherwise take a column from
+    a row that may have it.
+    """
     columns = np.full(len(cost), -1, dtype=np.int64)
     possible = np.flatnonzero(cost.min(1) < FORBIDDEN / 2)
     if len(possible):
@@ -119,23 +119,16 @@ def _assign(cost: np.ndarray) -> np.ndarray:
     return columns
 
 
-def query_of_targets(match: Match, rows: int) -> Tensor:
-    """[R] the query matched to every target, -1: none."""
-    query = match.query.new_full((rows,), -1)
-    query[match.target] = match.query
-    return query
-
-
 def cheapest_queries(cost: Tensor, image: Tensor, images: int, count: int, most: int) -> tuple[Tensor, Tensor]:
     """The union over an image's targets of the `count` cheapest queries of each, without repeats, in the order of their numbers.
 
     Args:
         cost: [R, N].
         image: [R].
-        most: the largest such union that is kept room for, K.
+        most: slots for them in every image, K.
 
     Returns:
-        queries [images, K], and whether each is one or only fills up, [images, K] bool.
+        queries [images, K], and which slots hold one, [images, K] bool; the others are filled up.
     """
     queries = cost.shape[1]
     chosen = torch.zeros(images, queries, dtype=torch.bool, device=cost.device)
@@ -147,7 +140,7 @@ def cheapest_queries(cost: Tensor, image: Tensor, images: int, count: int, most:
 
 
 def largest_iou(stages: Stages, targets: Targets, eps: float = 0.0) -> Tensor:
-    """[S * B] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
+    """[F] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
     iou, _ = iou_giou(_rows(to_xyxy(stages.flat[1]), image), to_xyxy(folded.boxes)[:, None], eps)

@@ -1,34 +1,32 @@
-"""Teachers: detectors that a student learns from, and what they say of a batch."""
+"""Teachers: detectors that a student learns from, and their configs."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
-from steadydetr.detectors import Detector
+from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.kinds import register
-from steadydetr.learning.matching import query_of_targets
-from steadydetr.structures import MatchResult, Memory, Queries, Stages
 
 Model = TypeVar("Model", bound=nn.Module)
-HORIZON = 0.028  # of a run, in steps: what decay 0.9996 is of OD-DETR's 12 epochs (2,500 of 89,000)
-Counterparts = Literal["token", "rank"]
+HORIZON = 0.028  # share of a run's steps that an average reaches back: 1 / (1 - 0.9996) = 2,500 of the 89,000 steps of OD-DETR's 12 epochs
 
 
 class Frozen(nn.Module, Generic[Model]):
-    """A detector that teaches: always in evaluation mode and without gradients, whatever `train()` is asked."""
+    """A model that is always in evaluation mode and without gradients, even when the method around it is set to training mode."""
 
     def __init__(self, model: Model, fingerprint: str = "") -> None:
         super().__init__()
         self.model: Model = model.requires_grad_(False).eval()
-        self.fingerprint = fingerprint  # of its weights
+        self.fingerprint = fingerprint  # a hash of its weights, "" where they change
 
     def train(self, mode: bool = True) -> Frozen[Model]:
         return super().train(False)
@@ -51,12 +49,40 @@ class Average(Frozen[Model]):
             mine[name].copy_(theirs[name])
 
 
+class Teacher(ABC):
+    """Where a teacher comes from: a frozen dataclass."""
+
+    trained_before: bool = False  # it comes from a checkpoint, with an architecture of its own
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What objectives call it; no two teachers of a recipe share one."""
+
+    @abstractmethod
+    def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
+        """The teacher with its weights.
+
+        Args:
+            classes: of the data, or only their number.
+            total_steps: of the run; None: unknown.
+        """
+
+    @abstractmethod
+    def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Frozen[Detector]:
+        """A model of the same architecture with random weights, which is enough to count what it costs.
+
+        Args:
+            architecture: the config of the detector in a checkpoint; only teachers that were trained before ask for it.
+        """
+
+
 @register("ema-teacher")
 @dataclass(frozen=True)
-class EMATeacher:
+class EMATeacher(Teacher):
     """The average of the student's weights as its teacher (OD-DETR)."""
 
-    decay: float | None = None  # 0.9996 in the paper; None: a horizon of 2.8% of the run's steps  # D-31
+    decay: float | None = None  # 0.9996 in the paper; None: an average over about 2.8% of the run's steps  # D-31
     stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop  # D-32
 
     def __post_init__(self) -> None:
@@ -76,12 +102,16 @@ class EMATeacher:
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Average[Detector]:
         return Average(student, self.decay_for(total_steps))
 
+    def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Average[Detector]:
+        return Average(student, self.decay_for(None))
+
 
 @register("trained-teacher")
 @dataclass(frozen=True)
-class TrainedTeacher:
+class TrainedTeacher(Teacher):
     """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""
 
+    trained_before = True
     checkpoint: str = ""  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
 
     @property
@@ -89,7 +119,7 @@ class TrainedTeacher:
         return "teacher"
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
-        """Its class scores in the order of the data, where it knows more classes (COCO's raw ids) or has them in another order.
+        """The detector in the checkpoint, whose class scores are reduced to the data's classes and brought into their order.
 
         Raises:
             ValueError, FileNotFoundError: none is named, there is no such checkpoint, or it does not know a class of the data.
@@ -106,12 +136,15 @@ class TrainedTeacher:
             raise ValueError(f"the teacher {self.checkpoint} has {detector.num_classes} classes, the student {student.num_classes}")
         return Frozen(detector, mark)
 
+    def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Frozen[Detector]:
+        return Frozen(architecture(self.checkpoint).without_pretrained().build(num_classes))
+
 
 def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> None:
-    """From here on the teacher scores the classes of the data alone, in their order.
+    """Reduce the teacher's scores to the classes of the data, in their order.
 
     Raises:
-        ValueError: it does not know one of them; calls it by `name`, its checkpoint.
+        ValueError: it does not know one of them. `name` is what the message calls the teacher, its checkpoint.
     """
     theirs = teacher.card.classes  # D-42
     if unknown := [kind for kind in wanted if kind not in theirs]:
@@ -124,39 +157,9 @@ def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> 
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights, by which a resumed run knows its teacher again."""
+    """SHA-256 of a model's weights, by which a resumed run checks that its teacher is the same."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class TeacherOutput:
-    """What a teacher says of a batch, without gradients; its match with the targets is in folded indices."""
-
-    memory: Memory
-    queries: Queries
-    stages: Stages
-    solved: MatchResult
-
-    def holders(self, stages: Sequence[int]) -> Tensor:
-        """[K, G] the teacher's query of every object at K of its stages, -1: none."""
-        query = query_of_targets(self.solved.match, len(self.solved.cost)).view(len(self.stages.logits), -1)
-        return torch.stack([query[stage] for stage in stages])
-
-    def counterparts(self, student: Queries, by: Counterparts) -> Tensor:
-        """[B, N] the student's query that is the counterpart of each of the teacher's, -1: none.
-
-        Queries of two-stage detectors are counterparts by the encoder token that they come from, or by rank; learned ones by number (D-28).
-        """
-        images, mine = self.queries.content.shape[:2]
-        theirs = student.content.shape[1]
-        device = self.queries.content.device
-        if by == "rank" or student.token is None or self.queries.token is None:
-            number = torch.arange(mine, device=device)
-            return torch.where(number < theirs, number, -1).expand(images, -1)
-        place = torch.full(self.memory.tokens.shape[:2], -1, device=device)
-        place.scatter_(1, student.token, torch.arange(theirs, device=device).expand(images, -1))
-        return place.gather(1, self.queries.token)

@@ -15,9 +15,9 @@ from steadydetr.boxes import to_xyxy
 from steadydetr.detectors import Detector
 from steadydetr.equations.distill import query_masks, spatial_attention
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import solve
+from steadydetr.learning.predictions import match_batch
 from steadydetr.objectives.feature_distillation import matched_quality
-from steadydetr.structures import Batch, Group, Memory
+from steadydetr.structures import Batch, Memory
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,8 @@ class TeacherView:
 @torch.no_grad()
 def view_of_teacher(teacher: Detector, criterion: Criterion, batch: Batch) -> TeacherView:
     """Run the teacher on a batch of one image, in evaluation mode, and match its last stage for the quality of its queries."""
-    training = teacher.training
-    teacher.eval()
-    memory = teacher.encode(batch.images, batch.padding)
-    stages = teacher.decode(memory, [Group("main", teacher.queries(memory)["main"])])["main"][-1:].in_float32()
-    teacher.train(training)
-    match = solve([criterion.problem(stages, batch.targets, "main")])[0].match
-    assert stages.content is not None
-    quality = matched_quality(stages, match, batch.targets, gamma=0.5)[0, 0]
-    return TeacherView(memory, stages.content[0, 0], quality, stages.logits[0, 0].sigmoid().amax(-1), to_xyxy(stages.boxes[0, 0]))
+    found = match_batch(teacher, criterion, batch)
+    quality = matched_quality(found.stages.in_float32(), found.matched.match, batch.targets, gamma=0.5)[-1, 0]
+    last = found.stages[-1:].in_float32()
+    score = last.logits[0, 0].sigmoid().amax(-1)
+    return TeacherView(found.memory, last.content[0, 0], quality, score, to_xyxy(last.boxes[0, 0]))

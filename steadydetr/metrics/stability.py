@@ -15,15 +15,14 @@ from torch import Tensor
 
 from steadydetr.data import DataConfig, Dataset, EvalLoader, for_training
 from steadydetr.detectors import Detector
-from steadydetr.detectors.deformable import take
 from steadydetr.equations.stability import consistency, held_targets, instability, unstable_score
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import MatchResult, Problem, solve
-from steadydetr.structures import Batch, Group, Queries, Stages, Targets
+from steadydetr.learning.predictions import match_batch
+from steadydetr.structures import Batch
 
 
 @dataclass(frozen=True)
-class MatchedQueries:
+class DatasetMatches:
     """Which query is matched to each object of a fixed set of images, by the detector's own matcher."""
 
     query: Tensor  # [S, G] id of the matched query, -1 where there is none
@@ -55,19 +54,15 @@ def held_out(dataset: Dataset, images: int | None) -> Dataset:
     return for_training(dataset, filter_empty=True, limit=images)[0]
 
 
-def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> MatchedQueries:
+def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> DatasetMatches:
     """Match every image of `dataset` at every stage, in evaluation mode, in the order of the data."""
     device = next(detector.parameters()).device
-    training = detector.training
-    detector.eval()
     loader: Iterable[Batch] = EvalLoader(dataset, config, batch_size)
-    with torch.no_grad():
-        parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
-    detector.train(training)
+    parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
     counts = torch.tensor([part.images for part in parts])
     first_image = counts.cumsum(0) - counts  # of every batch
     proposals = [part.proposal for part in parts if part.proposal is not None]
-    return MatchedQueries(
+    return DatasetMatches(
         torch.cat([part.query for part in parts], 1),
         torch.cat(proposals) if proposals else None,
         torch.cat([part.image + start for part, start in zip(parts, first_image, strict=True)]),
@@ -76,43 +71,22 @@ def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, co
     )
 
 
-def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> MatchedQueries:
-    memory = detector.encode(batch.images, batch.padding)
-    queries = detector.queries(memory)["main"]
-    stages = detector.decode(memory, [Group("main", queries)])["main"]
-    targets, problems = batch.targets, [criterion.problem(stages, batch.targets, "main")]
-    proposals = detector.proposals(memory, queries)
-    if proposals is not None:
-        problems.append(_proposal_problem(proposals, queries, detector, criterion, targets))
-    main, *others = solve(problems)
-    return MatchedQueries(
-        _matched_ids(main, targets, queries, len(stages.logits)).cpu(),
-        _matched_ids(others[0], targets, queries, 1)[0].cpu() if others else None,
+def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> DatasetMatches:
+    """By the encoder tokens that the queries come from, or by the numbers of learned queries."""
+    found = match_batch(detector, criterion, batch)
+    token, targets = found.queries.token, batch.targets
+    tables = [found.matched_queries] if found.proposal_queries is None else [found.matched_queries, found.proposal_queries]
+    query, *proposal = [(table if token is None else table.renumbered(token)).query.cpu() for table in tables]
+    return DatasetMatches(
+        query,
+        proposal[0][0] if proposal else None,
         targets.image.cpu(),
         len(targets.counts),
-        queries.content.shape[1] if queries.token is None else memory.tokens.shape[1],
+        found.queries.content.shape[1] if token is None else found.memory.tokens.shape[1],
     )
 
 
-def _proposal_problem(proposals: Stages, queries: Queries, detector: Detector, criterion: Criterion, targets: Targets) -> Problem:
-    """The matching of the proposals that became queries, also where training supervises the proposals of all tokens."""
-    if queries.token is not None and proposals.logits.shape[2] != queries.content.shape[1]:
-        proposals = Stages(take(proposals.logits[0], queries.token)[None], take(proposals.boxes[0], queries.token)[None])
-    if detector.class_agnostic_proposals:
-        targets = Targets(torch.zeros_like(targets.labels), targets.boxes, targets.counts)
-    return criterion.problem(proposals, targets, "proposals")
-
-
-def _matched_ids(result: MatchResult, targets: Targets, queries: Queries, stages: int) -> Tensor:
-    """[stages, G] the id of the query that is matched to every object, -1 for none."""
-    match, images = result.match, len(targets.counts)
-    ids = match.query if queries.token is None else queries.token[match.image % images, match.query]
-    found = ids.new_full((stages * len(targets.labels),), -1)
-    found[match.target] = ids
-    return found.view(stages, -1)
-
-
-def compare_matches(now: MatchedQueries, before: Tensor | None = None, average: MatchedQueries | None = None) -> Stability:
+def compare_matches(now: DatasetMatches, before: Tensor | None = None, average: DatasetMatches | None = None) -> Stability:
     """The measures of a model.
 
     Args:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -23,9 +24,28 @@ from torch import Tensor, nn
 from steadydetr.kinds import register
 
 
-@register("timm-backbone", "timm", "backbone")
+class Backbone(nn.Module):
+    """Pixels [B, 3, H, W], normalised, to a list of maps [B, c, h, w], fine to coarse."""
+
+    channels: list[int]  # of every map
+    strides: list[int]  # of every map, in pixels
+
+
+class BackboneConfig(ABC):
+    """What a detector's backbone is built from: a frozen dataclass."""
+
+    @abstractmethod
+    def build(self) -> Backbone:
+        """The module, with its start weights."""
+
+    def without_pretrained(self) -> BackboneConfig:
+        """The same backbone with random weights: nothing is fetched, because other weights are about to be loaded."""
+        return self
+
+
+@register("timm-backbone", "timm", "timm-backbone", "backbone")
 @dataclass(frozen=True)
-class BackboneConfig:
+class TimmBackboneConfig(BackboneConfig):
     """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
@@ -36,13 +56,16 @@ class BackboneConfig:
     drop_path: float = 0.0  # stochastic depth, where the model has it
     output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
 
-    def build(self) -> Backbone:
-        return Backbone(self)
+    def build(self) -> TimmBackbone:
+        return TimmBackbone(self)
+
+    def without_pretrained(self) -> TimmBackboneConfig:
+        return replace(self, weights="none")
 
 
 @register("small-backbone")
 @dataclass(frozen=True)
-class SmallBackboneConfig:
+class SmallBackboneConfig(BackboneConfig):
     """One basic residual block a stage, trained from scratch with its own batch norm; maps of stride 8, 16, 32."""
 
     stem: int = 32
@@ -52,20 +75,20 @@ class SmallBackboneConfig:
         return SmallBackbone(self)
 
 
-class Backbone(nn.Module):
-    """Pixels [B, 3, H, W], normalised, to a list of maps [B, c, h, w], fine to coarse.
+class TimmBackbone(Backbone):
+    """The feature maps of a timm model.
 
     Raises:
         ValueError: no such model, or its weights cannot be had; says what to do.
     """
 
-    def __init__(self, config: BackboneConfig) -> None:
+    def __init__(self, config: TimmBackboneConfig) -> None:
         super().__init__()
         self.config = config
         self.body = _timm_model(config)
         pad_before_shift(self.body)
         self.channels, self.strides = feature_info(self.body)
-        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # some of timm's feature models do not say: NCHW
+        self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # models that do not name their format give NCHW
         if config.weights not in ("hub", "none"):
             load_backbone(self.body, config.name, Path(config.weights))
         if config.freeze_norm:
@@ -88,7 +111,7 @@ def feature_info(body: Any) -> tuple[list[int], list[int]]:
     return body.feature_info.channels(), body.feature_info.reduction()
 
 
-def _timm_model(config: BackboneConfig) -> nn.Module:
+def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     options = _any_image_size(config.name)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
@@ -115,7 +138,7 @@ def _timm_model(config: BackboneConfig) -> nn.Module:
 
 
 def _any_image_size(name: str) -> dict[str, Any]:
-    """What transformers need to take images of another size than in their pretraining.
+    """The options of timm with which vision transformers take images of another size than in their pretraining.
 
     `always_partition`: the windows of the last stages shift too, as in the original Swin detectors. timm leaves the shift out where
     the image of the pretraining was a single window.
@@ -126,7 +149,7 @@ def _any_image_size(name: str) -> dict[str, Any]:
 
 
 def load_backbone(body: nn.Module, name: str, path: Path) -> None:
-    """Weights in timm's or torchvision's naming into a feature model; what the whole model `name` has besides is left out.
+    """Load weights in timm's or torchvision's naming into a feature model; layers that only the whole model `name` has are left out.
 
     Raises:
         ValueError: there is no such file, it is damaged, or keys are missing, left over or of other shapes; lists them.
@@ -165,8 +188,10 @@ def _feature_name(key: str, own: Iterable[str]) -> str:
 
 
 class PaddedSwinBlock(SwinTransformerBlock):
-    """Pads the map to whole windows, then shifts them, as the original does. timm shifts first, which mixes the borders differently
-    wherever a map is no multiple of the window: at nearly every size of a detector's images. D-17"""
+    """Pads the map to whole windows and then shifts them, as the original does (D-17).
+
+    timm shifts first, which mixes the borders differently where a map is no multiple of the window, as nearly all maps of detectors are.
+    """
 
     def _attn(self, x: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -176,13 +201,14 @@ class PaddedSwinBlock(SwinTransformerBlock):
 
 
 def pad_before_shift(body: nn.Module) -> None:
+    """Turn the blocks of a Swin transformer into `PaddedSwinBlock`s."""
     for module in body.modules():
         if type(module) is SwinTransformerBlock:
             module.__class__ = PaddedSwinBlock
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm as a fixed affine map; nothing in it is trained. `F.batch_norm` would keep its input for the backward pass."""
+    """Batch norm as a fixed affine map, nothing of which is trained. It needs less memory than `F.batch_norm`, which keeps its input."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -202,7 +228,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class FrozenBatchNormAct(FrozenBatchNorm):
-    """With the activation that timm folds into some of its norms."""
+    """The same for those norms of timm that apply an activation too."""
 
     def __init__(self, norm: BatchNormAct2d) -> None:
         super().__init__(norm)
@@ -222,18 +248,18 @@ def freeze_batch_norm(module: nn.Module) -> None:
             freeze_batch_norm(child)
 
 
-STAGE = re.compile(r"(layer|layers_|stages_|s)\d+")  # what timm calls those that are children of a feature model
+STAGE = re.compile(r"(layer|layers_|stages_|s)\d+")  # timm's names of stages that are direct children of a feature model
 
 
 def frozen_parameters(body: nn.Module, stages: int) -> list[nn.Parameter]:
-    """Those of the stem (everything before the first stage) and of the first `stages` stages.
+    """The parameters of the stem (everything before the first stage) and of the first `stages` stages.
 
     Raises:
-        ValueError: there are not as many stages, or it cannot be told what they are.
+        ValueError: there are fewer stages, or the model's stages are not recognised.
     """
     if stages <= 0:
         return []
-    parts: list[tuple[bool, nn.Module]] = []  # does a stage begin here
+    parts: list[tuple[bool, nn.Module]] = []  # the model's parts in order, and whether each begins a stage
     for name, child in body.named_children():
         if name in ("blocks", "stages") and isinstance(child, (nn.Sequential, nn.ModuleList)):
             parts += [(True, stage) for stage in child]
@@ -247,7 +273,7 @@ def frozen_parameters(body: nn.Module, stages: int) -> list[nn.Parameter]:
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut; starts as the shortcut alone, because its last norm starts at zero."""
+    """Two 3x3 convolutions and a shortcut. The last norm starts at zero, so that at first the block is its shortcut alone."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -262,8 +288,8 @@ class BasicBlock(nn.Module):
         return F.relu(self.shortcut(x) + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x))))))
 
 
-class SmallBackbone(nn.Module):
-    """Pixels [B, 3, H, W], normalised, to maps [B, c, h, w] of stride 8, 16, 32."""
+class SmallBackbone(Backbone):
+    """One basic residual block a stage; maps of stride 8, 16, 32."""
 
     def __init__(self, config: SmallBackboneConfig) -> None:
         super().__init__()

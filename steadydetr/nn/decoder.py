@@ -9,8 +9,7 @@ from steadydetr.nn.attention import AttentionPlan, SelfAttention
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import MLP, FeedForward
 from steadydetr.nn.positions import box_position
-
-Levels = tuple[tuple[int, int], ...]
+from steadydetr.structures import Levels
 
 
 class DecoderLayer(nn.Module):

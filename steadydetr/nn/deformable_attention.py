@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-Levels = tuple[tuple[int, int], ...]
+from steadydetr.structures import Levels
 
 
 def sample_values(value: Tensor, levels: Levels, locations: Tensor, weights: Tensor) -> Tensor:
@@ -19,20 +19,20 @@ def sample_values(value: Tensor, levels: Levels, locations: Tensor, weights: Ten
     Half precision is computed in float32 and rounded once, at the end. Sums run in a fixed order, so gradients repeat to the bit.
 
     Args:
-        value: [B, L, H, d], levels fine to coarse, each row by row.
+        value: [B, L, heads, d], levels fine to coarse, each row by row.
         levels: (h, w) of every level.
-        locations: [B, N, H, levels, P, 2] (x, y) in 0..1, where 0 and 1 are the outer borders of a map.
-        weights: [B, N, H, levels, P].
+        locations: [B, N, heads, levels, points, 2] (x, y) in 0..1, where 0 and 1 are the outer borders of a map.
+        weights: [B, N, heads, levels, points].
 
     Returns:
-        [B, N, H * d], of the type of `value`.
+        [B, N, heads * d], of the type of `value`.
     """
     dtype = torch.promote_types(value.dtype, torch.float32)
     return _Sampling.apply(value.to(dtype), locations.to(dtype), weights.to(dtype), levels).to(value.dtype)
 
 
 class _Sampling(torch.autograd.Function):
-    """Sampling as sums of rows of a table: for every query and head levels * P * 4 rows, the four corners of each point.
+    """Sampling as sums of rows of a table: for every query and head levels * points * 4 rows, the four corners of each point.
 
     A row is d contiguous numbers, which `embedding_bag` reads far faster than `grid_sample` reads single ones. The gradient of the
     table is the transposed sum: points are sorted by the cell that they fall into, then every cell sums its points. Autograd alone
@@ -66,7 +66,7 @@ class _Sampling(torch.autograd.Function):
 
 
 def _table(value: Tensor, levels: Levels) -> Tensor:
-    """[B, L, H, d] as rows [B * cells * H, d]; every map gets a border of one zero cell on all sides, so that no corner is outside."""
+    """[B, L, heads, d] as rows [B * cells * heads, d]; every map gets a border of zero cells, so that no corner is outside."""
     maps = [part.unflatten(1, size) for part, size in zip(value.split([h * w for h, w in levels], dim=1), levels, strict=True)]
     return torch.cat([F.pad(m, (0, 0, 0, 0, 1, 1, 1, 1)).flatten(1, 2) for m in maps], dim=1).flatten(0, 2)
 
@@ -77,7 +77,10 @@ def _cells(levels: Levels) -> list[int]:
 
 
 def _sizes(levels: Levels, like: Tensor) -> Tensor:
-    """(w, h) of every level, [levels, P, 2], given for each point of `like` [..., P, 2]: broadcasting over runs of 2 would be slow."""
+    """(w, h) of every level, [levels, points, 2], repeated for each point of `like` [..., points, 2].
+
+    Broadcasting over runs of 2 numbers would be slow.
+    """
     sizes = torch.tensor([(w, h) for h, w in levels], dtype=like.dtype, device=like.device)
     return sizes[:, None].repeat(1, like.shape[-2], 1)
 
@@ -86,7 +89,7 @@ def _top_left(locations: Tensor, levels: Levels) -> tuple[Tensor, Tensor, Tensor
     """The upper left of the four cells around each point.
 
     Returns:
-        Its row of the table, int32 [B, N, H, levels, P]; how far right and below of its centre the point is, 0..1, [..., 2];
+        Its row of the table, int32 [B, N, heads, levels, points]; how far right and below of its centre the point is, 0..1, [..., 2];
         and whether the point is near enough to the map for a gradient, bool [..., 2].
     """
     images, _, heads, _, points, _ = locations.shape
@@ -109,14 +112,14 @@ def _top_left(locations: Tensor, levels: Levels) -> tuple[Tensor, Tensor, Tensor
 
 
 def _corner_rows(row: Tensor, levels: Levels) -> Tensor:
-    """Rows of the table, [B, N, H, 4, levels, P], of the corners upper left, upper right, lower left, lower right."""
+    """Rows of the table, [B, N, heads, 4, levels, points], of the corners upper left, upper right, lower left, lower right."""
     heads, points = row.shape[2], row.shape[4]
     below = row + torch.tensor([(w + 2) * heads for _, w in levels], dtype=row.dtype, device=row.device)[:, None].repeat(1, points)
     return torch.stack((row, row + heads, below, below + heads), dim=3)
 
 
 def _corner_weights(share: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What each corner counts, attention included, in the order of `_corner_rows`; each [B, N, H, levels, P]."""
+    """What each corner counts, attention included, in the order of `_corner_rows`; each [B, N, heads, levels, points]."""
     x, y = share.unbind(-1)
     lower = weights * y
     upper = weights - lower
@@ -135,7 +138,7 @@ def _row_products(bags: Tensor, table: Tensor, rows: Tensor) -> Tensor:
 
 
 def _scatter(bags: Tensor, row: Tensor, corner_weights: tuple[Tensor, ...], shape: torch.Size, levels: Levels) -> Tensor:
-    """The gradient of the values, of `shape` [B, L, H, d]: each cell sums the bags of the points around it."""
+    """The gradient of the values, of `shape` [B, L, heads, d]: each cell sums the bags of the points around it."""
     images, _, heads, dim = shape
     counts = _cells(levels)
     keys, order = row.flatten().sort(stable=True)
@@ -153,7 +156,7 @@ def _scatter(bags: Tensor, row: Tensor, corner_weights: tuple[Tensor, ...], shap
 
 
 class DeformableAttention(nn.Module):
-    """Every query looks at `points` places of each level around its reference, each head at its own."""
+    """Every head of every query samples `points` places of each level around the query's reference."""
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
@@ -181,11 +184,11 @@ class DeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def project(self, tokens: Tensor, padding: Tensor) -> Tensor:
-        """Tokens [B, L, D], padding [B, L] -> values [B, L, H, d]; those of padding are zero, bias included (F-10)."""
+        """Tokens [B, L, D], padding [B, L] -> values [B, L, heads, d]; those of padding are zero, bias included (F-10)."""
         return self.value_proj(tokens).masked_fill(padding[..., None], 0).unflatten(-1, (self.heads, -1))
 
     def sampling_points(self, query: Tensor, reference: Tensor, sized: bool | Tensor, levels: Levels) -> tuple[Tensor, Tensor]:
-        """Where each query looks, and how much each place counts; both as `sample_values` takes them.
+        """Where each query samples, and the weight of each place; both as `sample_values` takes them.
 
         Args:
             query: [B, N, D], content and position.
@@ -204,10 +207,10 @@ class DeformableAttention(nn.Module):
         return self._per_point(reference[..., :2]) + offsets * scale, weights
 
     def _per_point(self, x: Tensor) -> Tensor:
-        """[B, N, levels, 2] -> [B, N, 1, levels, P, 2] in memory: broadcasting over runs of 2 numbers would be slow."""
+        """[B, N, levels, 2] -> [B, N, 1, levels, points, 2] in memory: broadcasting over runs of 2 numbers would be slow."""
         return x[:, :, None, :, None].repeat(1, 1, 1, 1, self.points, 1)
 
     def forward(self, query: Tensor, reference: Tensor, sized: bool | Tensor, value: Tensor, levels: Levels) -> Tensor:
-        """The arguments of `sampling_points`, and value [B, L, H, d] from `project` -> [B, N, D]."""
+        """The arguments of `sampling_points`, and value [B, L, heads, d] from `project` -> [B, N, D]."""
         locations, weights = self.sampling_points(query, reference, sized, levels)
         return self.output_proj(sample_values(value, levels, locations, weights))

@@ -11,12 +11,14 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import FeedForward
+from steadydetr.structures import Levels
 
-Levels = tuple[tuple[int, int], ...]
 FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 
 class EncoderLayer(nn.Module):
+    """Deformable self-attention of the tokens, then feed-forward; each with post-normalisation."""
+
     def __init__(self, dim: int, heads: int, levels: int, points: int, hidden: int, dropout: float) -> None:
         super().__init__()
         self.attention = DeformableAttention(dim, heads, levels, points)
@@ -54,6 +56,8 @@ def fusions(kind: FusionKind, depth: int, dim: int, norm: bool) -> nn.ModuleList
 
 
 class Encoder(nn.Module):
+    """Layers one after the other; with a fusion, outputs of several layers are brought together."""
+
     def __init__(
         self,
         layer: Callable[[], EncoderLayer],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,6 +32,11 @@ class MLP(nn.Module):
         widths = [inputs, *[hidden] * (depth - 1), outputs]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
+    @property
+    def output(self) -> nn.Linear:
+        """The last layer."""
+        return cast(nn.Linear, self.layers[-1])
+
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
             x = F.relu(layer(x))
@@ -40,8 +46,8 @@ class MLP(nn.Module):
 def box_head(dim: int) -> MLP:
     """Three layers to four box deltas; the last one starts at zero, so that a box starts at its reference."""
     head = MLP(dim, dim, 4, 3)
-    nn.init.zeros_(head.layers[-1].weight)  # type: ignore[arg-type]
-    nn.init.zeros_(head.layers[-1].bias)  # type: ignore[arg-type]
+    nn.init.zeros_(head.output.weight)
+    nn.init.zeros_(head.output.bias)
     return head
 
 

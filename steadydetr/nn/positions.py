@@ -20,7 +20,7 @@ def feature_position(
 
 
 def box_position(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
-    """Sine embedding of coordinates in 0..1, [..., K] -> [..., K * features], sines and cosines interleaved."""
+    """Sine embedding of coordinates in 0..1, [..., n] -> [..., n * features], sines and cosines interleaved."""
     index = torch.arange(features, dtype=torch.float32, device=coordinates.device)
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     angle = (coordinates * (2 * math.pi))[..., None] / frequency

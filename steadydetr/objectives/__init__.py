@@ -1,24 +1,30 @@
 """The objectives: a training method is a tuple of them over one criterion."""
 
-from steadydetr.objectives.assignment_distillation import AssignmentDistillation
+from steadydetr.objectives.assignment_distillation import AssignmentDistillation, TeacherInit
 from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.denoising import Denoising
-from steadydetr.objectives.detection import Detection
 from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
 from steadydetr.objectives.logits_distillation import LogitsDistillation
 from steadydetr.objectives.matching_distillation import JoinedMatches, MatchingDistillation
-from steadydetr.objectives.prediction_distillation import PredictionDistillation
+from steadydetr.objectives.prediction_distillation import NaivePrediction, PredictionDistillation
+from steadydetr.objectives.released_features import ReleasedFeatures
+from steadydetr.objectives.released_logits import ReleasedLogits
+from steadydetr.objectives.set_prediction import SetPrediction
 
 OBJECTIVES = (
-    Detection,
+    SetPrediction,
     Denoising,
     PredictionDistillation,
+    NaivePrediction,
     AuxiliaryGroups,
     LogitsDistillation,
+    ReleasedLogits,
     FeatureDistillation,
+    ReleasedFeatures,
     AssignmentDistillation,
+    TeacherInit,
     FGD,
     MGD,
     FKD,
@@ -34,11 +40,15 @@ __all__ = [
     "AssignmentDistillation",
     "AuxiliaryGroups",
     "Denoising",
-    "Detection",
     "FeatureDistillation",
     "JoinedMatches",
     "LogitsDistillation",
     "MatchingDistillation",
+    "NaivePrediction",
     "Objective",
     "PredictionDistillation",
+    "ReleasedFeatures",
+    "ReleasedLogits",
+    "SetPrediction",
+    "TeacherInit",
 ]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from steadydetr.detectors import DeformableDETR
 from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import teacher_stages
 from steadydetr.kinds import register
@@ -17,55 +16,36 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Objective, require_teacher
-from steadydetr.objectives.matching_distillation import pick
-from steadydetr.structures import Assignment, Group, Losses, Match, MatchResult, Queries, Stages
+from steadydetr.structures import Assignment, DecodedStages, Losses, Match, MatchResult, Queries, QueryGroup
 
 
 @register("assignment-distillation")
 @dataclass(frozen=True)
 class AssignmentDistillation(Objective):
-    """Default: Teacher Assigned. The supplement's Table 4 also has `matching own` (Teacher Group) and `init` (Teacher Init).
+    """Default: Teacher Assigned. The supplement's Table 4 also has `matching own` (Teacher Group) and `TeacherInit`.
 
     The teacher's queries are constants; where its width differs, learned linear layers adapt content and position vectors.
     """
 
     teacher: str = "teacher"
     matching: Literal["teacher", "own"] = "teacher"
-    init: bool = False  # no group: the student's learned queries only start as the teacher's
     reference: Literal["teacher", "student"] = "teacher"  # student: made by its own layer from the teacher's position vectors  # D-39
     weight: float = 1.0  # lambda_3
-
-    def __post_init__(self) -> None:
-        if self.init and replace(self, init=False) != AssignmentDistillation(self.teacher):
-            raise ValueError(
-                "objective assignment: init has no group of the teacher's queries: leave matching, reference and weight as they are"
-            )
 
     @property
     def name(self) -> str:
         return "assignment"
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return () if self.init else self.learns_from
-
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_teacher(self.name, self.teacher, teachers)
         teacher = teachers[self.teacher]
-        ours, theirs = type(student).__name__, type(teacher).__name__
-        if self.init:
-            mine, given = learned_queries(student), learned_queries(teacher)
-            if not mine or shapes(mine) != shapes(given):
-                raise ValueError(
-                    "objective assignment: init needs learned queries of equal number and width in student and teacher, but"
-                    f" the student ({ours}) has {shapes(mine) or 'none'}, the teacher ({theirs}) {shapes(given) or 'none'}"
-                )
-        elif student.positioned and not teacher.positioned:
+        ours, theirs = student.architecture, teacher.architecture
+        if student.positioned and not teacher.positioned:
             raise ValueError(
                 f"objective assignment: every query of the student ({ours}) brings a position vector, which the queries of the teacher"
                 f" ({theirs}) have not; take a Deformable DETR for a teacher, or --objectives.assignment none"
             )
-        elif self.reference == "student" and not makes_references(student):
+        if self.reference == "student" and not student.makes_references:
             raise ValueError(
                 "objective assignment: reference student needs a layer that makes references of position vectors, as a one-stage"
                 f" Deformable DETR has; the student ({ours}) has none"
@@ -73,63 +53,92 @@ class AssignmentDistillation(Objective):
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
         teacher = teachers[self.teacher]
-        if self.init:
-            with torch.no_grad():
-                for mine, given in zip(learned_queries(student).values(), learned_queries(teacher).values(), strict=True):
-                    mine.copy_(given)
-            return None
         if teacher.width == student.width:
             return None
         adapted = ("content", "position") if student.positioned else ("content",)
         return nn.ModuleDict({part: nn.Linear(teacher.width, student.width) for part in adapted})
 
-    def groups(self, context: StepContext) -> list[Group]:
-        return [] if self.init else [Group(self.name, self._queries(context))]
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        return [QueryGroup(self.name, self._queries(context))]
 
-    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
-        if self.init or self.matching == "teacher":
-            return []
-        return [criterion.problem(stages[self.name], context.targets, self.name)]
+    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+        return [] if self.matching == "teacher" else [criterion.problem(stages[self.name], context.targets, self.name)]
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
-        if self.init:
-            return
         predicted = stages[self.name]
-        match = solved[self.name].match if self.matching == "own" else self._taught(context, len(predicted.logits))
+        match = matched[self.name].match if self.matching == "own" else self._teacher_match(context, len(predicted.logits))
         w = criterion.loss_weights
         weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
         criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), context.targets, context.normaliser, weights)
 
     def _queries(self, context: StepContext) -> Queries:
-        """Those of the teacher. They have a size only where the student's own have, so that its first stage need not learn two kinds."""
+        """The teacher's queries. Their references have a size only where the student's own have, so that its first stage sees one kind."""
         given, student = context.teacher_outputs[self.teacher].queries, context.student
         content, position = given.content, given.position if student.positioned else None
         adapter = context.adapters.get(self.name)
         if isinstance(adapter, nn.ModuleDict):
             content = adapter["content"](content)
             position = None if position is None else adapter["position"](position)
-        if self.reference == "student":
-            assert isinstance(student, DeformableDETR) and position is not None
+        if self.reference == "student" and position is not None:
             return Queries(content, student.refer(position), sized=False, position=position)
         return Queries(content, given.reference, given.sized and context.queries["main"].sized, given.valid, position)
 
-    def _taught(self, context: StepContext, stages: int) -> Match:
-        """The teacher's match, at every stage of the student that of the teacher's stage that it learns from (Fig. 5)."""
+    def _teacher_match(self, context: StepContext, stages: int) -> Match:
+        """At every stage of the student the teacher's match of the stage that it learns from (Fig. 5)."""
         teacher_output = context.teacher_outputs[self.teacher]
-        query = teacher_output.holders(teacher_stages(stages, len(teacher_output.stages.logits)).tolist()).flatten()
-        return pick(context.targets.repeat_batch(stages).image, query, query >= 0)
+        chosen = teacher_stages(stages, len(teacher_output.stages.logits)).tolist()
+        return teacher_output.matched_queries.at_stages(chosen).pairs()
 
 
-def makes_references(student: Detector) -> bool:
-    return isinstance(student, DeformableDETR) and not student.config.two_stage
+@register("teacher-init")
+@dataclass(frozen=True)
+class TeacherInit(Objective):
+    """Teacher Init of the supplement's Table 4: no group and no loss, but the student's learned queries start as the teacher's."""
 
+    teacher: str = "teacher"
 
-def learned_queries(detector: Detector) -> dict[str, Tensor]:
-    """What of a detector's queries is learned: content, position vectors and the layer that makes references of them, or anchors."""
-    return {name: parameter for name, parameter in detector.named_parameters() if name.startswith("query_")}
+    @property
+    def name(self) -> str:
+        return "assignment"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        require_teacher(self.name, self.teacher, teachers)
+        teacher = teachers[self.teacher]
+        mine, given = student.learned_queries(), teacher.learned_queries()
+        if not mine or shapes(mine) != shapes(given):
+            raise ValueError(
+                "objective assignment: Teacher Init needs learned queries of equal number and width in student and teacher, but"
+                f" the student ({student.architecture}) has {shapes(mine) or 'none'}, the teacher ({teacher.architecture})"
+                f" {shapes(given) or 'none'}"
+            )
+
+    @torch.no_grad()
+    def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        for mine, given in zip(student.learned_queries().values(), teachers[self.teacher].learned_queries().values(), strict=True):
+            mine.copy_(given)
+
+    def add_losses(
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
+    ) -> None:
+        """None: it acts before the first step."""
 
 
 def shapes(parameters: Mapping[str, Tensor]) -> str:
+    """Names and shapes for a message."""
     return ", ".join(f"{name.removesuffix('.weight')} {list(p.shape)}" for name, p in parameters.items())

@@ -1,6 +1,7 @@
-"""Auxiliary groups (OD-DETR 3.4): the teacher's best updated queries of each stage start anew in the student's first stage.
+"""Auxiliary groups (OD-DETR 3.4): the teacher's best updated queries of each stage enter the student's first stage.
 
-Legend: T teacher stages, S student stages, B images, K slots of a group, R rows of one batch at all T teacher stages.
+Legend: S student stages, T teacher stages, which is the number of auxiliary groups; B images, G objects, N queries, M those of the teacher;
+K slots of a group. A group's stage is to the criterion one more stage: S * T stages in all, the student's stage first.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.matching import Problem, cheapest_queries, query_of_targets
+from steadydetr.learning.matching import Problem, cheapest_queries
 from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.objectives.matching_distillation import JoinedMatches, pick
-from steadydetr.structures import Assignment, Group, Losses, MatchResult, Queries, Stages
+from steadydetr.objectives.matching_distillation import JoinedMatches
+from steadydetr.structures import (
+    Assignment,
+    DecodedStages,
+    Losses,
+    MatchedQueries,
+    MatchResult,
+    Queries,
+    QueryGroup,
+    Stages,
+    take_rows,
+)
 
 CHEAPEST = 2  # queries of each target
 
@@ -30,8 +41,8 @@ class AuxiliaryGroups(Objective):
     """Defaults: OD-DETR's. Its Table 6 varies `matching`."""
 
     teacher: str = "ema"
-    matching: Literal["both", "own", "teacher"] = "both"  # re-matching joined with the teacher's match, either alone
-    distillation: JoinedMatches = JoinedMatches()  # of both
+    matching: Literal["both", "own", "teacher"] = "both"  # both: the student's own match of the group, joined with the teacher's
+    distillation: JoinedMatches = JoinedMatches()  # how both are joined
     reduction: Literal["mean", "sum"] = "mean"  # over the groups  # D-34
 
     @property
@@ -41,17 +52,16 @@ class AuxiliaryGroups(Objective):
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
 
-    def groups(self, context: StepContext) -> list[Group]:
-        """All groups side by side, as blocks that do not see each other."""
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        """All auxiliary groups side by side, as blocks that do not see each other."""
         teacher_output, (chosen, valid) = context.teacher_outputs[self.teacher], self._chosen(context)
         count, _, slots = chosen.shape
 
         def gather(tensor: Tensor) -> Tensor:
-            """[T, B, N, D] -> [B, T*K, D]."""
-            return tensor.gather(2, chosen[..., None].expand(-1, -1, -1, tensor.shape[-1])).transpose(0, 1).flatten(1, 2)
+            """[T, B, M, D] -> [B, T*K, D]."""
+            return take_rows(tensor, chosen).transpose(0, 1).flatten(1, 2)
 
         position = teacher_output.queries.position  # D-57
-        assert teacher_output.stages.content is not None
         queries = Queries(
             gather(teacher_output.stages.content),
             gather(teacher_output.stages.boxes),
@@ -59,57 +69,56 @@ class AuxiliaryGroups(Objective):
             position=None if position is None else gather(position.expand(count, -1, -1, -1)),
         )
         blocks = torch.arange(count, device=chosen.device).repeat_interleave(slots)
-        return [Group(self.name, queries, blocks=blocks)]
+        return [QueryGroup(self.name, queries, blocks=blocks)]
 
-    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
         return [criterion.problem(self._fold(stages[self.name], context), context.targets, self.name)]
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
-        predicted = self._fold(stages[self.name], context)
-        taught, missing = self._taught(context, len(stages[self.name].logits))
-        losses.measure(f"{self.name}/targets_outside", missing)
-        own = solved[self.name]
+        predicted, own = self._fold(stages[self.name], context), matched[self.name]
+        teacher = self._teacher_slots(context)
+        losses.measure(f"{self.name}/targets_outside", (~teacher.valid).sum() / max(teacher.query.numel(), 1))
+        teacher = teacher.repeated(len(stages[self.name].logits))
         if self.matching == "both":
-            assignment = self.distillation.assign(own, taught, predicted, context.targets)
-        elif self.matching == "own":
-            assignment = Assignment((own.match,), own.match)
+            assignment = self.distillation.assign(own, teacher, predicted, context.targets)
         else:
-            folded = context.targets.repeat_batch(len(predicted.logits))
-            match = pick(folded.image, taught, taught >= 0)
+            match = own.match if self.matching == "own" else teacher.pairs()
             assignment = Assignment((match,), match)
         groups = len(context.teacher_outputs[self.teacher].stages.logits) if self.reduction == "mean" else 1
         criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * groups)
 
     def _chosen(self, context: StepContext) -> tuple[Tensor, Tensor]:
-        """The teacher's queries of every group and which slots hold one, [T, B, K] each; one empty slot where there is no object (D-29)."""
+        """The teacher's queries in the slots of every group and which slots hold one, [T, B, K] each.
+
+        Where the step has no objects there is one empty slot (D-29).
+        """
         teacher_output = context.teacher_outputs[self.teacher]
         count, images, queries, _ = teacher_output.stages.logits.shape
         folded = context.targets.repeat_batch(count)
         slots = max(min(CHEAPEST * context.batch.global_totals.most_objects, queries), 1)
-        chosen, valid = cheapest_queries(teacher_output.solved.cost, folded.image, len(folded.counts), CHEAPEST, slots)
+        chosen, valid = cheapest_queries(teacher_output.matched.cost, folded.image, len(folded.counts), CHEAPEST, slots)
         return chosen.unflatten(0, (count, images)), valid.unflatten(0, (count, images))
 
     def _fold(self, stages: Stages, context: StepContext) -> Stages:
-        """[S, B, T*K] -> [S*T, B, K]: to the criterion, a group at a stage is one more stage. Only `logits`, `boxes` and `valid`."""
+        """[S, B, T*K] -> [S*T, B, K]: to the criterion, a group's stage is one more stage."""
         count = len(context.teacher_outputs[self.teacher].stages.logits)
 
         def fold(tensor: Tensor) -> Tensor:
             return tensor.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
-        assert stages.valid is not None
-        valid = fold(stages.valid.expand(len(stages.logits), -1, -1))
-        return Stages(fold(stages.logits), fold(stages.boxes), valid=valid)
+        valid = None if stages.valid is None else fold(stages.valid.expand(len(stages.logits), -1, -1))
+        return Stages(fold(stages.logits), fold(stages.boxes), valid)
 
-    def _taught(self, context: StepContext, student_stages: int) -> tuple[Tensor, Tensor]:
-        """The slot that the teacher's match of a group's stage gives each target, -1: its query is outside, [S*R]; that share."""
+    def _teacher_slots(self, context: StepContext) -> MatchedQueries:
+        """The teacher's match of each group's stage by slots instead of queries, [T, G]; -1 also where the query is in no slot."""
         teacher_output, (chosen, valid) = context.teacher_outputs[self.teacher], self._chosen(context)
-        rows, (count, images, queries, _) = len(teacher_output.solved.cost), teacher_output.stages.logits.shape
-        slot = torch.full((count * images, queries), -1, device=chosen.device)
-        place = torch.arange(chosen.shape[2], device=chosen.device).expand(count * images, -1)
-        slot.scatter_(1, chosen.flatten(0, 1), torch.where(valid.flatten(0, 1), place, -1))
-        query = query_of_targets(teacher_output.solved.match, rows)
-        image = context.targets.repeat_batch(count).image
-        found = torch.where(query >= 0, slot[image, query.clamp(min=0)], -1)
-        return found.repeat(student_stages), (found < 0).sum() / max(rows, 1)
+        slot = torch.full(teacher_output.stages.logits.shape[:3], -1, device=chosen.device)
+        numbers = torch.arange(chosen.shape[2], device=chosen.device).expand_as(chosen)
+        return teacher_output.matched_queries.renumbered(slot.scatter(2, chosen, torch.where(valid, numbers, -1)))

@@ -11,7 +11,7 @@ from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem
-from steadydetr.structures import Group, Losses, MatchResult, Stages
+from steadydetr.structures import DecodedStages, Losses, MatchResult, QueryGroup
 
 
 class Objective(ABC):
@@ -20,11 +20,16 @@ class Objective(ABC):
     `name` prefixes its losses, so it is unique within a method.
     """
 
-    teacher: str | None = None  # whom it learns from; a field of those that do
+    teacher: str | None = None  # the name of the teacher that it learns from: a field of those objectives that have one
 
     @property
     @abstractmethod
     def name(self) -> str: ...
+
+    @property
+    def distils(self) -> bool:
+        """Whether it exists only together with a teacher. What a detector learns by itself may use a teacher too, but does not need it."""
+        return self.teacher is not None
 
     @property
     def learns_from(self) -> tuple[str, ...]:
@@ -33,42 +38,56 @@ class Objective(ABC):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """Those of them whose teacher_output it looks at in a step. Teachers that nobody reads are not run."""
+        """Those teachers whose output it uses in every step. Teachers that no objective reads are not run."""
         return self.learns_from
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:  # noqa: B027
         """Raise ValueError, with the reason, where this objective cannot work with these models. Called when a method is built."""
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
-        """What this objective trains besides the student, such as an adapter of its width to the teacher's: `context.adapters[name]`.
+        """What this objective trains besides the student, such as a layer from its width to the teacher's: `context.adapters[name]`.
 
-        Called once, when a method is built; here the student can also be given another start. Not part of the student's checkpoint.
+        Called once, when a method is built. It may also give the student another start. Not part of the student's checkpoint.
         """
         return None
 
-    def groups(self, context: StepContext) -> list[Group]:
-        """Queries for the decoder's pass."""
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        """Queries for the decoder's pass, whose predictions `add_losses` gets by the group's name."""
         return []
 
-    def problems(self, context: StepContext, stages: Mapping[str, Stages], criterion: Criterion) -> list[Problem]:
-        """Assignment problems; all objectives' problems of a step are solved with one fetch."""
+    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+        """Assignment problems. Those of all objectives are solved together, with one fetch to the host."""
         return []
 
     @abstractmethod
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
-        """Add this objective's terms; `solved` holds every problem of the step by its name."""
+        """Add this objective's terms.
+
+        Args:
+            stages: the predictions of all query groups of the step, by name.
+            matched: the solutions of all assignment problems of the step, by name.
+        """
 
 
 def require_teacher(objective: str, name: str, teachers: Mapping[str, Detector]) -> None:
+    """Raise ValueError where the recipe has no teacher of that name."""
     if name not in teachers:
         known = f"has {', '.join(teachers)}" if teachers else "has none"
         raise ValueError(f"objective {objective} learns from a teacher called {name!r}, but the recipe {known}")
 
 
 def require_alike(objective: str, name: str, student: Detector, teachers: Mapping[str, Detector], attributes: Sequence[str]) -> None:
-    """For objectives that give the student the teacher's queries, or their stages one by one: both must have the same attributes."""
+    """Raise ValueError where student and teacher differ in one of these attributes.
+
+    For objectives that give the teacher's queries to the student, or that compare both stage by stage.
+    """
     require_teacher(objective, name, teachers)
     teacher = teachers[name]
     for attribute in attributes:

@@ -1,7 +1,10 @@
-"""Contrastive denoising (DINO 3.3): queries made of noised targets must find back to them, or, if noised too far, be background.
+"""Contrastive denoising (DINO 3.3): queries made of noised targets learn these targets or, if noised further, to be background.
 
-Legend: T objects in the batch, K denoising groups, M largest number of objects in an image of the step.
-A group has 2 M rows: M positives, then M negatives; row k of each belongs to the k-th object of the image.
+The queries form denoising groups that do not see each other. A group has two copies of every object: one with little noise, which is
+positive, and one with more, which is negative. With `most` objects in the fullest image of the step, a group takes 2 * most rows: first
+the positives, then the negatives; within them a row belongs to the object of its number in the image.
+
+Legend: G objects of the batch, P pairs; copies = 2 * denoising groups.
 """
 
 from __future__ import annotations
@@ -14,22 +17,33 @@ from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.dino import DINO
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.objectives.base import Objective
-from steadydetr.structures import Assignment, Batch, Group, Losses, Match, MatchResult, Queries, Stages, Targets
+from steadydetr.structures import (
+    Assignment,
+    Batch,
+    DecodedStages,
+    Losses,
+    Match,
+    MatchResult,
+    Queries,
+    QueryGroup,
+    Stages,
+    Targets,
+    seed_of,
+)
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers behind the noise. Copies alternate: even ones become positives, odd ones negatives."""
+    """The random numbers behind the noise. Copies alternate: even ones are positive, odd ones negative."""
 
-    keep_label: Tensor  # [2K, T] in 0..1
-    new_label: Tensor  # [2K, T] int64
-    sign: Tensor  # [2K, T, 4] -1 or 1
-    part: Tensor  # [2K, T, 4] in 0..1
+    keep_label: Tensor  # [copies, G] in 0..1
+    new_label: Tensor  # [copies, G] int64
+    sign: Tensor  # [copies, G, 4] -1 or 1
+    part: Tensor  # [copies, G, 4] in 0..1
 
 
 @register("denoising")
@@ -37,11 +51,11 @@ class Draws:
 class Denoising(Objective):
     """DINO's defaults; the official 4-scale scripts train with box_noise 1.0."""
 
-    number: int = 100  # objects' worth of denoising queries: groups = number / largest object count
-    label_noise: float = 0.5  # half of this share of the labels is redrawn
-    box_noise: float = 1.0  # positives move each corner by up to this many half sides
-    negative_offset: float = 1.0  # negatives by so many box_noise more; 0: like positives, yet background (released Stable-DINO)  # D-22
-    mask_padding: bool = True  # False: the original, whose empty rows are attended to and count as background  # D-05
+    number: int = 100  # objects that are noised, at most, in the fullest image: the number of groups is this // most
+    label_noise: float = 0.5  # half of this share of the labels is drawn anew
+    box_noise: float = 1.0  # corners of positives move by up to this many half sides
+    negative_offset: float = 1.0  # negatives move by this many box_noise more; 0: as far as positives (released Stable-DINO)  # D-22
+    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
     weights: Weights | None = None  # None: the criterion's
 
     @property
@@ -49,44 +63,49 @@ class Denoising(Objective):
         return "denoising"
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if not isinstance(student, DINO):
-            raise ValueError(f"denoising needs queries that carry a label, which {type(student).__name__} has not: use DINO")
+        if not student.embeds_labels:
+            raise ValueError(f"denoising needs queries that carry a label, which {student.architecture} has not: use DINO")
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         batch = context.batch
         most = batch.global_totals.most_objects
-        count = group_count(self.number, most)
+        count = denoising_groups(self.number, most)
         draws = draw_noise(batch, count, context.student.num_classes)
         labels = noise_labels(batch.targets.labels, draws, self.label_noise)
         boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
-        queries = place(context.student, batch.targets, labels, boxes, most)
+        queries = noised_queries(context.student, batch.targets, labels, boxes, most)
         if most and not self.mask_padding:
             queries = Queries(queries.content, queries.reference)
         rows = queries.content.shape[1]
         blocks = torch.arange(rows, device=labels.device) // max(2 * most, 1)
-        return [Group(self.name, queries, sees=("main",), blocks=blocks, known=known_match(batch.targets, count, most))]
+        return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks)]
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
         predicted = stages[self.name]
         most = context.batch.global_totals.most_objects
-        count = group_count(self.number, most)
+        count = denoising_groups(self.number, most)
         match = repeat_stages(known_match(context.targets, count, most), predicted, len(context.targets.labels))
         assignment = Assignment((match,), match)
         criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * count, self.weights)
 
 
-def group_count(number: int, most_objects: int) -> int:
-    """Groups that fit the budget, at least one (detrex's rule; F-38)."""
+def denoising_groups(number: int, most_objects: int) -> int:
+    """How many there are, at least one (detrex's rule; F-38)."""
     return max(number // max(most_objects, 1), 1)
 
 
 def draw_noise(batch: Batch, groups: int, num_classes: int) -> Draws:
-    """Every image has a generator of its own, seeded by (seed, step, image id): the noise does not depend on how images are dealt out."""
+    """Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is."""
     parts: list[tuple[Tensor, ...]] = []
     for image_id, objects in zip(batch.image_ids, batch.targets.counts, strict=True):
-        generator = torch.Generator().manual_seed(hash((batch.seed, batch.step, image_id)) % 2**63)
+        generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id))
         shape = (2 * groups, objects)
         parts.append(
             (
@@ -101,12 +120,12 @@ def draw_noise(batch: Batch, groups: int, num_classes: int) -> Draws:
 
 
 def noise_labels(labels: Tensor, draws: Draws, ratio: float) -> Tensor:
-    """[T] -> [2K, T]: each copy is redrawn with probability ratio / 2, positives and negatives alike."""
+    """[G] -> [copies, G]: each copy's label is drawn anew with probability ratio / 2, of positives and negatives alike."""
     return torch.where(draws.keep_label < ratio / 2, draws.new_label, labels)
 
 
 def noise_boxes(boxes: Tensor, draws: Draws, scale: float, negative_offset: float = 1.0) -> Tensor:
-    """[T, 4] -> [2K, T, 4]: corners move by part * sign * half side * scale; a negative's part is larger by `negative_offset`."""
+    """[G, 4] -> [copies, G, 4]: corners move by part * sign * half side * scale; a negative's part is larger by `negative_offset`."""
     copies = len(draws.part)
     negative = (torch.arange(copies, device=boxes.device) % 2)[:, None, None]
     half = boxes[:, 2:].repeat(1, 2) / 2
@@ -114,19 +133,22 @@ def noise_boxes(boxes: Tensor, draws: Draws, scale: float, negative_offset: floa
     return to_cxcywh(moved.clamp(0, 1))
 
 
-def slots(targets: Targets, copies: int, most: int) -> tuple[Tensor, Tensor]:
-    """Where copy c of an object stands: image [T] and row [copies, T]."""
+def query_places(targets: Targets, copies: int, most: int) -> tuple[Tensor, Tensor]:
+    """Where the copies of every object stand among the queries: image [G] and row [copies, G]."""
     counts = torch.tensor(targets.counts, device=targets.labels.device)
     first = counts.cumsum(0) - counts
     within = torch.arange(len(targets.labels), device=counts.device) - first[targets.image]
     return targets.image, torch.arange(copies, device=counts.device)[:, None] * most + within
 
 
-def place(student: Detector, targets: Targets, labels: Tensor, boxes: Tensor, most: int) -> Queries:
-    """Noised labels [2K, T] and boxes [2K, T, 4] into padded rows. Without objects one invalid row keeps every parameter in the graph."""
+def noised_queries(student: Detector, targets: Targets, labels: Tensor, boxes: Tensor, most: int) -> Queries:
+    """The queries of noised labels [copies, G] and boxes [copies, G, 4]; rows without an object are not valid.
+
+    Where the step has no objects there is one invalid row, so that every parameter still gets a gradient.
+    """
     images, copies = len(targets.counts), len(labels)
     rows = max(copies * most, 1)
-    image, row = slots(targets, copies, most)
+    image, row = query_places(targets, copies, most)
     image = image.expand(copies, -1)
     padded_labels = labels.new_zeros(images, rows)
     padded_boxes = boxes.new_full((images, rows, 4), 0.5)
@@ -137,14 +159,14 @@ def place(student: Detector, targets: Targets, labels: Tensor, boxes: Tensor, mo
 
 
 def known_match(targets: Targets, groups: int, most: int) -> Match:
-    """Positives of every group with their objects, of one stage; P = K * T."""
-    image, row = slots(targets, 2 * groups, most)
+    """The positives of every denoising group with their objects, at one stage; P = groups * G."""
+    image, row = query_places(targets, 2 * groups, most)
     target = torch.arange(len(targets.labels), device=row.device)
     return Match(image.repeat(groups), row[0::2].flatten(), target.repeat(groups))
 
 
 def repeat_stages(match: Match, stages: Stages, objects: int) -> Match:
-    """A match of one stage, the same at every stage, in folded indices."""
+    """The same match at every stage, in folded indices."""
     count, images = stages.logits.shape[:2]
     stage = torch.arange(count, device=match.image.device)[:, None]
     return Match((match.image + stage * images).flatten(), match.query.repeat(count), (match.target + stage * objects).flatten())

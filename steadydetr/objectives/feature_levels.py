@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from steadydetr.detectors.base import Detector
+from steadydetr.detectors.base import Detector, evaluating
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import require_teacher
 from steadydetr.structures import Losses, Memory, at_least_float32
@@ -37,7 +37,7 @@ class Level:
 
 
 def common_strides(student: Detector, teacher: Detector) -> list[int]:
-    """Fine to coarse."""
+    """The strides of the levels that both have, fine to coarse."""
     return [stride for stride in student.strides if stride in teacher.strides]
 
 
@@ -62,20 +62,20 @@ def check_levels(name: str, teacher: str, student: Detector, teachers: Mapping[s
 
 
 def odd_size(stride: int) -> tuple[int, int]:
-    """(height, width) of an image at which maps differ in size, up to this stride, where their models ever do.
+    """(height, width) of an image for which two models have maps of different sizes, if they have so for any image.
 
-    One pixel over a multiple of every stride tells rounding down from rounding up; one pixel less, also where only a later layer does it.
+    A height one pixel above a multiple of `stride` shows whether sizes are rounded up or down. A width one pixel below it also shows this
+    where the first layer rounds up and only a later one rounds down.
     """
     return 2 * stride + 1, 2 * stride - 1
 
 
 @torch.no_grad()
 def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int, int]]:
-    """(h, w) of the map of every stride. Nothing is trained by it and no random number is drawn."""
-    training = detector.training
+    """(h, w) of the map of every stride, from an empty image. Neither the model nor the random numbers of the run are changed."""
     images = detector.mean.new_zeros(1, 3, *size)
-    memory = detector.eval().encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
-    detector.train(training)
+    with evaluating(detector):
+        memory = detector.encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
     return dict(zip(detector.strides, memory.levels, strict=True))
 
 
@@ -96,12 +96,12 @@ def shared_levels(
         if size != theirs[stride][0]:
             raise ValueError(f"at stride {stride} the student's map has {size}, the teacher's {theirs[stride][0]} cells")
         empty = padding[stride][2]
-        student, taught = at_least_float32(student), at_least_float32(theirs[stride][2])
+        student, given = at_least_float32(student), at_least_float32(theirs[stride][2])
         if not with_padding:
-            student, taught = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, taught))
+            student, given = (tokens.masked_fill(empty[..., None], 0) for tokens in (student, given))
         index = context.student.strides.index(stride)
         extent = context.memory.valid_ratios[:, index] * torch.tensor(size[::-1], device=empty.device)
-        levels.append(Level(student, taught, empty, size, extent, start))
+        levels.append(Level(student, given, empty, size, extent, start))
     return levels
 
 
@@ -114,14 +114,14 @@ def _by_stride(tokens: Tensor, memory: Memory, detector: Detector) -> dict[int, 
     lengths = [h * w for h, w in memory.levels]
     parts = tokens.split(lengths, dim=1)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    return {s: found for s, *found in zip(detector.strides, memory.levels, starts, parts, strict=True)}  # type: ignore[misc]
+    return dict(zip(detector.strides, zip(memory.levels, starts, parts, strict=True), strict=True))
 
 
 def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
-    """The tokens, for one objective alone, and a measure of what it does to them: `name`/gradient_share.
+    """The same tokens for one objective alone, which logs its share of their gradient as `name`/gradient_share.
 
-    That is ||g|| / (||g|| + ||rest||), g the gradient that the objective sends into the tokens, rest that of everything else. Backward
-    fills it in, from gradients that are there anyway.
+    The share is ||g|| / (||g|| + ||rest||), where g is the gradient of the objective with respect to the tokens and rest that of all other
+    terms. The backward pass writes it into the measure.
     """
     if not tokens.requires_grad:
         return tokens
@@ -129,11 +129,11 @@ def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
     losses.measure(f"{name}/gradient_share", share)
     mine, own = tokens.view_as(tokens), list[Tensor]()
 
-    def compare(total: Tensor) -> None:
+    def measure_share(total: Tensor) -> None:
         gradient = own.pop() if own else torch.zeros_like(total)
         a, b = gradient.float().norm(), (total - gradient).float().norm()
         share.copy_(a / (a + b).clamp(min=torch.finfo(a.dtype).tiny))
 
     mine.register_hook(own.append)
-    tokens.register_hook(compare)
+    tokens.register_hook(measure_share)
     return mine

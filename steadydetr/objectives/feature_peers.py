@@ -1,7 +1,7 @@
 """Feature distillation of detectors with convolutions, which DETRDistill is compared with (its Tables 1 and 3): FGD, MGD, FKD, FGFI.
 
-Each compares the levels that student and teacher share, has modules of its own for every level, sums over levels, and divides by
-the images of the step. Padding is left out everywhere.  # D-49
+Each compares the levels that student and teacher share with trained modules for every level, sums over levels and divides by the images
+of the step. Padding is left out everywhere.  # D-49
 
 Legend: B images, L tokens of a level, d channels of the teacher, G objects. Terms are [1], summed over the images of the batch.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 
 from steadydetr.boxes import iou_giou, to_xyxy
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations.distill import (
     background,
     channel_attention,
@@ -31,16 +31,17 @@ from steadydetr.equations.distill import (
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.objectives.base import Objective
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, common_strides, shared_levels
-from steadydetr.structures import Batch, Losses, MatchResult, Stages, Targets
+from steadydetr.structures import Batch, DecodedStages, Losses, MatchResult, Targets, seed_of
 
-COARSEST = 64  # stride to which FKD's maps are pooled before every cell is related to every other
+COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
 
 
 @dataclass(frozen=True)
 class FeaturePeer(Objective):
-    """What the four have in common."""
+    """What the four have in common: shared levels, a trained module for each, and terms that are summed over levels."""
 
     teacher: str = "teacher"
     source: Source = "encoder"
@@ -54,17 +55,22 @@ class FeaturePeer(Objective):
 
     @abstractmethod
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
-        """What a level of models of these widths needs."""
+        """The module that is trained for one level, for a student and a teacher with so many channels."""
 
     @abstractmethod
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        """The terms of a level with their weights, by name."""
+        """The terms of one level with their weights, by name; `module` is what `self.module` made for it."""
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
-        modules: nn.ModuleList = context.adapters[self.name]  # type: ignore[assignment]
+        modules = cast(nn.ModuleList, context.adapters[self.name])
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             found = [self.terms(module, level, context) for module, level in zip(modules, levels, strict=True)]
         for part, (_, weight) in found[0].items():
@@ -73,17 +79,17 @@ class FeaturePeer(Objective):
 
 
 def align(student: int, teacher: int) -> nn.Module:
-    """A linear layer, where the widths differ."""
+    """A linear layer from the student's channels to the teacher's; nothing where their numbers are the same."""
     return nn.Linear(student, teacher) if student != teacher else nn.Identity()
 
 
 def square_sum(values: Tensor, padding: Tensor) -> Tensor:
-    """[B, L, d] -> [1] over all valid tokens."""
+    """The sum of squares over all valid tokens: [B, L, d] -> [1]."""
     return values.masked_fill(padding[..., None], 0).square().sum().reshape(1)
 
 
 def boxes_in_cells(targets: Targets, level: Level) -> Tensor:
-    """[G, 4] xyxy."""
+    """The targets' boxes in cells of the level, [G, 4] xyxy."""
     return to_xyxy(targets.boxes) * level.extent[targets.image].repeat(1, 2).to(targets.boxes)
 
 
@@ -100,7 +106,7 @@ class FGD(FeaturePeer):
     attention: float = 5e-4  # gamma
     context: float = 5e-6  # lambda
     temperature: float = 0.5
-    focal: bool = True  # squared differences weighed by the teacher's attention
+    focal: bool = True  # squared differences are weighted by the teacher's attention
 
     @property
     def name(self) -> str:
@@ -110,7 +116,7 @@ class FGD(FeaturePeer):
         return nn.ModuleDict({"align": align(student, teacher), "student": ContextBlock(teacher), "teacher": ContextBlock(teacher)})
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        parts: nn.ModuleDict = module  # type: ignore[assignment]
+        parts = cast(nn.ModuleDict, module)
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
         boxes = boxes_in_cells(context.targets, level).to(teacher.dtype)
         covered = foreground(boxes, context.targets.image, len(teacher), level.size)
@@ -128,7 +134,7 @@ class FGD(FeaturePeer):
         }
 
     def _attention(self, features: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Of places [B, L] and of channels [B, d]."""
+        """The attention of places [B, L] and of channels [B, d]."""
         places = spatial_weights(spatial_attention(features), padding, self.temperature)
         return places, channel_weights(channel_attention(features, padding), self.temperature)
 
@@ -156,7 +162,7 @@ class ContextBlock(nn.Module):
 @register("mgd")
 @dataclass(frozen=True)
 class MGD(FeaturePeer):
-    """Masked generative distillation (Yang et al. 2022): the teacher's map has to come out of the student's with places left out."""
+    """Masked generative distillation (Yang et al. 2022): the teacher's map is generated from the student's, parts of which are left out."""
 
     weight: float = 2e-5  # alpha, of its detectors
     masked: float = 0.65  # share of the places that are left out, lambda
@@ -169,11 +175,13 @@ class MGD(FeaturePeer):
         return Generator(student, teacher)
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        kept = (draw(context.batch, level) <= 1 - self.masked).to(level.student)
+        kept = (random_places(context.batch, level) <= 1 - self.masked).to(level.student)
         return {"generated": (square_sum(module(level, kept) - level.teacher, level.padding), self.weight)}
 
 
 class Generator(nn.Module):
+    """Two convolutions that fill in what is left out of a map."""
+
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
         self.align = align(student, teacher)
@@ -186,13 +194,13 @@ class Generator(nn.Module):
         return self.second(self.first(seen).relu().masked_fill(padding, 0)).flatten(2).transpose(1, 2)
 
 
-def draw(batch: Batch, level: Level) -> Tensor:
-    """[B, L] in 0..1; like all noise a function of seed, step, image and level, however images are dealt out."""
-    drawn = []
+def random_places(batch: Batch, level: Level) -> Tensor:
+    """A random number in 0..1 for every token, [B, L]: a function of seed, step, image and level, however images are dealt to ranks."""
+    numbers = []
     for image_id in batch.image_ids:
-        generator = torch.Generator().manual_seed(hash((batch.seed, batch.step, image_id, level.start)) % 2**63)
-        drawn.append(torch.rand(level.padding.shape[1], generator=generator))
-    return torch.stack(drawn).to(level.padding.device, non_blocking=True)
+        generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id, level.start))
+        numbers.append(torch.rand(level.padding.shape[1], generator=generator))
+    return torch.stack(numbers).to(level.padding.device, non_blocking=True)
 
 
 # FKD
@@ -224,7 +232,7 @@ class FKD(FeaturePeer):
         )
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
-        parts: nn.ModuleDict = module  # type: ignore[assignment]
+        parts = cast(nn.ModuleDict, module)
         student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
         difference = (teacher - student).masked_fill(padding[..., None], 0)
         places_s, places_t = (spatial_attention(features).masked_fill(padding, 0) for features in (student, teacher))
@@ -243,12 +251,12 @@ class FKD(FeaturePeer):
 
 
 def norms(values: Tensor) -> Tensor:
-    """[B, ...] -> [1], the norm of every image's values, summed."""
+    """The norms of every image's values, summed: [B, ...] -> [1]."""
     return torch.linalg.vector_norm(values.flatten(1), dim=1).sum().reshape(1)
 
 
 class NonLocalBlock(nn.Module):
-    """Every cell of the pooled map takes from every other (Wang et al. 2018, embedded Gaussian), added to what it is."""
+    """Every cell of the pooled map attends to every other one (Wang et al. 2018, embedded Gaussian); the result is added to the cell."""
 
     def __init__(self, width: int, pool: int) -> None:
         super().__init__()
@@ -280,8 +288,8 @@ class NonLocalBlock(nn.Module):
 class FGFI(FeaturePeer):
     """Fine-grained feature imitation (Wang et al. 2019): only near objects, as the overlaps of anchors tell.
 
-    DETRs have no anchors. In their place stands the box that every token starts from where an encoder makes proposals (Deformable DETR
-    A.4): the only boxes at fixed places that the family knows, one a token, and they need no detector with proposals.  # D-50
+    DETRs have no anchors. The boxes that encoders add their proposals to (Deformable DETR A.4) are used instead: one a token, at fixed
+    places, which need no detector with proposals.  # D-50
     """
 
     weight: float = 0.01
@@ -302,7 +310,7 @@ class FGFI(FeaturePeer):
         return {"imitated": (value.sum().reshape(1), self.weight)}
 
     def near(self, level: Level, context: StepContext) -> Tensor:
-        """[B, L] bool."""
+        """The cells that are learned, [B, L] bool."""
         part = slice(level.start, level.start + level.padding.shape[1])
         anchors, usable = (values[:, part] for values in token_anchors(context.memory))
         targets = context.targets

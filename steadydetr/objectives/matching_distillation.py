@@ -1,4 +1,4 @@
-"""Matching distillation (OD-DETR 3.2): a query also learns what its counterpart in the teacher is matched to."""
+"""Matching distillation (OD-DETR 3.2): a query also learns the target that the teacher matches to the query's counterpart."""
 
 from __future__ import annotations
 
@@ -10,87 +10,80 @@ from torch import Tensor
 
 from steadydetr.equations.online import join_matches
 from steadydetr.kinds import register
-from steadydetr.learning.context import StepContext
-from steadydetr.learning.matching import paired_iou, query_of_targets
-from steadydetr.learning.teachers import Counterparts, TeacherOutput
-from steadydetr.structures import Assignment, Match, MatchResult, Stages, Targets
+from steadydetr.learning.matching import paired_iou
+from steadydetr.learning.predictions import Counterparts, TeacherOutput
+from steadydetr.structures import Assignment, Match, MatchedQueries, MatchResult, Queries, Stages, Targets
 
-CONDITION = 0.5  # IoU from which StageInteractor accepts a further target
+CONDITION = 0.5  # a further target is learned where the IoU is above it (StageInteractor)
 
 
 @register("joined-matches")
 @dataclass(frozen=True, kw_only=True)
 class JoinedMatches:
-    """What a query learns of its own match and of the teacher's. Table 3 varies `classes`, Table 4 `boxes` and the weights."""
+    """How the student's own match and the teacher's are joined. Table 3 varies `classes`, Table 4 `boxes` and the weights.
 
-    classes: Literal["union", "conditional", "none"] = "union"  # conditional: only where the query's box overlaps the target by half
-    boxes: bool = True
-    class_weight: float = 1.0  # of the costlier of two queries that learn one target: in the class loss
-    box_weight: float = 0.51  # and in the box losses, w_d of Eq. 4
+    Where both matches give a target to different queries, both learn it, and the one with the larger matching cost has another weight.
+    """
+
+    classes: Literal["union", "conditional", "none"] = "union"  # pairs of the teacher's whose class is learned; conditional: IoU above 0.5
+    boxes: bool = True  # the boxes of the teacher's pairs are learned by queries that are matched to nothing else
+    class_weight: float = 1.0  # of the costlier of two queries that learn one target, in the class loss
+    box_weight: float = 0.51  # the same in the box losses, w_d of Eq. 4
 
     def __post_init__(self) -> None:
         for name in ("class_weight", "box_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} = {getattr(self, name)} must not be negative")
 
-    def assign(self, solved: MatchResult, taught: Tensor, stages: Stages, targets: Targets) -> Assignment:
+    def assign(self, matched: MatchResult, teacher: MatchedQueries, stages: Stages, targets: Targets) -> Assignment:
         """The student's own match joined with the teacher's.
 
         Args:
-            solved: of the student, in folded indices.
-            taught: [R] the student's query that the teacher's match of the same stage gives each target, -1: none.
-            stages: the student's predictions, of which `targets` are those of one batch.
+            matched: of the student.
+            teacher: the student's queries that are the counterparts of those in the teacher's match of the same stages.
+            stages: the student's predictions; `targets` are those of one batch.
         """
-        folded = targets.repeat_batch(len(stages.logits))
-        own, image = query_of_targets(solved.match, len(taught)), folded.image
-        joined = join_matches(own, taught, image, len(folded.counts), solved.cost)
-        extra = joined.taught & (self.classes != "none")
+        folded, match = targets.repeat_batch(len(stages.logits)), matched.match
+        image, teacher_query = folded.image, teacher.query.flatten()
+        own = MatchedQueries.of(match, targets, len(stages.logits)).query.flatten()
+        added = join_matches(own, teacher_query, image, len(folded.counts), matched.cost)
+        chosen = added.classes & (self.classes != "none")
         if self.classes == "conditional":
-            boxes = stages.flat[1].detach()[image, taught.clamp(min=0)]
-            extra = extra & (paired_iou(boxes, folded.boxes.to(boxes.dtype)) > CONDITION)
-        costlier = (joined.costlier, joined.taught & (own >= 0) & ~joined.costlier)  # of two queries the taught one, the own one
-        match = solved.match
+            boxes = stages.flat[1].detach()[image, teacher_query.clamp(min=0)]
+            chosen = chosen & (paired_iou(boxes, folded.boxes.to(boxes.dtype)) > CONDITION)
+        own_is_costlier = added.classes & (own >= 0) & ~added.costlier
         classes = (
-            weigh(match, extra & costlier[1], self.class_weight),
-            weigh(pick(image, taught, extra), costlier[0], self.class_weight),
+            weigh(match, chosen & own_is_costlier, self.class_weight),
+            weigh(teacher.pairs(chosen), added.costlier, self.class_weight),
         )
-        learned = joined.taught_box & self.boxes
-        boxes_own = weigh(match, learned & costlier[1], self.box_weight)
-        return Assignment(classes, concatenate(boxes_own, weigh(pick(image, taught, learned), costlier[0], self.box_weight)))
+        chosen = added.boxes & self.boxes
+        own_boxes = weigh(match, chosen & own_is_costlier, self.box_weight)
+        return Assignment(classes, concatenate(own_boxes, weigh(teacher.pairs(chosen), added.costlier, self.box_weight)))
 
 
 @register("matching-distillation")
 @dataclass(frozen=True, kw_only=True)
 class MatchingDistillation(JoinedMatches):
-    """Defaults: OD-DETR's."""
+    """Which teacher's match is joined with the student's. Defaults: OD-DETR's."""
 
     teacher: str = "ema"
-    counterparts: Counterparts = "token"
-
-
-def pick(image: Tensor, query: Tensor, chosen: Tensor) -> Match:
-    """The pairs of the chosen targets, [R] each -> P pairs."""
-    target = chosen.nonzero()[:, 0]
-    return Match(image[target], query[target], target)
+    counterparts: Counterparts = "token"  # how two-stage queries of student and teacher belong together
 
 
 def weigh(match: Match, costlier: Tensor, weight: float) -> Match:
-    """The match with `weight` at the targets [R] where its query is the costlier of two, 1 elsewhere."""
+    """The match with `weight` for the targets ([R] bool) whose query is the costlier of two, and 1 for the others."""
     if weight == 1:
         return match
     return Match(match.image, match.query, match.target, torch.where(costlier[match.target], weight, 1.0))
 
 
 def concatenate(a: Match, b: Match) -> Match:
+    """The pairs of both, with their weights."""
     weights = [torch.ones_like(m.query, dtype=torch.float32) if m.weight is None else m.weight for m in (a, b)]
     image, query, target = (torch.cat((getattr(a, name), getattr(b, name))) for name in ("image", "query", "target"))
     return Match(image, query, target, torch.cat(weights))
 
 
-def taught_queries(teacher_output: TeacherOutput, context: StepContext, by: Counterparts) -> Tensor:
-    """[R] the student's query whose counterpart the teacher matches to each target, stage by stage, -1: none."""
-    rows = len(teacher_output.solved.cost)
-    query = query_of_targets(teacher_output.solved.match, rows)
-    image = context.targets.repeat_batch(len(teacher_output.stages.logits)).image % len(context.targets.counts)
-    counterpart = teacher_output.counterparts(context.queries["main"], by)[image, query.clamp(min=0)]
-    return torch.where(query >= 0, counterpart, -1)
+def teacher_queries(teacher_output: TeacherOutput, student: Queries, by: Counterparts) -> MatchedQueries:
+    """The student's query whose counterpart the teacher matches to each target."""
+    return teacher_output.matched_queries.renumbered(teacher_output.counterparts(student, by))

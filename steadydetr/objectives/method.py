@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -47,19 +48,21 @@ class Method(nn.Module):
 
     @property
     def teaching(self) -> dict[str, Detector]:
-        return {name: teacher.model for name, teacher in self.teachers.items()}  # type: ignore[misc]
+        """The teachers' detectors, by name."""
+        return {name: cast("Frozen[Detector]", teacher).model for name, teacher in self.teachers.items()}
 
     @property
     def active_teachers(self) -> dict[str, Detector]:
-        """The teachers that are run in a step, because an objective looks at their teacher_output."""
+        """The teachers that are run in every step, because an objective reads their output."""
         names = {name for objective in self.objectives for name in objective.reads}
         return {name: teacher for name, teacher in self.teaching.items() if name in names}
 
     def training_state(self) -> dict[str, Tensor]:
-        """All that training changes: without trained teachers, whose weights have a checkpoint of their own."""
+        """The weights that training changes. Those of trained teachers are left out, because they have a checkpoint of their own."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}
 
     def load_training_state(self, state: Mapping[str, Tensor]) -> None:
+        """Load what `training_state` gave; a ValueError names keys that are missing or left over."""
         missing, unexpected = self.load_state_dict(state, strict=False)
         missing = [name for name in missing if not name.startswith(self._frozen)]
         if missing or unexpected:
@@ -70,18 +73,19 @@ class Method(nn.Module):
         return tuple(f"teachers.{name}." for name, teacher in self.teachers.items() if not isinstance(teacher, Average))
 
     def forward(self, batch: Batch) -> Losses:
-        return self.losses(self.look(batch), self.objectives)
+        return self.losses(self.step_context(batch), self.objectives)
 
-    def look(self, batch: Batch) -> StepContext:
+    def step_context(self, batch: Batch) -> StepContext:
+        """What the objectives of a step read: the outputs of the teachers and the student's memory and queries."""
         return StepContext.of(batch, self.student, self.criterion, self.active_teachers, dict(self.adapters))
 
     def losses(self, context: StepContext, objectives: Sequence[Objective]) -> Losses:
-        """Of some of the method's objectives."""
-        groups = [group for objective in objectives for group in objective.groups(context)]
+        """The losses of these objectives, which are all of the method's or, to see what each costs, some of them."""
+        groups = [group for objective in objectives for group in objective.query_groups(context)]
         stages = self.student.decode(context.memory, groups)
-        problems = [problem for o in objectives for problem in o.problems(context, stages, self.criterion)]
-        solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
+        problems = [problem for objective in objectives for problem in objective.problems(context, stages, self.criterion)]
+        matched = {problem.name: result for problem, result in zip(problems, solve(problems), strict=True)}
         losses = Losses()
         for objective in objectives:
-            objective.add_losses(losses, context, stages, solved, self.criterion)
+            objective.add_losses(losses, context, stages, matched, self.criterion)
         return losses

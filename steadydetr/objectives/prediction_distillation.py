@@ -1,10 +1,13 @@
 """Prediction distillation (OD-DETR 3.3): the teacher's queries go through the student's decoder and must come out as the teacher's.
 
-Legend: S stages, B images, N queries, C classes, P pairs of a query with the target that the teacher matched to it.
+Both have as many stages and queries, so S = T and N = M here.
+
+Legend: S stages, B images, F folded images, N queries, C classes, P pairs of a query with the target that the teacher matched to it.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -19,20 +22,17 @@ from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
-from steadydetr.objectives.assignment_distillation import makes_references
 from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.structures import Group, Losses, Match, MatchResult, Stages, Targets
+from steadydetr.structures import DecodedStages, Losses, Match, MatchResult, QueryGroup, Stages, Targets
+
+Position = Literal["teacher", "student"]
 
 
-@register("prediction-distillation")
-@dataclass(frozen=True)
-class PredictionDistillation(Objective):
-    """Defaults: OD-DETR's. Its Table 5: `naive`, then without `listen`; Stop Update is the teacher's."""
+class PredictionObjective(Objective):
+    """What both forms share: the teacher's queries as a group of the student, and losses named after the criterion's terms."""
 
-    teacher: str = "ema"
-    naive: bool = False  # every query learns the teacher's scores and box as they are; divided by the queries
-    listen: bool = True  # learn a box only where the teacher's is better (Listen2stu)
-    position: Literal["teacher", "student"] = "teacher"  # whose position vectors the queries take, where they have their own  # D-35
+    teacher: str
+    position: Position
 
     @property
     def name(self) -> str:
@@ -40,35 +40,54 @@ class PredictionDistillation(Objective):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("stages", "width", "positioned"))
-        if self.position == "student" and student.positioned and not makes_references(student):
+        if self.position == "student" and student.positioned and not student.makes_references:
             raise ValueError(
                 "objective prediction: position student needs learned queries, which are those of the teacher by number; of a two-stage"
                 " detector the position vectors belong to other boxes. Leave --objectives.prediction.position teacher"
             )
 
-    def groups(self, context: StepContext) -> list[Group]:
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
         queries = context.teacher_outputs[self.teacher].queries
         if self.position == "student" and queries.position is not None:
             queries = replace(queries, position=context.queries["main"].position)
-        return [Group(self.name, queries)]
+        return [QueryGroup(self.name, queries)]
 
     def add_losses(
-        self, losses: Losses, context: StepContext, stages: Mapping[str, Stages], solved: Mapping[str, MatchResult], criterion: Criterion
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
     ) -> None:
         teacher_output, weights = context.teacher_outputs[self.teacher], criterion.loss_weights
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             student, teacher = stages[self.name].in_float32(), teacher_output.stages.in_float32()
-            if self.naive:
-                values = naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], criterion)
-            else:
-                values = self._terms(student, teacher, teacher_output.solved.match, context, criterion)
-        for part, value in zip(("class", "l1", "giou"), values, strict=True):
-            losses.add(f"{self.name}/{part}", value, getattr(weights, "label" if part == "class" else part))
+            label, l1, giou = self.terms(student, teacher, teacher_output.matched.match, context, criterion)
+        losses.add(f"{self.name}/class", label, weights.label)
+        losses.add(f"{self.name}/l1", l1, weights.l1)
+        losses.add(f"{self.name}/giou", giou, weights.giou)
 
-    def _terms(
+    @abstractmethod
+    def terms(
         self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """[S] each (Eq. 5, 6)."""
+        """The class, L1 and GIoU terms, [S] each; `match` is the teacher's."""
+
+
+@register("prediction-distillation")
+@dataclass(frozen=True)
+class PredictionDistillation(PredictionObjective):
+    """Defaults: OD-DETR's. Its Table 5 begins with `NaivePrediction`, then has `listen` off; Stop Update is an option of the teacher."""
+
+    teacher: str = "ema"
+    listen: bool = True  # learn a box only where the teacher's is better (Listen2stu)
+    position: Position = "teacher"  # whose position vectors the queries have, where they bring some  # D-35
+
+    def terms(
+        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Eq. 5 and 6."""
         targets = context.targets.repeat_batch(len(student.logits))
         wanted, weight, iou = teacher_target(teacher, match, targets)
         label = classification_loss(student.flat[0], wanted, wanted > 0, None, criterion.gamma)
@@ -77,15 +96,31 @@ class PredictionDistillation(Objective):
         own_iou = paired_iou(ours.detach(), targets.boxes[match.target].to(ours.dtype))
         l1, giou = distillation_terms(own_iou, iou, weight, l1, giou, self.listen)
         stage = match.image // len(context.targets.counts)
-        zeros = l1.new_zeros(len(student.logits))
+        zeros, normaliser = l1.new_zeros(len(student.logits)), context.normaliser
         per_stage = label.unflatten(0, student.logits.shape[:2]).sum((1, 2, 3))
-        return tuple(  # type: ignore[return-value]
-            value / context.normaliser for value in (per_stage, zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou))
-        )
+        return per_stage / normaliser, zeros.index_add(0, stage, l1) / normaliser, zeros.index_add(0, stage, giou) / normaliser
+
+
+@register("naive-prediction")
+@dataclass(frozen=True)
+class NaivePrediction(PredictionObjective):
+    """Every query learns the teacher's scores and box as they are; the sums are divided by the queries (OD-DETR Table 5)."""
+
+    teacher: str = "ema"
+    position: Position = "teacher"  # whose position vectors the queries have, where they bring some  # D-35
+
+    def terms(
+        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], criterion)
 
 
 def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor, Tensor]:
-    """c' with the TOOD weight at the matched entries [S*B, N, C]; that weight [P]; the teacher's IoU with its target [P] (Eq. 5)."""
+    """The c' of Eq. 5: the teacher's scores [F, N, C], in which a matched entry is replaced by its task weight.
+
+    Returns:
+        c', the task weights [P], and the IoU of the teacher's boxes with their targets [P].
+    """
     logits, boxes = teacher.flat
     scores = logits.sigmoid()
     at = (match.image, match.query, folded.labels[match.target])
@@ -95,7 +130,7 @@ def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tens
 
 
 def naive_terms(student: Stages, teacher: Stages, queries: int, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
-    """[S] each: every query of the step alike, divided by their number (Table 5, naive distillation)."""
+    """The mean over all queries of the step, whose number is `queries`, [S] each (Table 5, naive distillation)."""
     wanted = teacher.logits.sigmoid()
     label = classification_loss(student.logits, wanted, wanted > 0, None, criterion.gamma).sum((1, 2, 3))
     l1, giou, _ = box_terms(student.boxes, teacher.boxes, criterion.giou_eps)

@@ -9,13 +9,12 @@ from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.kinds import PACKAGE, register
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
+from steadydetr.learning.teachers import EMATeacher, Teacher, TrainedTeacher
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
 
-Teacher = EMATeacher | TrainedTeacher
 TEACHERS = (EMATeacher, TrainedTeacher)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from steadydetr.detectors import DABDeformableDETRConfig
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Detection
+from steadydetr.objectives import SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
@@ -19,7 +19,7 @@ def dab_deformable_detr_r50_50ep() -> Recipe:
         name="dab-deformable-detr-r50-50ep",
         detector=DABDeformableDETRConfig(),
         criterion=Criterion(loss_weights=Weights(1.0, 5.0, 2.0), giou_eps=1e-6),
-        objectives=(Detection(),),
+        objectives=(SetPrediction(),),
         data=replace(COCO, filter_empty=True),
         training=TrainingConfig(epochs=50, drop_epochs=(40,), decay_norms=False, seed=42),
         reported="49.0 (detrex model zoo)",

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from steadydetr.detectors import DeformableDETRConfig
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Detection
+from steadydetr.objectives import SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
@@ -20,7 +20,7 @@ def deformable_detr_r50_50ep() -> Recipe:
         name="deformable-detr-r50-50ep",
         detector=DeformableDETRConfig(),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0)),
-        objectives=(Detection(),),
+        objectives=(SetPrediction(),),
         data=COCO,
         training=TrainingConfig(epochs=50, drop_epochs=(40,), batch_size=32, lr=2e-4, offset_lr_factor=0.1),
         top=100,

@@ -7,8 +7,8 @@ from dataclasses import replace
 from steadydetr.detectors import DINOConfig
 from steadydetr.detectors.dino import DINO_TRANSFORMER
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.nn.backbone import BackboneConfig
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
@@ -21,7 +21,7 @@ def dino_4scale_r50_12ep() -> Recipe:
         name="dino-4scale-r50-12ep",
         detector=DINOConfig(),
         criterion=Criterion(loss_weights=Weights(1.0, 5.0, 2.0), giou_eps=1e-6),
-        objectives=(Detection(), Denoising()),
+        objectives=(SetPrediction(), Denoising()),
         data=COCO,
         training=TrainingConfig(epochs=12, drop_epochs=(11,)),
         reported="49.0 (DINO Table 1)",
@@ -45,7 +45,7 @@ def dino_5scale_r50_12ep() -> Recipe:
     return replace(
         four,
         name="dino-5scale-r50-12ep",
-        detector=DINOConfig(BackboneConfig(out_indices=(1, 2, 3, 4)), replace(DINO_TRANSFORMER, levels=5)),
+        detector=DINOConfig(TimmBackboneConfig(out_indices=(1, 2, 3, 4)), replace(DINO_TRANSFORMER, levels=5)),
         reported="49.4 (DINO Table 1)",
         notes="DINO, 5 scales, from stride 4",
     )
@@ -55,7 +55,7 @@ def dino_5scale_r50_12ep() -> Recipe:
 def dino_4scale_swin_l_12ep() -> Recipe:
     """Swin-L of ImageNet-22K at 384 px, nothing of it frozen."""
     four = dino_4scale_r50_12ep()
-    swin = BackboneConfig(
+    swin = TimmBackboneConfig(
         "swin_large_patch4_window12_384.ms_in22k", out_indices=(1, 2, 3), frozen_stages=0, drop_path=0.2, output_norm=True
     )
     return replace(

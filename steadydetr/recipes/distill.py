@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.teachers import TrainedTeacher
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep
@@ -44,14 +45,13 @@ def _named(recipe: Recipe, name: str, reported: str, notes: str) -> Recipe:
 
 
 def _with_backbone(recipe: Recipe, backbone: str) -> Recipe:
-    assert isinstance(recipe.detector.backbone, BackboneConfig)
-    return replace(recipe, detector=replace(recipe.detector, backbone=replace(recipe.detector.backbone, name=BACKBONES[backbone])))
+    return replace(recipe, detector=recipe.detector.changed(backbone=TimmBackboneConfig(BACKBONES[backbone])))
 
 
 def _plain(backbone: str) -> Recipe:
     """mmdet's plain Deformable DETR, trained like its baseline."""  # D-40
     start = _with_backbone(deformable_detr_r50_50ep(), backbone)
-    return replace(start, detector=replace(start.detector, transformer=replace(start.detector.transformer, neck_bias=False)))
+    return replace(start, detector=with_transformer(start.detector, neck_bias=False))
 
 
 @recipe
@@ -115,7 +115,7 @@ def detrdistill_dino_4scale_r101_r50_12ep() -> Recipe:
     """300 queries, of a teacher with 900."""
     start = dino_4scale_r50_12ep()
     notes = "DINO, 4 scales, r50 with 300 queries taught by r101 with 900 (DETRDistill)"
-    start = replace(start, detector=replace(start.detector, queries=300))
+    start = replace(start, detector=start.detector.changed(queries=300))
     return _named(start, "detrdistill-dino-4scale-r101-r50-12ep", "50.1 (DETRDistill, supplement Table 1)", notes)
 
 

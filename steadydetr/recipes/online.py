@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.teachers import EMATeacher
-from steadydetr.objectives import AuxiliaryGroups, Detection, MatchingDistillation, PredictionDistillation
+from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_24ep
 from steadydetr.recipes.deformable import deformable_detr_refine_r50_12ep
@@ -21,12 +22,12 @@ PAPERS_TEACHER = EMATeacher(0.9996)
 
 def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = PAPERS_TEACHER) -> Recipe:
     """The recipe with quality focal loss, matching distillation, prediction distillation and auxiliary groups."""
-    others = tuple(o for o in recipe.objectives if not isinstance(o, Detection))
+    others = tuple(o for o in recipe.objectives if not isinstance(o, SetPrediction))
     return replace(
         recipe,
         name=name,
         criterion=replace(recipe.criterion, class_target=QualityTarget(), alpha=None),
-        objectives=(Detection(MatchingDistillation()), *others, PredictionDistillation(), AuxiliaryGroups()),
+        objectives=(SetPrediction(MatchingDistillation()), *others, PredictionDistillation(), AuxiliaryGroups()),
         teachers=(teacher,),
         reported=reported,
         notes=f"{recipe.notes}, with online distillation",
@@ -37,7 +38,7 @@ def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = 
 def od_deformable_detr_r50_12ep() -> Recipe:
     """All decoder stages share one set of parameters, heads included (Table 8)."""
     start = deformable_detr_refine_r50_12ep()
-    shared = replace(start.detector, transformer=replace(start.detector.transformer, share_decoder=True))
+    shared = with_transformer(start.detector, share_decoder=True)
     training = replace(start.training, weight_decay=2e-5)
     return online(replace(start, detector=shared, training=training), "od-deformable-detr-r50-12ep")
 
@@ -85,7 +86,7 @@ def stable_od_dino_4scale_r50_12ep() -> Recipe:
         start,
         name="stable-od-dino-4scale-r50-12ep",
         criterion=replace(start.criterion, class_cost=PositionModulatedCost()),
-        detector=replace(start.detector, transformer=replace(start.detector.transformer, fusion="dense")),
+        detector=with_transformer(start.detector, fusion="dense"),
         reported="",
         notes=f"{start.notes}, position-modulated cost and dense memory fusion",
     )

@@ -6,15 +6,28 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
-from steadydetr.objectives import AssignmentDistillation, Denoising, Detection, FeatureDistillation, LogitsDistillation
+from steadydetr.objectives import AssignmentDistillation, Denoising, FeatureDistillation, LogitsDistillation, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
+
+SMALL_TRANSFORMER = TransformerConfig(
+    width=96,
+    heads=4,
+    ffn=256,
+    encoder_layers=1,
+    decoder_layers=3,
+    levels=3,
+    dropout=0.0,
+    temperature=20.0,
+    position_offset=0.0,
+)
 
 
 @recipe
@@ -26,22 +39,11 @@ def quickstart() -> Recipe:
 @recipe
 def small_dino() -> Recipe:
     """The baseline: focal loss and cost."""
-    transformer = TransformerConfig(
-        width=96,
-        heads=4,
-        ffn=256,
-        encoder_layers=1,
-        decoder_layers=3,
-        levels=3,
-        dropout=0.0,
-        temperature=20.0,
-        position_offset=0.0,
-    )
     return Recipe(
         name="small-dino",
-        detector=DINOConfig(SmallBackboneConfig(), transformer, queries=40),
+        detector=DINOConfig(SmallBackboneConfig(), SMALL_TRANSFORMER, queries=40),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), giou_eps=1e-6),
-        objectives=(Detection(), Denoising(number=40, box_noise=0.4)),
+        objectives=(SetPrediction(), Denoising(number=40, box_noise=0.4)),
         data=DataConfig(source="shapes", transform=FixedSizeTransform(128, 128), resize=FixedSize(128, 128), workers=1),
         training=TrainingConfig(
             epochs=3,
@@ -69,13 +71,13 @@ def small_stable_dino() -> Recipe:
 def small_deformable_detr() -> Recipe:
     """A two-stage Deformable DETR at the size of the quickstart."""
     start = small_dino()
-    transformer = replace(start.detector.transformer, temperature=10000.0, position_offset=-0.5)
+    transformer = replace(SMALL_TRANSFORMER, temperature=10000.0, position_offset=-0.5)
     return replace(
         start,
         name="small-deformable-detr",
         detector=DeformableDETRConfig(SmallBackboneConfig(), transformer, queries=40, refine=True, two_stage=True),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0)),
-        objectives=(Detection(),),
+        objectives=(SetPrediction(),),
         notes="two-stage Deformable DETR at the size of the quickstart",
     )
 
@@ -90,8 +92,7 @@ def small_stable_deformable_detr() -> Recipe:
 def small_refine_deformable_detr() -> Recipe:
     """One-stage, with iterative refinement: what OD-DETR builds on."""
     start = small_deformable_detr()
-    assert isinstance(start.detector, DeformableDETRConfig)
-    detector = replace(start.detector, two_stage=False)
+    detector = start.detector.changed(two_stage=False)
     notes = "Deformable DETR with refinement at the size of the quickstart"
     return replace(start, name="small-refine-deformable-detr", detector=detector, notes=notes)
 
@@ -112,11 +113,10 @@ def small_teacher_deformable_detr() -> Recipe:
     """A teacher of three times the student's size, trained three times as long."""
     start = small_refine_deformable_detr()
     backbone = SmallBackboneConfig(stem=48, channels=(80, 160, 256, 320))
-    transformer = replace(start.detector.transformer, ffn=512, encoder_layers=2)
     return replace(
         start,
         name="small-teacher-deformable-detr",
-        detector=replace(start.detector, backbone=backbone, transformer=transformer),
+        detector=with_transformer(start.detector, ffn=512, encoder_layers=2).changed(backbone=backbone),
         training=replace(start.training, epochs=3 * start.training.epochs),
         notes=f"{start.notes}, larger and longer: the teacher of small-distill-deformable-detr",
     )

@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
+from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
-from steadydetr.objectives import Denoising, Detection
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
@@ -31,7 +32,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
     )
     before = recipe.criterion.loss_weights
     objectives = tuple(replace(o, weights=before) if isinstance(o, Denoising) else o for o in recipe.objectives)
-    detector = replace(recipe.detector, transformer=replace(recipe.detector.transformer, fusion="dense"))
+    detector = with_transformer(recipe.detector, fusion="dense")
     return replace(
         recipe,
         name=name or f"stable-{recipe.name}",
@@ -50,7 +51,7 @@ def _stable_dino(recipe: Recipe, reported: str) -> Recipe:
     """Stable-DINO: detrex's DINO, which decays no norms and leaves out images without objects."""
     recipe = replace(
         recipe,
-        objectives=(Detection(), Denoising(negative_offset=0.0)),  # D-22
+        objectives=(SetPrediction(), Denoising(negative_offset=0.0)),  # D-22
         data=replace(recipe.data, filter_empty=True),
         training=replace(recipe.training, decay_norms=False),
     )

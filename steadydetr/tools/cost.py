@@ -16,10 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from steadydetr.checkpoints.folder import find_checkpoint, read_card, without_pretrained
+from steadydetr.checkpoints.folder import find_checkpoint, read_card
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.teachers import Average, EMATeacher, Frozen
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
@@ -112,7 +111,7 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     teaching = sum(teachers[name].inference for name in method.active_teachers)
     method.train()
     contexts: list[StepContext] = []  # a list, because `count` does not give what the function returns
-    encoding = count(lambda: contexts.append(method.look(batch))) - teaching  # the student's backbone, encoder and queries
+    encoding = count(lambda: contexts.append(method.step_context(batch))) - teaching  # the student's backbone, encoder and queries
 
     def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
         losses: list[Losses] = []
@@ -134,23 +133,18 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
 
 
 def without_distillation(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """The objectives that learn from no teacher, and the one of the main queries, which others build on.
-
-    The main one may learn a teacher's match beside its own (matching distillation); that costs no multiplication.
-    """
-    return tuple(o for o in objectives if not o.learns_from or o.name == MAIN)
+    """Those that are more than distillation. The teacher's match in `SetPrediction` stays: it costs no multiplications."""
+    return tuple(o for o in objectives if not o.distils)
 
 
 def build_untrained(recipe: Recipe, teacher: str, classes: int) -> Method:
     """The recipe's method with random weights; see `measure_cost` for `teacher`."""
-    student = without_pretrained(recipe.detector).build(classes)
-    teachers: dict[str, Frozen[Detector]] = {}
-    for config in recipe.teachers:
-        if isinstance(config, EMATeacher):
-            teachers[config.name] = Average(student, 0.9)
-        else:
-            teachers[config.name] = Frozen(without_pretrained(detector_of(teacher or config.checkpoint)).build(classes))
-    if teacher and all(isinstance(config, EMATeacher) for config in recipe.teachers):
+    student = recipe.detector.without_pretrained().build(classes)
+    teachers = {
+        config.name: config.build_untrained(student, classes, lambda checkpoint: detector_of(teacher or checkpoint))
+        for config in recipe.teachers
+    }
+    if teacher and not any(config.trained_before for config in recipe.teachers):
         raise ValueError(f"{recipe.name} learns from no trained teacher: leave --teacher out, or add --teachers.teacher trained-teacher")
     return Method(student, recipe.criterion, recipe.objectives, teachers)
 

@@ -20,7 +20,7 @@ from steadydetr.data import pad_batch
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, LAST
-from steadydetr.structures import Batch, Losses, Totals
+from steadydetr.structures import Batch, Losses, Totals, seed_of
 from steadydetr.training.log import StepResult, log_evaluation, log_step
 from steadydetr.training.not_finite import check_finite
 from steadydetr.training.optimiser import rate_factor, set_rate
@@ -64,7 +64,7 @@ def train_epoch(run: Run, epoch: int) -> None:
         if run.stop:
             break
         rate = set_rate(run.optimiser, rate_factor(state.step, per_epoch, config), config)
-        torch.manual_seed(hash((config.seed, state.step, run.accelerator.process_index)) % 2**63)
+        torch.manual_seed(seed_of(config.seed, state.step, run.accelerator.process_index))
         result = train_step(run, batches)
         now = time.perf_counter()
         speed, clock, state.seconds = run.loader.batch_size / (now - clock), now, state.seconds + now - clock

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from steadydetr.data import EvalLoader
 from steadydetr.detectors import Detector
+from steadydetr.detectors.base import evaluating
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
@@ -19,11 +20,9 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
     """Metrics of the detector on the validation images, which the processes share among them."""
     accelerator, config = run.accelerator, run.recipe.training
     loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
-    training = detector.training
-    with accelerator.autocast():
-        predict = prediction_function(detector.eval(), accelerator.device, run.recipe.top, run.recipe.nms)
+    with accelerator.autocast(), evaluating(detector):
+        predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
-    detector.train(training)
     if accelerator.num_processes > 1:
         parts: list[Results | None] = [None] * accelerator.num_processes
         torch.distributed.all_gather_object(parts, results)

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from steadydetr.nn.backbone import Backbone, BackboneConfig, FrozenBatchNorm, SmallBackboneConfig, freeze_batch_norm
+from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, SmallBackboneConfig, TimmBackboneConfig, freeze_batch_norm
 
-SWIN = BackboneConfig("swin_tiny_patch4_window7_224", (1, 2, 3), "none", frozen_stages=0, output_norm=True)
+SWIN = TimmBackboneConfig("swin_tiny_patch4_window7_224", (1, 2, 3), "none", frozen_stages=0, output_norm=True)
 
 
 def make(name: str, frozen_stages: int = 1, freeze_norm: bool = True, out_indices: tuple[int, ...] = (2, 3, 4)) -> Backbone:
-    return BackboneConfig(name, out_indices, "none", frozen_stages, freeze_norm).build()
+    return TimmBackboneConfig(name, out_indices, "none", frozen_stages, freeze_norm).build()
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_frozen_stages() -> None:
     assert frozen(make("resnet18", 1, freeze_norm=False)) == {"conv1.weight", "bn1.weight", "bn1.bias", "layer1.0", "layer1.1"}
     assert frozen(make("resnet18", 2)) == frozen(make("resnet18", 1)) | {"layer2.0", "layer2.1"}
     assert frozen(make("mobilenetv2_100", 1)) == {"conv_stem.weight", "blocks.0"}
-    assert frozen(BackboneConfig(SWIN.name, SWIN.out_indices, "none", 1).build()) == {
+    assert frozen(TimmBackboneConfig(SWIN.name, SWIN.out_indices, "none", 1).build()) == {
         "patch_embed.proj",
         "patch_embed.norm",
         "layers_0.blocks",
@@ -114,7 +114,7 @@ def test_weights_of_a_whole_model(name: str, out_indices: tuple[int, ...], tmp_p
     torch.manual_seed(1)
     state = timm.create_model(name).state_dict()
     save_file(state, tmp_path / "whole.safetensors")
-    body = BackboneConfig(name, out_indices, str(tmp_path / "whole.safetensors"), frozen_stages=0, freeze_norm=False).build().body
+    body = TimmBackboneConfig(name, out_indices, str(tmp_path / "whole.safetensors"), frozen_stages=0, freeze_norm=False).build().body
     loaded = body.state_dict()
     assert loaded and all(torch.equal(value, state[key if key in state else key.replace("_", ".", 1)]) for key, value in loaded.items())
 
@@ -123,7 +123,7 @@ def test_weights_in_a_wrapper_without_counters(tmp_path: Path) -> None:
     """An older torchvision .pth: no num_batches_tracked; and a checkpoint that holds the weights under `model`."""
     state = {k: v for k, v in timm.create_model("test_resnet").state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save({"model": state}, tmp_path / "weights.pth")
-    body = BackboneConfig("test_resnet", (2, 3, 4), str(tmp_path / "weights.pth")).build().body
+    body = TimmBackboneConfig("test_resnet", (2, 3, 4), str(tmp_path / "weights.pth")).build().body
     torch.testing.assert_close(body.state_dict()["bn1.running_var"], state["bn1.running_var"])
     torch.testing.assert_close(body.state_dict()["layer4.0.conv1.weight"], state["layer4.0.conv1.weight"])
 
@@ -134,16 +134,16 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     state["bn1.weight"] = torch.ones(3)
     torch.save(state, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"missing: conv1\.0\.weight; left over: surprise\.weight; of another shape: bn1\.weight"):
-        BackboneConfig("test_resnet", weights=str(tmp_path / "other.pth")).build()
+        TimmBackboneConfig("test_resnet", weights=str(tmp_path / "other.pth")).build()
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no such file; or did you mean hub or none"):
-        BackboneConfig("test_resnet", weights="imagenet").build()
+        TimmBackboneConfig("test_resnet", weights="imagenet").build()
     for name in ("noise.pth", "noise.safetensors"):
         (tmp_path / name).write_bytes(b"no tensors at all")
         with pytest.raises(ValueError, match=f"{name}' cannot be read"):
-            BackboneConfig("test_resnet", weights=str(tmp_path / name)).build()
+            TimmBackboneConfig("test_resnet", weights=str(tmp_path / name)).build()
 
 
 def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +152,11 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(ValueError, match=r"could not be fetched.*no route to host.*local \.safetensors or \.pth file, or to none"):
-        BackboneConfig("test_resnet").build()
+        TimmBackboneConfig("test_resnet").build()
 
 
 def test_models_and_maps_that_are_not_there() -> None:
     with pytest.raises(ValueError, match=r"'resnet5000' is no model of timm; there are .*resnet50"):
-        BackboneConfig("resnet5000", weights="none").build()
+        TimmBackboneConfig("resnet5000", weights="none").build()
     with pytest.raises(ValueError, match=r"test_resnet with backbone.out_indices = \(7,\)"):
-        BackboneConfig("test_resnet", (7,), weights="none").build()
+        TimmBackboneConfig("test_resnet", (7,), weights="none").build()

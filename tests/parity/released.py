@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import half_sine, identity, unit_exponential
-from steadydetr.learning.class_terms import ClassTarget, FocalCost, HardTarget, Pairs, PositionTarget
+from steadydetr.learning.class_terms import ClassTarget, FocalCost, HardTarget, MatchedPairs, PositionTarget
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem, pairwise_terms
 from steadydetr.structures import Stages, Targets
@@ -25,7 +25,7 @@ DENOISING_WEIGHTS = Weights(1.0, 5.0, 2.0)
 class ReleasedTarget(PositionTarget):
     """It divides by the largest target + 1e-8, which shows where all boxes of an image are poor."""
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         plain = PositionTarget(self.exponent, self.score_exponent, self.warp, "none")(pairs)
         largest = plain.new_zeros(pairs.images).scatter_reduce(0, pairs.image, plain, "amax")
         return super().__call__(pairs) * (largest / (largest + 1e-8))[pairs.image]

@@ -13,14 +13,16 @@ from torch import Tensor
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors import DINO
-from steadydetr.detectors.deformable import take, token_anchors, valid_ratio
+from steadydetr.detectors.deformable import valid_ratio
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import solve
+from steadydetr.learning.predictions import proposal_targets
+from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.encoder import token_centres
 from steadydetr.objectives.denoising import known_match, repeat_stages
-from steadydetr.objectives.detection import Detection, proposal_targets
-from steadydetr.structures import Assignment, Group, Losses, MatchResult, Memory, Queries, Stages, Targets
+from steadydetr.objectives.set_prediction import SetPrediction
+from steadydetr.structures import Assignment, Losses, MatchResult, Memory, Queries, QueryGroup, Stages, Targets, dense_proposals, take_rows
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.test_golden_losses import check_assignment, check_costs
@@ -32,17 +34,17 @@ TRAIN = cases("original/ddetr_train_*", "original/dino_train_*")
 def run(case: Case) -> tuple[StepContext, dict[str, Stages]]:
     """One decoder pass: the main queries and, where the case brings them, its denoising queries."""
     context = StepContext.of(case.batch(), case.detector, Criterion(), {})
-    groups = [Group("main", context.queries["main"])]
+    groups = [QueryGroup("main", context.queries["main"])]
     if "in.dn_query_label" in case.tensors:
         groups.append(given_denoising(case))
     return context, case.detector.decode(context.memory, groups)
 
 
-def given_denoising(case: Case) -> Group:
+def given_denoising(case: Case) -> QueryGroup:
     label, box = (case.tensors[f"in.dn_query_{name}"].to(next(case.detector.parameters()).dtype) for name in ("label", "bbox"))
     rows = label.shape[1]
     blocks = torch.arange(rows) // (rows // case.config["dn_meta"]["num_dn_group"])
-    return Group("denoising", Queries(label, box.sigmoid()), sees=("main",), blocks=blocks)
+    return QueryGroup("denoising", Queries(label, box.sigmoid()), sees=("main",), blocks=blocks)
 
 
 @pytest.mark.parametrize("path", EVAL)
@@ -113,12 +115,13 @@ def our_proposals(context: StepContext) -> dict[str, Tensor]:
     """By the names of the files."""
     queries = context.queries["main"]
     found = {"init_reference": queries.reference if queries.sized else queries.reference[..., :2]}
-    dense, proposals = context.memory.dense, context.proposals
-    if dense is None or proposals is None or queries.token is None:
+    proposals = context.proposals
+    if proposals is None or queries.token is None:
         return found
+    dense = dense_proposals(context.memory)
     if isinstance(context.student, DINO):
         found |= {"enc_logits_all": dense.logits, "interm_logits": proposals.logits[0], "interm_boxes": proposals.boxes[0]}
-        return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take(dense.anchors, queries.token)}
+        return found | {"enc_output_proposals": torch.logit(dense.anchors), "interm_init_boxes": take_rows(dense.anchors, queries.token)}
     return found | {"enc_logits": proposals.logits[0], "enc_boxes": proposals.boxes[0], "enc_coord_unact": dense.boxes_unsigmoid}
 
 
@@ -143,7 +146,7 @@ def test_training_step(path: Path) -> None:
     case.detector.train()
     context, stages = run(case)
     close(stages["main"].logits, tensors["out.logits"], atol=1e-4, rtol=1e-5)
-    criterion, losses, objective = criterion_of(config), Losses(), Detection()
+    criterion, losses, objective = criterion_of(config), Losses(), SetPrediction()
     problems = objective.problems(context, stages, criterion)
     solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
     check_matching(context, stages, solved, criterion, tensors)
@@ -182,7 +185,7 @@ def check_matching(
     check_costs(criterion, stages["main"], context.targets, tensors, "")
     if context.proposals is not None:
         name = "interm" if "idx.interm.0.pred" in tensors else "enc"
-        targets = proposal_targets(context)
+        targets = proposal_targets(context.student, context.targets)
         check_assignment(solved["proposals"].match, tensors, name, targets, 1)
         check_costs(criterion, context.proposals, targets, tensors, name)
 

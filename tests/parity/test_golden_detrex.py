@@ -14,9 +14,9 @@ from steadydetr.detectors import postprocess
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.objectives.denoising import Draws, group_count, noise_boxes, noise_labels, place
-from steadydetr.objectives.detection import Detection
-from steadydetr.structures import Group, Losses, Queries, Stages, Targets
+from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, noised_queries
+from steadydetr.objectives.set_prediction import SetPrediction
+from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets, dense_proposals
 from tests.parity.golden import cases, load
 from tests.parity.models import Case, close, close_to_scale, encoder_outputs, noise, numbered, positions, rebuild
 from tests.parity.released import DENOISING_WEIGHTS, stable_criterion
@@ -34,7 +34,7 @@ def modes(config: dict[str, Any]) -> list[str]:
 
 def training_pass(case: Case, mode: str) -> tuple[StepContext, dict[str, Stages]]:
     context = StepContext.of(case.batch(), case.detector.train(), Criterion(), {})
-    groups = [Group("main", context.queries["main"])]
+    groups = [QueryGroup("main", context.queries["main"])]
     if mode == "dn":
         groups.append(replayed_denoising(case, context.targets, negative_offset(case.config.get("neg_step_type", "add:1.0"))))
     return context, case.detector.decode(context.memory, groups)
@@ -45,16 +45,16 @@ def negative_offset(kind: str) -> float:
     return 0.0 if kind == "none" else float(kind.removeprefix("add:"))
 
 
-def replayed_denoising(case: Case, targets: Targets, offset: float) -> Group:
+def replayed_denoising(case: Case, targets: Targets, offset: float) -> QueryGroup:
     """The case's recorded random draws through our own denoising; detrex trains with label noise 0.5 and box noise 1."""
     most = max(targets.counts)
     draws = recorded_draws(case.tensors, "in.draw.", len(targets.labels), 0.5)
     labels, boxes = noise_labels(targets.labels, draws, 0.5), noise_boxes(targets.boxes, draws, 1.0, offset)
-    queries = place(case.detector, targets, labels, boxes, most)
+    queries = noised_queries(case.detector, targets, labels, boxes, most)
     close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
     close(queries.reference, case.tensors["out.dn.query_bbox_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
-    return Group("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
+    return QueryGroup("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
 
 
 def recorded_draws(tensors: dict[str, Tensor], prefix: str, objects: int, label_noise: float) -> Draws:
@@ -78,7 +78,7 @@ def test_training_mode(path: Path) -> None:
         close(stages["main"].logits, tensors[f"{prefix}logits"], atol=ATOL)
         close(stages["main"].boxes, tensors[f"{prefix}boxes"], atol=ATOL)
         stable = "stable" in path.name
-        criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), Detection(), Losses()
+        criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), SetPrediction(), Losses()
         problems = objective.problems(context, stages, criterion)
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
         objective.add_losses(losses, context, stages, solved, criterion)
@@ -86,7 +86,7 @@ def test_training_mode(path: Path) -> None:
             close(stages["denoising"].logits, tensors["out.dn.dn_logits"], atol=ATOL)
             close(stages["denoising"].boxes, tensors["out.dn.dn_boxes"], atol=ATOL)
             groups, rows = int(tensors["out.dn.dn_num"]), stages["denoising"].logits.shape[2]
-            assert groups == group_count(config["dn_number"], max(context.targets.counts))
+            assert groups == denoising_groups(config["dn_number"], max(context.targets.counts))
             weights = DENOISING_WEIGHTS if stable else None
             add_denoising(losses, context.targets, stages["denoising"], criterion, {"num_dn_group": groups, "pad_size": rows}, weights)
         check_losses(losses, tensors, f"{prefix}loss_raw.", f"{prefix}loss_weighted.")
@@ -143,9 +143,10 @@ def named_values(case: Case, context: StepContext, stages: dict[str, Stages]) ->
         "dec.refs": torch.cat((reference[1:], last[None])),
         "tr.init_reference": reference[0],
     }
-    dense, proposals = context.memory.dense, context.proposals
-    if dense is None or proposals is None:
+    proposals = context.proposals
+    if proposals is None:
         return found
+    dense = dense_proposals(context.memory)
     everywhere = {"tr.enc_logits_all": dense.logits, "tr.enc_boxes_all": dense.boxes_unsigmoid.sigmoid()}
     return found | everywhere | {"output_memory": dense.content, "enc.logits": proposals.logits[0], "enc.boxes": proposals.boxes[0]}
 
@@ -190,11 +191,11 @@ def test_denoising_queries(path: Path) -> None:
         targets = targets_of({key.removeprefix(f"in.{name}."): value for key, value in tensors.items()}, "target")
         draws = recorded_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
         most = max(targets.counts)
-        groups = group_count(spec["dn_number"], most)
+        groups = denoising_groups(spec["dn_number"], most)
         assert (groups, 2 * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
         labels = noise_labels(targets.labels, draws, spec["label"])
         boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))
-        queries = place(Embedding(tensors[f"state.{name}.label_enc.weight"]), targets, labels, boxes, most)  # type: ignore[arg-type]
+        queries = noised_queries(Embedding(tensors[f"state.{name}.label_enc.weight"]), targets, labels, boxes, most)  # type: ignore[arg-type]
         close(queries.content, tensors[f"out.{name}.query_label"], atol=1e-6)
         close(queries.reference, tensors[f"out.{name}.query_box_unsigmoid"].sigmoid(), atol=1e-6)
         check_mask(queries, tensors[f"out.{name}.attn_mask"].bool(), 2 * most, spec["nq"])

@@ -20,9 +20,9 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem, solve
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import AssignmentDistillation, Detection, LogitsDistillation, Objective
+from steadydetr.objectives import AssignmentDistillation, Objective, ReleasedLogits, SetPrediction
 from steadydetr.objectives.method import Method
-from steadydetr.structures import Group, Losses, Memory, Queries, Stages
+from steadydetr.structures import DecodedStages, Losses, Memory, Queries, QueryGroup
 from tests.parity.golden import cases, load
 from tests.parity.models import close, close_to_scale
 from tests.parity.test_golden_mmdet import batch, rebuild
@@ -35,7 +35,7 @@ COST = {"rtol": 1e-5, "atol": 1e-5}
 class Given(nn.Module):
     """A detector whose predictions are those of a file, by the names of the groups."""
 
-    width, positioned, class_agnostic_proposals = 1, False, False
+    width, positioned, makes_references, class_agnostic_proposals, architecture = 1, False, False, False, "Given"
 
     def __init__(self, tensors: Mapping[str, Tensor], **groups: str) -> None:
         super().__init__()
@@ -55,8 +55,12 @@ class Given(nn.Module):
     def proposals(self, memory: Memory, queries: Queries) -> None:
         return None
 
-    def decode(self, memory: Memory, groups: Sequence[Group]) -> dict[str, Stages]:
-        return {group.name: Stages(self.logits[group.name], self.boxes[group.name]) for group in groups}
+    def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
+        stages = {}
+        for group in groups:
+            logits, boxes = self.logits[group.name], self.boxes[group.name]
+            stages[group.name] = DecodedStages(logits, boxes, content=boxes, reference=boxes)
+        return stages
 
 
 def given_method(tensors: Mapping[str, Tensor], objectives: tuple[Objective, ...], **groups: str) -> Method:
@@ -91,11 +95,11 @@ def unmatched_terms(student: Given, problem: Problem) -> Tensor:
 def test_logits(path: Path, stages: Any) -> None:
     """Losses and gradients as released, stage by stage and from the last stage; the detection losses beside them."""
     config, tensors = load(path)
-    method = given_method(tensors, (Detection(), LogitsDistillation(stages=stages, as_released=True)), main="student")
+    method = given_method(tensors, (SetPrediction(), ReleasedLogits(stages=stages)), main="student")
     student, objective = method.student, method.objectives[1]
     assert isinstance(student, Given)
     context = StepContext.of(batch(config, tensors), student, CRITERION, method.teaching)  # type: ignore[arg-type]
-    (problem,) = objective.problems(context, student.decode(context.memory, [Group("main", context.queries["main"])]), CRITERION)
+    (problem,) = objective.problems(context, student.decode(context.memory, [QueryGroup("main", context.queries["main"])]), CRITERION)
     surplus = unmatched_terms(student, problem)
     losses = method(context.batch)
     prefix = "out.loss." if stages == "progressive" else "out.last_stage_teacher.loss."
@@ -113,9 +117,9 @@ def test_logits(path: Path, stages: Any) -> None:
 def test_logits_costs_and_assignments(path: Path) -> None:
     """Each term of the cost matrix, and who is matched with whom."""
     config, tensors = load(path)
-    method = given_method(tensors, (Detection(), LogitsDistillation(as_released=True)), main="student")
+    method = given_method(tensors, (SetPrediction(), ReleasedLogits()), main="student")
     context = StepContext.of(batch(config, tensors), method.student, CRITERION, method.teaching)
-    stages = method.student.decode(context.memory, [Group("main", context.queries["main"])])
+    stages = method.student.decode(context.memory, [QueryGroup("main", context.queries["main"])])
     (problem,) = method.objectives[1].problems(context, stages, CRITERION)
     match, taught = solve([problem])[0].match, problem.counts[0]
     images = len(context.targets.counts)
@@ -151,7 +155,7 @@ def test_whole_step(path: Path) -> None:
     """Detectors and losses together: all terms but those on features, which hold the contrastive loss too."""
     config, tensors = load(path)
     teacher, student = (rebuild(config, tensors, who) for who in ("teacher", "student"))
-    released = (Detection(), LogitsDistillation(as_released=True), AssignmentDistillation(matching="own", reference="student"))
+    released = (SetPrediction(), ReleasedLogits(), AssignmentDistillation(matching="own", reference="student"))
     losses = Method(student, CRITERION, released, {"teacher": Frozen(teacher)}).eval()(batch(config, tensors))
     check_terms(losses, tensors, "main", "out.loss.{}loss_{}")
     check_terms(losses, tensors, "logits", "out.loss.{}loss_{}_distill")

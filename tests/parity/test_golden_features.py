@@ -13,12 +13,12 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.equations.distill import background, foreground, query_masks, released_mask
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import FGD, MGD, Detection, FeatureDistillation, feature_distillation, feature_peers
-from steadydetr.objectives.feature_distillation import released_queries, released_terms
+from steadydetr.objectives import FGD, MGD, ReleasedFeatures, SetPrediction, feature_peers, released_features
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.feature_peers import boxes_in_cells
 from steadydetr.objectives.method import Method
-from steadydetr.structures import Stages, Targets
+from steadydetr.objectives.released_features import released_queries, released_terms
+from steadydetr.structures import DecodedStages, Targets
 from tests.parity.golden import cases, load
 from tests.parity.models import close, numbered
 from tests.parity.test_golden_mmdet import CASES as FULL
@@ -46,7 +46,9 @@ def level(student: Tensor, teacher: Tensor, start: int = 0) -> Level:
 @pytest.mark.parametrize("path", cases("mmdet/detrdistill_quality_*"))
 def test_released_queries_and_their_quality(path: Path) -> None:
     config, tensors = load(path)
-    stages = Stages(tensors["in.cls_logits"], tensors["in.boxes_cxcywh"], tensors["in.hs"])
+    stages = DecodedStages(
+        tensors["in.cls_logits"], tensors["in.boxes_cxcywh"], content=tensors["in.hs"], reference=tensors["in.boxes_cxcywh"]
+    )
     queries, quality = released_queries(stages, targets_of(tensors, stages.logits.shape[1]), config["max_per_img"])
     for stage in range(len(stages.logits)):
         assert torch.equal(queries[stage], tensors[f"out.stage{stage}.weight_query"])
@@ -79,9 +81,9 @@ def test_released_masks_and_loss(path: Path) -> None:
 def test_released_step(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The objective in a whole step, teacher's predictions included: the part of each stage's term that is not contrastive."""
     config, tensors = load(path)
-    monkeypatch.setattr(feature_distillation, "RELEASED_TOP", config["max_per_img"])
+    monkeypatch.setattr(released_features, "MOST_PAIRS", config["max_per_img"])
     teacher, student = rebuild(config, tensors, "teacher"), rebuild(config, tensors, "student")
-    objectives = (Detection(), FeatureDistillation(as_released=True))
+    objectives = (SetPrediction(), ReleasedFeatures())
     losses = Method(student, Criterion(), objectives, {"teacher": Frozen(teacher)})(batch(config, tensors))
     for stage, value in enumerate(losses["features/error"]):
         close(value, tensors[f"out.stage{stage}.feature_part"].reshape(()), atol=0, rtol=2e-5)
@@ -151,7 +153,7 @@ def test_mgd(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = (drawn <= 1 - objective.masked).float()
     assert torch.equal(kept, tensors["out.kept_mask"].flatten(1))
     close(given.as_map(module(given, kept)), tensors["out.generated"], atol=2e-6)
-    monkeypatch.setattr(feature_peers, "draw", lambda *_: drawn)
+    monkeypatch.setattr(feature_peers, "random_places", lambda *_: drawn)
     value, weight = objective.terms(module, given, SimpleNamespace(batch=None))["generated"]  # type: ignore[arg-type]
     close(value / len(student), tensors["out.sum_sq_over_N"], atol=0, rtol=1e-5)
     loss = value / len(student) * weight

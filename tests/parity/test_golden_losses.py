@@ -14,8 +14,8 @@ from steadydetr.detectors import postprocess
 from steadydetr.detectors.query_groups import attention_plan
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import pairwise_terms, solve
-from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, place, repeat_stages
-from steadydetr.structures import Assignment, Group, Losses, Queries, Stages, Targets
+from steadydetr.objectives.denoising import Draws, known_match, noise_boxes, noise_labels, noised_queries, repeat_stages
+from steadydetr.structures import Assignment, Losses, Queries, QueryGroup, Stages, Targets
 from tests.parity.golden import cases, load
 
 TIGHT = {"rtol": 1e-5, "atol": 1e-6}
@@ -170,7 +170,7 @@ def test_denoising_queries(path: Path) -> None:
     )
     labels = noise_labels(targets.labels, draws, config["label_noise"])
     boxes = noise_boxes(targets.boxes, draws, config["box_noise"])
-    queries = place(Embedding(tensors["in.label_enc"]), targets, labels, boxes, most)  # type: ignore[arg-type]
+    queries = noised_queries(Embedding(tensors["in.label_enc"]), targets, labels, boxes, most)  # type: ignore[arg-type]
     torch.testing.assert_close(queries.content, tensors["out.query_label"], **TIGHT)
     torch.testing.assert_close(inverse_sigmoid(queries.reference, 1e-5), tensors["out.query_bbox"], rtol=1e-4, atol=2e-5)
     check_mask(queries, tensors["out.attn_mask"].bool(), rows // groups, config["nq"])
@@ -181,7 +181,7 @@ def check_mask(queries: Queries, blocked: Tensor, block: int, main: int) -> None
     rows = queries.content.shape[1]
     own = Queries(queries.content, queries.reference)
     matching = Queries(queries.content[:, :1].expand(-1, main, -1), queries.reference[:, :1].expand(-1, main, -1))
-    plan = attention_plan([Group("dn", own, sees=("main",), blocks=torch.arange(rows) // block), Group("main", matching)])
+    plan = attention_plan([QueryGroup("dn", own, sees=("main",), blocks=torch.arange(rows) // block), QueryGroup("main", matching)])
     seen = torch.zeros(rows + main, rows + main, dtype=torch.bool)
     for part in plan:
         keys = torch.cat([torch.arange(rows + main)[piece] for piece in part.keys])

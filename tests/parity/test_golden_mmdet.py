@@ -13,7 +13,7 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.detectors import DeformableDETRConfig
 from steadydetr.detectors.deformable import DeformableDetector
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Detection
+from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets
 from tests.parity.golden import files, load
@@ -76,7 +76,7 @@ def test_detection_losses(path: Path) -> None:
     """Of the student; weights 2, 5, 2, in mmdet's names."""
     config, tensors = load(path)
     weights = Weights(2.0, 5.0, 2.0)
-    losses = Method(rebuild(config, tensors, "student"), Criterion(loss_weights=weights), (Detection(),))(batch(config, tensors))
+    losses = Method(rebuild(config, tensors, "student"), Criterion(loss_weights=weights), (SetPrediction(),))(batch(config, tensors))
     names = {"class": "cls", "l1": "bbox", "giou": "iou"}
     for name, values, weight in losses:
         for stage, value in enumerate(values):

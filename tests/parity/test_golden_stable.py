@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.learning.class_terms import ClassTarget, Pairs, PositionModulatedCost
+from steadydetr.learning.class_terms import ClassTarget, MatchedPairs, PositionModulatedCost
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import Problem, solve
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
@@ -81,7 +81,7 @@ class Recording:
     def __init__(self, target: ClassTarget) -> None:
         self.target, self.given = target, list[Tensor]()
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         value = self.target(pairs)
         self.given = [value[pairs.image == image] for image in range(pairs.images)]
         return value

@@ -15,7 +15,7 @@ from steadydetr.checkpoints.convert import Converted, Untraced, convert_file, co
 from steadydetr.checkpoints.folder import load_detector
 from steadydetr.detectors import DeformableDETR, DeformableDETRConfig, DetectorConfig
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Detection
+from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, Targets
 from tests.parity.models import close_to_scale
@@ -64,7 +64,7 @@ def loss_of(model: Any, detector: DeformableDETR, given: Batch) -> tuple[Losses,
     c = model.config
     weights = Weights(1.0, c.bbox_loss_coefficient, c.giou_loss_coefficient)
     criterion = Criterion(cost_weights=Weights(c.class_cost, c.bbox_cost, c.giou_cost), loss_weights=weights)
-    losses = Method(detector, criterion, (Detection(),))(given)
+    losses = Method(detector, criterion, (SetPrediction(),))(given)
     parts = [values.sum() * weight for name, values, weight in losses if name.startswith("main/")]
     return losses, torch.stack(parts).sum()
 

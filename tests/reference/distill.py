@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from steadydetr.detectors import Detector
-from steadydetr.objectives import AssignmentDistillation, Detection, LogitsDistillation, Objective
-from steadydetr.structures import Batch, Group, Queries
+from steadydetr.objectives import AssignmentDistillation, LogitsDistillation, Objective, ReleasedLogits, SetPrediction
+from steadydetr.structures import Batch, Queries, QueryGroup
 from tests.reference.boxes import Box, corners, iou_and_giou, l1
 from tests.reference.detection import cross_entropy, sigmoid
 from tests.reference.matching import matching_cost
@@ -108,7 +108,7 @@ class Step:
         with torch.no_grad():
             memory = teacher.encode(batch.images, batch.padding)
             self.given = teacher.queries(memory)["main"]
-            stages = teacher.decode(memory, [Group("main", self.given)])["main"]
+            stages = teacher.decode(memory, [QueryGroup("main", self.given)])["main"]
         self.taught = [[View(*pair) for pair in zip(*stage, strict=True)] for stage in zip(stages.logits, stages.boxes, strict=True)]
         self.held = [[view.match(targets) for view, targets in zip(stage, self.targets, strict=True)] for stage in self.taught]
         self.main = self.decoded(self.queries)
@@ -116,7 +116,7 @@ class Step:
 
     def decoded(self, queries: Queries) -> list[list[View]]:
         """[stage][image]."""
-        stages = self.student.decode(self.memory, [Group("main", queries)])["main"]
+        stages = self.student.decode(self.memory, [QueryGroup("main", queries)])["main"]
         return [[View(*pair) for pair in zip(*stage, strict=True)] for stage in zip(stages.logits, stages.boxes, strict=True)]
 
     def add(self, name: str, stage: int, value: Tensor | float) -> None:
@@ -133,7 +133,7 @@ class Step:
             for part, value in zip(("l1", "giou"), box_terms(view.boxes[q], targets[t][1]), strict=True):
                 self.add(f"{name}/{part}", stage, value / self.objects)
 
-    def logits(self, objective: LogitsDistillation) -> None:
+    def logits(self, objective: LogitsDistillation | ReleasedLogits) -> None:
         for s, images in enumerate(self.main):
             chosen = stages_of(s, len(self.main), len(self.taught), objective.stages)
             for t in chosen:
@@ -142,9 +142,9 @@ class Step:
                     found = self.pseudo_targets(objective, view, t, b)
                     positive += [(view, *pair) for pair in found[0]]
                     negative += [(view, *pair) for pair in found[1]]
-                count = float(len(positive)) if objective.as_released else self.objects
+                count = float(len(positive)) if isinstance(objective, ReleasedLogits) else self.objects
                 self.learn("positive", s, positive, objective, count * len(chosen))
-                if objective.negative_box and not objective.as_released:
+                if isinstance(objective, LogitsDistillation) and objective.negative_box:
                     self.learn("negative", s, negative, objective, self.negatives(objective) * len(chosen))
 
     def negatives(self, objective: LogitsDistillation) -> float:
@@ -157,7 +157,12 @@ class Step:
         return float(max(min(numbers), 1))
 
     def learn(
-        self, part: str, s: int, pairs: list[tuple[View, int, list[float], Box]], objective: LogitsDistillation, normaliser: float
+        self,
+        part: str,
+        s: int,
+        pairs: list[tuple[View, int, list[float], Box]],
+        objective: LogitsDistillation | ReleasedLogits,
+        normaliser: float,
     ) -> None:
         kinds = {"class": part == "positive" and objective.positive_class}
         kinds["l1"] = kinds["giou"] = part == "negative" or objective.positive_box
@@ -170,21 +175,24 @@ class Step:
                 if kinds[kind]:
                     self.add(f"logits/{part}_{kind}", s, value / normaliser)
 
-    def pseudo_targets(self, objective: LogitsDistillation, view: View, t: int, b: int) -> tuple[list, list]:
+    def pseudo_targets(self, objective: LogitsDistillation | ReleasedLogits, view: View, t: int, b: int) -> tuple[list, list]:
         """(student's query, the teacher's scores, its box) of positives and of negatives."""
         scores, boxes = self.taught[t][b].logits.sigmoid().tolist(), self.taught[t][b].boxes.tolist()
         best = {m: max(row) for m, row in enumerate(scores)}
-        if objective.as_released:
+        if isinstance(objective, ReleasedLogits):
             positives, boxes = list(best), [cut_off(box) for box in boxes]
         elif objective.positives == "score":
             positives = [m for m in best if best[m] >= objective.threshold]
         else:
             positives = list(self.held[t][b].values())
-        negatives = sorted(set(best) - set(positives), key=lambda m: -best[m])[: objective.candidates]
+        negatives, rest = [], False
+        if isinstance(objective, LogitsDistillation):
+            negatives = sorted(set(best) - set(positives), key=lambda m: -best[m])[: objective.candidates]
+            rest = objective.rest
         logits, ours = view.logits.tolist(), view.boxes.tolist()
         cost = [[soft_label(x, scores[m]) + box_cost(box, boxes[m]) for x, box in zip(logits, ours, strict=True)] for m in positives]
         first = [(n, scores[positives[row]], boxes[positives[row]]) for row, n in pairs_of(cost)]
-        free = [n for n in range(len(ours)) if not objective.rest or n not in {n for n, *_ in first}]
+        free = [n for n in range(len(ours)) if not rest or n not in {n for n, *_ in first}]
         second = pairs_of([[box_cost(ours[n], boxes[m]) for n in free] for m in negatives])
         return first, [(free[column], scores[negatives[row]], boxes[negatives[row]]) for row, column in second]
 
@@ -210,11 +218,11 @@ def step(
     """Every loss term by the student's stage."""
     whole = Step(student, teacher, batch)
     for objective in objectives:
-        if isinstance(objective, Detection):
+        if isinstance(objective, SetPrediction):
             for s, images in enumerate(whole.main):
                 for view, targets in zip(images, whole.targets, strict=True):
                     whole.detection("main", s, view, view.match(targets), targets)
-        elif isinstance(objective, LogitsDistillation):
+        elif isinstance(objective, (LogitsDistillation, ReleasedLogits)):
             whole.logits(objective)
         elif isinstance(objective, AssignmentDistillation):
             adapter = adapters.get(objective.name)

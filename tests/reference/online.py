@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -20,12 +20,14 @@ from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    Detection,
     MatchingDistillation,
+    NaivePrediction,
     Objective,
     PredictionDistillation,
+    SetPrediction,
 )
-from steadydetr.structures import Batch, Group, Memory, Queries
+from steadydetr.objectives.denoising import denoising_groups, known_match
+from steadydetr.structures import Batch, Memory, Queries, QueryGroup
 from tests.reference.boxes import Box, iou_and_giou, l1
 from tests.reference.detection import cross_entropy
 from tests.reference.matching import matching_cost
@@ -168,14 +170,7 @@ def one_to_one(queries: Sequence[int], labels: Sequence[int]) -> tuple[Classes, 
 
 def image_of(memory: Memory, b: int) -> Memory:
     rows = slice(b, b + 1)
-    return replace(
-        memory,
-        tokens=memory.tokens[rows],
-        padding=memory.padding[rows],
-        valid_ratios=memory.valid_ratios[rows],
-        inputs=memory.inputs[rows],
-        dense=None,
-    )
+    return Memory(memory.tokens[rows], memory.padding[rows], memory.levels, memory.valid_ratios[rows], memory.inputs[rows])
 
 
 class Step:
@@ -190,7 +185,7 @@ class Step:
         with torch.no_grad():
             memory = teacher.encode(batch.images, batch.padding)
             self.teachers_queries = teacher.queries(memory)["main"]
-            self.teacher_output = teacher.decode(memory, [Group("main", self.teachers_queries)])["main"]
+            self.teacher_output = teacher.decode(memory, [QueryGroup("main", self.teachers_queries)])["main"]
         self.depth = len(self.teacher_output.logits)
         self.taught = [[assign(self.teachers_view(s, b).costs(t)) for b, t in enumerate(self.targets)] for s in range(self.depth)]
         self.sums = Sums(self.depth)
@@ -199,7 +194,7 @@ class Step:
     def teachers_view(self, stage: int, b: int) -> View:
         return View(self.teacher_output.logits[stage, b], self.teacher_output.boxes[stage, b])
 
-    def decoded(self, group: Group, *others: Group, memory: Memory | None = None) -> list[list[View]]:
+    def decoded(self, group: QueryGroup, *others: QueryGroup, memory: Memory | None = None) -> list[list[View]]:
         """[stage][image]."""
         stages = self.student.decode(memory or self.memory, [*others, group])[group.name]
         return [
@@ -213,8 +208,8 @@ class Step:
         mine, theirs = self.queries.token[b].tolist(), self.teachers_queries.token[b].tolist()
         return mine.index(theirs[query]) if theirs[query] in mine else -1
 
-    def detection(self, objective: Detection) -> None:
-        for s, images in enumerate(self.decoded(Group("main", self.queries))):
+    def detection(self, objective: SetPrediction) -> None:
+        for s, images in enumerate(self.decoded(QueryGroup("main", self.queries))):
             for b, view in enumerate(images):
                 targets, labels = self.targets[b], [label for label, _ in self.targets[b]]
                 cost = view.costs(targets)
@@ -238,12 +233,14 @@ class Step:
 
     def denoising(self, objective: Denoising, context: StepContext) -> None:
         """The noised queries are the objective's, which have counterparts of their own; they see the main ones."""
-        (group,) = objective.groups(context)
-        assert group.known is not None and group.queries.valid is not None
-        known = [m.tolist() for m in (group.known.image, group.known.query, group.known.target)]
+        (group,) = objective.query_groups(context)
+        assert group.queries.valid is not None
+        most = context.batch.global_totals.most_objects
+        match = known_match(context.targets, denoising_groups(objective.number, most), most)
+        known = [m.tolist() for m in (match.image, match.query, match.target)]
         copies = len(known[0]) / self.normaliser
         first = [sum(len(t) for t in self.targets[:b]) for b in range(len(self.targets))]
-        for s, images in enumerate(self.decoded(group, Group("main", self.queries))):
+        for s, images in enumerate(self.decoded(group, QueryGroup("main", self.queries))):
             for b, view in enumerate(images):
                 there = group.queries.valid[b].nonzero()[:, 0].tolist()
                 row = {q: i for i, q in enumerate(there)}
@@ -254,15 +251,16 @@ class Step:
                 kept = View(view.logits[there], view.boxes[there])
                 self.sums.detection("denoising", s, kept, classes, boxes, self.targets[b], self.normaliser * copies)
 
-    def prediction(self, objective: PredictionDistillation) -> None:
-        for s, images in enumerate(self.decoded(Group("prediction", self.teachers_queries))):
+    def prediction(self, objective: PredictionDistillation | NaivePrediction) -> None:
+        naive = isinstance(objective, NaivePrediction)
+        for s, images in enumerate(self.decoded(QueryGroup("prediction", self.teachers_queries))):
             for b, view in enumerate(images):
                 teacher, query = self.teachers_view(s, b), self.taught[s][b]
                 wanted, theirs = teacher.logits.sigmoid().tolist(), teacher.boxes.tolist()
-                heard = {q: 1.0 for q in range(len(theirs))} if objective.naive else {}  # query -> weight of its box
-                n = float(len(images) * len(theirs)) if objective.naive else self.normaliser
+                heard = {q: 1.0 for q in range(len(theirs))} if naive else {}  # query -> weight of its box
+                n = float(len(images) * len(theirs)) if naive else self.normaliser
                 for (label, target), q in zip(self.targets[b], query, strict=True):
-                    if q < 0 or objective.naive:
+                    if q < 0 or naive:
                         continue
                     taught, own = (iou_and_giou(box, target)[0] for box in (theirs[q], view.boxes[q].tolist()))
                     wanted[q][label] = task_weight(wanted[q][label], taught)
@@ -277,7 +275,6 @@ class Step:
 
     def auxiliary(self, objective: AuxiliaryGroups) -> None:
         """Values by the student's stage, summed over groups."""
-        assert self.teacher_output.content is not None
         n = self.normaliser * (self.depth if objective.reduction == "mean" else 1)
         parts: Sums = Sums(self.depth)
         for t in range(self.depth):
@@ -293,7 +290,7 @@ class Step:
                 )
                 taught = [chosen.index(q) if q in chosen else -1 for q in self.taught[t][b]]
                 self.seen["auxiliary/targets_outside"] += [slot == -1 for slot in taught]
-                for s, (view,) in enumerate(self.decoded(Group("auxiliary", rows), memory=image_of(self.memory, b))):
+                for s, (view,) in enumerate(self.decoded(QueryGroup("auxiliary", rows), memory=image_of(self.memory, b))):
                     cost = view.costs(targets)
                     own = assign(cost)
                     learned = join(own, taught, labels, cost, view.ious(targets), objective.distillation)
@@ -303,7 +300,7 @@ class Step:
         self.sums.values |= parts.values
 
     def assignment(self, objective: AssignmentDistillation) -> None:
-        for s, images in enumerate(self.decoded(Group("assignment", self.teachers_queries))):
+        for s, images in enumerate(self.decoded(QueryGroup("assignment", self.teachers_queries))):
             for b, view in enumerate(images):
                 targets = self.targets[b]
                 query = self.taught[s][b] if objective.matching == "teacher" else assign(view.costs(targets))
@@ -316,11 +313,11 @@ def step(
     """Every loss term by the student's stage, and the measures; `context` is for denoising only."""
     whole = Step(student, teacher, batch)
     for objective in objectives:
-        if isinstance(objective, Detection):
+        if isinstance(objective, SetPrediction):
             whole.detection(objective)
         elif isinstance(objective, Denoising):
             whole.denoising(objective, context)
-        elif isinstance(objective, PredictionDistillation):
+        elif isinstance(objective, (PredictionDistillation, NaivePrediction)):
             whole.prediction(objective)
         elif isinstance(objective, AuxiliaryGroups):
             whole.auxiliary(objective)

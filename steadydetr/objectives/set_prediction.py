@@ -1,0 +1,71 @@
+"""The detection loss of DETR: one-to-one matching of the main queries at every stage, and of the encoder's proposals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from steadydetr.detectors.base import Detector
+from steadydetr.kinds import register
+from steadydetr.learning.context import StepContext
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.matching import Problem
+from steadydetr.learning.predictions import proposal_targets
+from steadydetr.objectives.base import Objective, require_alike
+from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
+from steadydetr.structures import Assignment, DecodedStages, Losses, MatchedQueries, MatchResult, QueryGroup
+
+
+@register("set-prediction", "set-prediction", "detection")
+@dataclass(frozen=True)
+class SetPrediction(Objective):
+    """Adds the query group "main" and the losses of the proposals; a method has it once."""
+
+    teacher_match: MatchingDistillation | None = None  # a query also learns the targets that a teacher matches to its counterpart
+
+    @property
+    def name(self) -> str:
+        return "main"
+
+    @property
+    def learns_from(self) -> tuple[str, ...]:
+        return () if self.teacher_match is None else (self.teacher_match.teacher,)
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        if self.teacher_match is not None:
+            require_alike(self.name, self.teacher_match.teacher, student, teachers, ("architecture", "stages"))
+
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        return [QueryGroup("main", context.queries["main"])]
+
+    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+        problems = [criterion.problem(stages["main"], context.targets, "main")]
+        if context.proposals is not None:
+            problems.append(criterion.problem(context.proposals, proposal_targets(context.student, context.targets), "proposals"))
+        return problems
+
+    def add_losses(
+        self,
+        losses: Losses,
+        context: StepContext,
+        stages: Mapping[str, DecodedStages],
+        matched: Mapping[str, MatchResult],
+        criterion: Criterion,
+    ) -> None:
+        main, normaliser = stages["main"], context.normaliser
+        assignment = self._assign(losses, context, main, matched["main"])
+        criterion.add_losses(losses, "main", main, assignment, context.targets, normaliser)
+        if context.proposals is not None:
+            match, targets = matched["proposals"].match, proposal_targets(context.student, context.targets)
+            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, normaliser)
+
+    def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
+        """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
+        if self.teacher_match is None:
+            return Assignment((matched.match,), matched.match)
+        teacher_output = context.teacher_outputs[self.teacher_match.teacher]
+        teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
+        own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)
+        losses.measure("main/same_query_as_teacher", ((teacher.query == own.query) & own.valid).sum() / rows)
+        losses.measure("main/without_counterpart", (~teacher.valid).sum() / rows)
+        return self.teacher_match.assign(matched, teacher, stages, context.targets)
