@@ -62,14 +62,45 @@ def _matching_distillation(plain: Plain) -> Plain:
     return _renamed(plain, twins="counterparts")
 
 
-CHANGES_SINCE_0_1: dict[str, Callable[[Plain], Plain]] = {
+def _feature_distillation(plain: Plain) -> Plain:
+    """`as_released` has become a part of its own; no weight meant the one that belongs to either."""
+    released, weight = plain.pop("as_released", False), plain.get("weight", 20.0)
+    if released:
+        return {"kind": "released-features", "teacher": plain["teacher"], "weight": 1.0 if weight is None else weight}
+    return plain | {"weight": 20.0 if weight is None else weight}
+
+
+def _logits_distillation(plain: Plain) -> Plain:
+    return _parted(plain, "as_released", "released-logits", ("teacher", "positive_class", "positive_box", "stages", "weights", "weight"))
+
+
+def _assignment_distillation(plain: Plain) -> Plain:
+    return _parted(plain, "init", "teacher-init", ("teacher",))
+
+
+def _prediction_distillation(plain: Plain) -> Plain:
+    return _parted(plain, "naive", "naive-prediction", ("teacher", "position"))
+
+
+CHANGES_SINCE_0_1: dict[str, Callable[[Plain], Plain]] = {  # by kind
     "set-prediction": _set_prediction,
     "matching-distillation": _matching_distillation,
+    "feature-distillation": _feature_distillation,
+    "logits-distillation": _logits_distillation,
+    "assignment-distillation": _assignment_distillation,
+    "prediction-distillation": _prediction_distillation,
 }
 
 
 def _renamed(plain: Plain, **names: str) -> Plain:
     return {names.get(key, key): value for key, value in plain.items()}
+
+
+def _parted(plain: Plain, flag: str, kind: str, kept: tuple[str, ...]) -> Plain:
+    """Where the flag was set, another kind with the fields that meant something beside it; else the same without the flag."""
+    if plain.pop(flag, False):
+        return {"kind": kind} | {name: plain[name] for name in kept}
+    return plain
 
 
 def upgrade(plain: Any) -> Any:

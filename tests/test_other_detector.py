@@ -20,7 +20,7 @@ from steadydetr.detectors.query_groups import join
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.predictions import match_batch
 from steadydetr.learning.teachers import Average, Frozen
-from steadydetr.metrics.stability import compare, match
+from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.objectives import OBJECTIVES, MatchingDistillation, Objective, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
@@ -127,7 +127,7 @@ def test_matches_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     found = match_batch(student, Criterion(), batch)
     assert student.training and found.proposal_queries is None and found.matched_queries.valid.all()
     monkeypatch.setattr("steadydetr.metrics.stability.EvalLoader", lambda *_: [batch, batch])
-    stability = compare(match(student, Criterion(), None, DataConfig(), 2))  # type: ignore[arg-type]
+    stability = compare_matches(match_dataset(student, Criterion(), None, DataConfig(), 2))  # type: ignore[arg-type]
     assert list(stability.unstable_score) == ["2"] and (stability.images, stability.objects) == (6, 10)
     with pytest.raises(ValueError, match="PlainDetector has no deformable attention"):
         student.record_sampling_points()

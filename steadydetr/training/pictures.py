@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from steadydetr.data import EvalLoader, first_images
+from steadydetr.detectors.base import evaluating
 from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.metrics.evaluation import prediction_function
@@ -21,10 +22,11 @@ def draw_pictures(run: Run) -> None:
 
 def draw_first_predictions(run: Run, count: int = 6) -> None:
     """Predictions beside ground truth for the first `count` validation images that have objects."""
-    detector = run.method.student.eval()
     data = first_images(run.val_data, 4 * count)
+    detector = run.method.student
     predict = prediction_function(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
     loader = EvalLoader(data, run.recipe.data, run.recipe.training.eval_batch_size)
-    found = [prediction for batch in loader for prediction in predict(batch)]
+    with evaluating(detector):
+        found = [prediction for batch in loader for prediction in predict(batch)]
     shown = [i for i in range(len(data.index)) if data.index.counts[i]][:count]
     draw_predictions(data, shown, [found[i] for i in shown], run.folder.path / PREDICTIONS)

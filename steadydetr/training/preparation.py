@@ -11,7 +11,7 @@ from torch import nn
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.folders import FolderDataset, parts_of
+from steadydetr.data.dataset import FolderDataset, parts_of
 from steadydetr.learning.teachers import HORIZON, EMATeacher
 from steadydetr.nn.decoder import DecoderLayer
 from steadydetr.nn.encoder import EncoderLayer

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from steadydetr import register
-from steadydetr.learning.class_terms import ClassCost, ClassTarget, Pairs
+from steadydetr.learning.class_terms import ClassCost, ClassTarget, MatchedPairs
 from steadydetr.learning.matching import PairwiseTerms
 
 
@@ -30,6 +30,6 @@ class SoftenedTarget(ClassTarget):
 
     value: float = 0.9
 
-    def __call__(self, pairs: Pairs) -> Tensor:
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
         return pairs.iou.new_full(pairs.iou.shape, self.value)
