@@ -85,7 +85,7 @@ def test_objectives_by_their_names() -> None:
 
 def test_parts_are_exchanged_and_then_set() -> None:
     assert isinstance(find("quickstart").data.transform, FixedSizeTransform)
-    recipe = recipe_of("--data.transform detr --data.transform.longest 640 --detector.backbone backbone")
+    recipe = recipe_of("--data.transform detr --data.transform.longest 640 --detector.backbone timm-backbone")
     assert recipe.data.transform == DetrTransform(longest=640)
     assert isinstance(recipe.detector, DINOConfig) and recipe.detector.backbone == TimmBackboneConfig()
     small = recipe_of("--detector deformable-detr --detector.backbone small-backbone --detector.backbone.stem 16 --detector.refine")
