@@ -15,6 +15,7 @@ import argparse
 import ast
 import contextlib
 import copy
+import hashlib
 import importlib
 import json
 import os
@@ -35,6 +36,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 JUSTIFIED = ROOT / "tests" / "mutants.txt"
+KEPT = ROOT / ".pytest_cache" / "mutants.json"  # what was measured of tests that have not changed since
 COPIED = ("steadydetr", "tests", "docs", "benchmarks", "README.md", "pyproject.toml", "Makefile")
 LIBRARIES = (
     "torch",
@@ -50,16 +52,16 @@ LIBRARIES = (
 SLACK = 30.0  # seconds that a mutant may take beyond four times what its tests took
 PATIENCE = 40.0  # seconds of tests that a mutant is shown at the most, fastest first
 
-# File of the package -> test files that are about it. A name behind :: keeps to these functions of the file.
+# File of the package -> test files that are about it. Names behind :: keep to these functions of the file.
 STEPS = ("test_method", "test_groups", "test_online_step", "test_distill")
 COVERED: dict[str, tuple[str, ...]] = {
     "learning/matching.py": ("test_matching", "test_criterion", "test_stable", "test_online", *STEPS),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_stable", "test_online", *STEPS),
-    "learning/class_terms.py": ("test_stable", "test_criterion", "test_equations", "test_recipes", "parity/test_golden_stable"),
+    "learning/class_terms.py": ("test_stable", "test_criterion", "test_equations", "test_paper_recipes", "parity/test_golden_stable"),
     "learning/teachers.py": ("test_distill", "test_online", "test_online_step", "test_distill_training", "test_online_training"),
-    "training/optimiser.py": ("test_optimiser", "test_train", "test_recipes"),
+    "training/optimiser.py": ("test_optimiser", "test_train"),
     "data/transforms.py": ("test_transforms", "test_data"),
-    "data/loading.py": ("test_loading", "test_data", "test_train"),
+    "data/loading.py": ("test_loading", "test_data"),
     "metrics/evaluation.py": ("test_evaluation", "test_postprocess", "test_predict"),
     "training/run.py::claim_folder|without_places|restore|trim_metrics|save|update_averages": (
         "test_train",
@@ -313,10 +315,9 @@ class Recorder:
             self.failed.add(report.nodeid)
 
     def measured(self) -> list[Measured]:
-        """Those that passed."""
         for test in self.tests.values():
             test.functions |= self.shared[test.name.partition("::")[0]]
-        return [test for name, test in self.tests.items() if name not in self.failed]
+        return list(self.tests.values())
 
 
 class Chosen:
@@ -380,24 +381,37 @@ class Tester:
                     shutil.copy(ROOT / name, place / name)
 
     def measure(self, files: dict[str, tuple[str, ...]]) -> list[Measured]:
-        """The tests of these files, without a mutant."""
+        """The tests of these files, without a mutant; what is known of a test file holds until it or the package changes."""
+        kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+        names = sorted({f"tests/{test}.py" for tests in files.values() for test in tests})
+        marks = {name: digest(name) for name in names}
+        fresh = [name for name in names if kept.get(name, {}).get("mark") != marks[name]]
+        if fresh:
+            _, status = os.waitpid(forked(lambda: self._measure(fresh)), 0)
+            if status:
+                raise SystemExit(f"the tests cannot be run:\n{(self.copies[0] / 'log').read_text()[-6000:]}")
+            found = json.loads((self.copies[0] / "measured.json").read_text())
+            kept |= {name: {"mark": marks[name], **found.get(name, {"passed": [], "failed": []})} for name in fresh}
+            KEPT.parent.mkdir(exist_ok=True)
+            KEPT.write_text(json.dumps(kept))
+        for failed in (test for name in names for test in kept[name]["failed"]):
+            print(f"left out, because it fails without any mutant: {failed}")
+        passed = [test for name in names for test in kept[name]["passed"]]
+        return [Measured(name, seconds, {tuple(pair) for pair in functions}) for name, seconds, functions in passed]
+
+    def _measure(self, names: Sequence[str]) -> int:
         place = self.copies[0]
-        names = sorted({f"tests/{test}.py" for tests in files.values() for test in tests if (ROOT / f"tests/{test}.py").exists()})
-
-        def work() -> int:
-            recorder = Recorder(place / "steadydetr", set(files))
-            run_pytest(place, names, recorder)
-            found = [[test.name, test.seconds, sorted(test.functions)] for test in recorder.measured()]
-            (place / "measured.json").write_text(json.dumps({"tests": found, "failed": sorted(recorder.failed)}))
-            return 0
-
-        _, status = os.waitpid(forked(work), 0)
-        if status:
-            raise SystemExit(f"the tests cannot be run:\n{(place / 'log').read_text()[-6000:]}")
-        read = json.loads((place / "measured.json").read_text())
-        for name in read["failed"]:
-            print(f"left out, because it fails without any mutant: {name}")
-        return [Measured(name, seconds, {tuple(pair) for pair in functions}) for name, seconds, functions in read["tests"]]
+        recorder = Recorder(place / "steadydetr", {entry.partition("::")[0] for entry in COVERED})
+        run_pytest(place, names, recorder)
+        found: dict[str, dict[str, list[object]]] = {}
+        for test in recorder.measured():
+            row = found.setdefault(test.name.partition("::")[0], {"passed": [], "failed": []})
+            if test.name in recorder.failed:
+                row["failed"].append(test.name)
+            else:
+                row["passed"].append([test.name, test.seconds, sorted(test.functions)])
+        (place / "measured.json").write_text(json.dumps(found))
+        return 0
 
     def tests_for(self, mutant: Mutant, tests: Sequence[Measured], files: dict[str, tuple[str, ...]]) -> list[Measured]:
         """Those of its file that call its function, or all where it runs at import; fastest first, as many as there is patience for."""
@@ -457,16 +471,24 @@ class Tester:
             compiled.unlink()
 
 
+def digest(test: str) -> str:
+    """Of a test file and of all that it may import."""
+    shared = [ROOT / "tests/conftest.py", *(ROOT / "tests/reference").glob("*.py"), *(ROOT / "steadydetr").rglob("*.py")]
+    mark = hashlib.sha256()
+    for path in (ROOT / test, *sorted(shared)):
+        mark.update(path.read_bytes())
+    return mark.hexdigest()
+
+
 def justified(text: str) -> dict[tuple[str, str, str], str]:
     """File, function and changed line -> reason. Entries are four lines: file and function, the line before, after, and why."""
     found = {}
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.strip().splitlines() if not line.startswith("#")]
         if lines:
-            head, before, after, *reason = lines
-            assert before.startswith("- ") and after.startswith("+ ") and reason, f"tests/mutants.txt: {block}"
-            file, _, function = head.partition(" ")
-            found[file, function, after[2:]] = " ".join(reason)
+            assert [line[:2] for line in lines[1:3]] == ["- ", "+ "] and len(lines) > 3, f"tests/mutants.txt: {block}"
+            file, _, function = lines[0].partition(" ")
+            found[file, function, lines[2][2:]] = " ".join(lines[3:])
     return found
 
 
