@@ -141,3 +141,18 @@ def test_draws_are_those_of_the_seed_and_leave_the_others_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.image, again.image) and torch.equal(first.boxes_xyxy, again.boxes_xyxy)
     assert first.image.shape != other.image.shape
+
+
+def test_defaults() -> None:
+    """F-44 and the size of the quickstart."""
+    assert DetrTransform() == DetrTransform(tuple(range(480, 801, 32)), 1333, flip=0.5, crop=True)
+    assert ShortestSide() == ShortestSide(800, 1333) and FixedSize() == FixedSize(128, 128)
+    assert FixedSizeTransform() == FixedSizeTransform(128, 128, flip=0.5, transpose=0.0, zoom=1.0)
+
+
+def test_what_is_not_asked_for_is_not_among_the_steps() -> None:
+    kinds = {zoom: [type(step).__name__ for step in FixedSizeTransform(zoom=zoom).build().transforms] for zoom in (1.0, 0.5)}
+    assert kinds[1.0] == ["RandomHorizontalFlip", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes"]
+    assert kinds[0.5] == ["RandomHorizontalFlip", "RandomIoUCrop", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes"]
+    zoom = FixedSizeTransform(zoom=0.5).build().transforms[1]
+    assert (zoom.min_scale, zoom.options) == (0.5, [0.5, 0.9, 1.0])  # windows keep at least half of some object
