@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,13 @@ from typing import Any
 
 import pytest
 
+from steadydetr.learning.teachers import TrainedTeacher
+from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.distill import distilled
+from steadydetr.recipes.schedules import for_epochs
+from steadydetr.recipes.stable import stable
 
 TABLE = json.loads(Path(__file__).with_name("recipes_of_the_papers.json").read_text())
 OF_PAPERS = [name for name in names() if name.endswith(("ep", "-voc"))]
@@ -104,3 +110,28 @@ def test_every_pattern_and_source_of_the_file_is_used() -> None:
     for each in TABLE["departures"]:
         assert any(departure(name, each["field"]) is each for name in names()), each
         assert each["why"]
+
+
+@pytest.mark.parametrize(("epochs", "drop"), [(12, 11), (24, 20), (36, 30), (50, 40)])
+def test_any_recipe_in_another_length_drops_where_the_originals_do(epochs: int, drop: int) -> None:
+    start = find("dab-deformable-detr-r50-12ep")
+    changed = for_epochs(start, epochs, "long", "12.3")
+    training = replace(start.training, epochs=epochs, drop_epochs=(drop,))
+    assert changed == replace(start, name="dab-deformable-detr-r50-long", training=training, reported="12.3")
+    assert for_epochs(start, epochs, "long", drop=7).training.drop_epochs == (7,) and not for_epochs(start, epochs, "long").reported
+
+
+def test_any_recipe_with_a_trained_teacher() -> None:
+    """DETRDistill's objectives come where nothing learns from the teacher yet; a teacher that is named replaces the one before."""
+    start, student = find("od-dino-4scale-r50-12ep"), find("detrdistill-deformable-detr-r101-r50-50ep")
+    kinds = (LogitsDistillation(), FeatureDistillation(), AssignmentDistillation())
+    changed = distilled(start, "a")
+    teachers = (*start.teachers, TrainedTeacher("a"))
+    assert changed == replace(start, name=f"distilled-{start.name}", objectives=(*start.objectives, *kinds), teachers=teachers)
+    assert distilled(changed) == changed and distilled(changed, "b") == replace(changed, teachers=(*start.teachers, TrainedTeacher("b")))
+    assert distilled(student) == student and distilled(student, "a") == replace(student, teachers=(TrainedTeacher("a"),))
+
+
+def test_stable_parts_of_any_recipe() -> None:
+    assert stable(find("small-dino"), "max", "1.2").reported == "1.2"
+    assert [stable(find("small-dino"), "max", "", name).name for name in ("", "other")] == ["stable-small-dino", "other"]
