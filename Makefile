@@ -5,11 +5,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help quickstart test lint benchmarks clean
+.PHONY: help quickstart test test-all mutants lint benchmarks clean
 
 help:
 	@echo "make quickstart   train a small OD-DINO on generated images, about 9 minutes on 2 cores"
-	@echo "make test         run the tests"
+	@echo "make test         run the tests, on all cores, without those marked slow"
+	@echo "make test-all     run all tests"
+	@echo "make mutants      break the code in one place at a time and list the breaks that no test notices; MUTANTS='--files matching' for a part"
 	@echo "make lint         ruff and mypy"
 	@echo "make benchmarks   run everything in benchmarks/"
 	@echo "make clean        remove caches and build folders (never runs/)"
@@ -48,8 +50,19 @@ quickstart: $(READY)
 	@echo "  runs/quickstart/curves.png        how it learned"
 	@echo "  runs/quickstart/summary.json      AP, AP50, seconds, images seen"
 
+# A process for each core, of one thread: more threads than cores would only wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(PYTEST) -m "not slow"
+
+test-all: $(READY)
+	@$(PYTEST)
+
+MUTANTS ?= --jobs 2
+
+mutants: $(READY)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MUTANTS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .

@@ -147,6 +147,7 @@ def one_epoch(teacher: str, accumulation: int = 1) -> Recipe:
     return replace(recipe, data=replace(recipe.data, limit=8))
 
 
+@pytest.mark.slow  # tests/test_train.py has a shorter one
 def test_processes_and_micro_batches_equal_one(teacher: str, tmp_path: Path) -> None:
     """Student and adapters."""
     script = tmp_path / "script.py"

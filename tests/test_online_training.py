@@ -200,6 +200,7 @@ def test_micro_batches_equal_the_whole_batch(tmp_path: Path, name: str) -> None:
     assert_close_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.slow  # tests/test_train.py has a shorter one
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     recipe = two_steps(DINO)
     train(recipe, tmp_path / "one", device="cpu")

@@ -153,7 +153,7 @@ def assert_close_losses(a: Path, b: Path) -> None:
             assert x["gradient_norm"] == pytest.approx(y["gradient_norm"], rel=2e-3)
 
 
-@pytest.mark.parametrize("empty", [False, True])
+@pytest.mark.parametrize("empty", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tmp_path: Path, empty: bool) -> None:
     """Also where one process gets images without objects only."""
     recipe = without_batch_norm(tiny(epochs=1))
