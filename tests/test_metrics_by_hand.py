@@ -10,7 +10,11 @@ import torch
 from torch import nn
 
 from steadydetr.data import AnnotationIndex
-from steadydetr.metrics.evaluation import Results, collect, evaluate, explain, ground_truth, predictor, voc_ap50, voc_iou
+from steadydetr.metrics.coco import ground_truth
+from steadydetr.metrics.evaluation import collect, evaluate, prediction_function
+from steadydetr.metrics.low_ap import explain_low_ap
+from steadydetr.metrics.results import Results
+from steadydetr.metrics.voc import voc_ap50, voc_iou
 from steadydetr.structures import Stages
 from tests.conftest import make_batch
 
@@ -148,7 +152,7 @@ GOOD = found((1, BOX, 0, 0.9), (2, BOX, 2, 0.04))
     ],
 )
 def test_a_low_ap_is_explained_by_what_is_wrong_alone(results: Results, said: list[str]) -> None:
-    notes = explain(results, truth([(1, BOX, 0), (2, BOX, 2)]))
+    notes = explain_low_ap(results, truth([(1, BOX, 0), (2, BOX, 2)]))
     assert len(notes) == len(said) and all(part in note for part, note in zip(said, notes, strict=True))
 
 
@@ -156,7 +160,7 @@ def test_a_low_ap_is_explained_by_what_is_wrong_alone(results: Results, said: li
 def test_tiny_images_may_have_tiny_boxes(side: int, explained: bool) -> None:
     index = truth([(1, [0, 0, 2, 2], 0)])
     index = replace(index, sizes=np.full_like(index.sizes, side))
-    assert bool(explain(found((1, [0, 0, 2, 2], 0, 0.9)), index)) == explained
+    assert bool(explain_low_ap(found((1, [0, 0, 2, 2], 0, 0.9)), index)) == explained
 
 
 def test_an_ap_that_is_not_low_needs_no_explanation() -> None:
@@ -186,8 +190,8 @@ def test_predictions_of_batches() -> None:
     batch = make_batch((1, 2), size=32)
     batch = replace(batch, original_sizes=((100, 200), (10, 20)))
     for top, nms, count in ((2, None, 2), (300, None, 3), (300, 0.5, 2)):
-        predict = predictor(Three(), "cpu", top, nms)  # type: ignore[arg-type]
+        predict = prediction_function(Three(), "cpu", top, nms)  # type: ignore[arg-type]
         boxes, scores, _ = predict(batch)[0]
         assert len(boxes) == count and boxes[0].tolist() == pytest.approx([50, 25, 150, 75]) and not scores.requires_grad
-    results = collect(predictor(Three(), "cpu"), [batch, replace(batch, image_ids=(5, 9))])  # type: ignore[arg-type]
+    results = collect(prediction_function(Three(), "cpu"), [batch, replace(batch, image_ids=(5, 9))])  # type: ignore[arg-type]
     assert results.image_ids.tolist() == [0] * 3 + [1] * 3 + [5] * 3 + [9] * 3

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.optimiser import first_drop, make_optimiser, parameter_groups, rate_factor, set_rate
 from tests.conftest import CLASSES, DETECTORS
@@ -74,7 +74,7 @@ def test_vectors_are_spared_from_decay_on_request() -> None:
 
 
 def test_what_is_frozen_is_in_no_group() -> None:
-    frozen = BackboneConfig("test_resnet", weights="none", frozen_stages=1)
+    frozen = TimmBackboneConfig("test_resnet", weights="none", frozen_stages=1)
     model = detector(backbone=frozen)
     assert not all(parameter.requires_grad for parameter in model.parameters())
     assert groups(model, CONFIG).keys() == {name for name, parameter in model.named_parameters() if parameter.requires_grad}

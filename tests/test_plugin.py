@@ -32,18 +32,8 @@ for line in sys.stdin:
             code = end.code or 0
     print(json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
-FLAGS = [
-    "--data.workers",
-    "0",
-    "--training.batch-size",
-    "4",
-    "--training.epochs",
-    "2",
-    "--training.log-every",
-    "1",
-    "--training.stability-images",
-    "4",
-]
+FLAG_WORDS = "--data.workers 0 --training.batch-size 4 --training.epochs 2 --training.log-every 1 --training.stability-images 4"
+FLAGS = FLAG_WORDS.split()
 
 
 @dataclass(frozen=True)
