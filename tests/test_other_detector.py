@@ -17,18 +17,20 @@ from steadydetr.boxes import inverse_sigmoid
 from steadydetr.data import DataConfig
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import join
+from steadydetr.kinds import options
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.predictions import match_batch
 from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
-from steadydetr.objectives import OBJECTIVES, MatchingDistillation, Objective, SetPrediction, TeacherInit
+from steadydetr.objectives import Denoising, MatchingDistillation, Objective, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.test_floors import MODULES, imports
 
 STRIDE = 16
+OBJECTIVES = [kind for kind in options(Objective).values() if kind.__module__.startswith("steadydetr.")]
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,7 @@ def test_what_it_does_not_declare_is_refused() -> None:
 
     student = Unlabelled(PlainConfig(), CLASSES)
     with pytest.raises(ValueError, match="denoising needs queries that carry a label, which Unlabelled has not"):
-        Method(student, Criterion(), (OBJECTIVES[1](),))
+        Method(student, Criterion(), (Denoising(),))
     with pytest.raises(ValueError, match="the queries of Unlabelled carry no label"):
         student.embed(torch.zeros(1, 1), torch.zeros(1, 1, 4))
     assert PlainConfig().without_pretrained() == PlainConfig()

@@ -52,6 +52,7 @@ class Detector(nn.Module, ABC):
     embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
     positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference
     makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
+    samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
 
     def __init__(self) -> None:
@@ -106,7 +107,7 @@ class Detector(nn.Module, ABC):
     def record_sampling_points(self) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         """A context in which `decode` appends to a list, for every stage, where each query samples the image and with which weights.
 
-        Locations are [B, N, heads, levels, points, 2], x and y in 0..1 of the padded image, weights [B, N, heads, levels, points].
+        Of detectors that `samples_points`. Locations are [B, N, heads, levels, points, 2], x and y in 0..1 of the padded image, weights [B, N, heads, levels, points].
         """
         raise ValueError(f"{self.architecture} has no deformable attention, so no sampling points to draw")
 

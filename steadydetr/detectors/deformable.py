@@ -117,6 +117,7 @@ class DeformableDetector(Detector):
     refine: bool  # each stage refines the reference of the next
     look_forward_twice: bool  # the gradient of a box also reaches the stage before, through the reference that it starts from
     eps: float  # of the inverse sigmoid
+    samples_points = True
     start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
 
     def __init__(

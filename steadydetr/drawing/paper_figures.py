@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, load_models, read_card
-from steadydetr.data import DataConfig, Dataset, open_data
+from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
@@ -44,8 +44,13 @@ def write_figures(
         missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
         return written, missing
     dataset = open_data(data, split)
-    written.append(output / f"sampling-points.{suffix}")
-    _sampling_points_of_runs(found, dataset, objects, written[-1])
+    models, like = _models_that_sample_points(found)
+    if models:
+        written.append(output / f"sampling-points.{suffix}")
+        config = DataConfig(resize=read_card(like).resize, workers=0)
+        draw_sampling_points(models, run_criterion(like), dataset, config, written[-1], objects)
+    else:
+        missing["sampling-points"] = "needs a detector with deformable attention"
     try:
         folder, loaded = _load_teacher(found, teacher, dataset.index.classes)
     except (FileNotFoundError, ValueError) as error:
@@ -68,14 +73,15 @@ def _write_panels(runs: Sequence[Records], output: Path, suffix: str) -> tuple[l
     return written, missing
 
 
-def _sampling_points_of_runs(runs: Sequence[Records], dataset: Dataset, objects: int, output: Path) -> None:
-    """A column for the trained and one for the averaged weights of every run; all get the images resized as for the first run."""
+def _models_that_sample_points(runs: Sequence[Records]) -> tuple[dict[str, Detector], Path]:
+    """The trained and the averaged weights of every run, by the titles of their columns, and the checkpoint whose images all get."""
     models: dict[str, Detector] = {}
     folders = [find_checkpoint(run.folder, prefer=("last", "best")) for run in runs]
     for run, folder in zip(runs, folders, strict=True):
-        models |= {f"{run.label}, {WEIGHTS[name]}": model for name, model in load_models(folder, "cpu").items()}
-    config = DataConfig(resize=read_card(folders[0]).resize, workers=0)
-    draw_sampling_points(models, run_criterion(folders[0]), dataset, config, output, objects)
+        for name, model in load_models(folder, "cpu").items():
+            if model.samples_points:
+                models[f"{run.label}, {WEIGHTS[name]}"] = model
+    return models, folders[0]
 
 
 def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str]) -> tuple[Path, LoadedDetector]:

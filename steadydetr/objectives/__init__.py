@@ -13,30 +13,11 @@ from steadydetr.objectives.released_features import ReleasedFeatures
 from steadydetr.objectives.released_logits import ReleasedLogits
 from steadydetr.objectives.set_prediction import SetPrediction
 
-OBJECTIVES = (
-    SetPrediction,
-    Denoising,
-    PredictionDistillation,
-    NaivePrediction,
-    AuxiliaryGroups,
-    LogitsDistillation,
-    ReleasedLogits,
-    FeatureDistillation,
-    ReleasedFeatures,
-    AssignmentDistillation,
-    TeacherInit,
-    FGD,
-    MGD,
-    FKD,
-    FGFI,
-)
-
 __all__ = [
     "FGD",
     "FGFI",
     "FKD",
     "MGD",
-    "OBJECTIVES",
     "AssignmentDistillation",
     "AuxiliaryGroups",
     "Denoising",

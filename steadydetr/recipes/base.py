@@ -9,14 +9,11 @@ from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.kinds import PACKAGE, register
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import EMATeacher, Teacher, TrainedTeacher
+from steadydetr.learning.teachers import Teacher
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
-
-TEACHERS = (EMATeacher, TrainedTeacher)
-
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls them
 

@@ -16,7 +16,7 @@ def draw_pictures(run: Run) -> None:
     """Learning curves, predictions beside ground truth, and where queries look."""
     draw_curves(list(run.folder.read_records()), run.folder.path / CURVES)
     draw_first_predictions(run)
-    models = {WEIGHTS[name]: model for name, model in run.models.items()}
+    models = {WEIGHTS[name]: model for name, model in run.models.items() if model.samples_points}
     draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, run.folder.path / SAMPLING)
 
 
