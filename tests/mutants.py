@@ -49,7 +49,7 @@ SLACK = 30.0  # seconds that a mutant may take beyond four times what its tests 
 # File of the package -> test files that are about it. Names behind :: keep to these functions of the file.
 STEPS = ("test_method", "test_groups", "test_online_step", "test_distill")
 COVERED: dict[str, tuple[str, ...]] = {
-    "learning/matching.py": ("test_matching", "test_criterion", "test_stable", "test_online", *STEPS),
+    "learning/matching.py": ("test_matching", "test_assignment_parts", "test_criterion", "test_stable", "test_online", *STEPS),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_stable", "test_online", *STEPS),
     "learning/class_terms.py": ("test_stable", "test_criterion", "test_equations", "test_paper_recipes", "parity/test_golden_stable"),
     "learning/teachers.py": ("test_distill", "test_online", "test_online_step", "test_distill_training", "test_online_training"),
