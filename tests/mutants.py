@@ -274,6 +274,9 @@ class Recorder:
         self.shared: dict[str, set[tuple[str, str]]] = {}  # what fixtures of a file call, which may live for several tests
         self.now: set[tuple[str, str]] = set()
         self.failed: set[str] = set()
+        self.users: dict[
+            tuple[str, str], set[str]
+        ] = {}  # the tests that share what a fixture makes, which may be made in the first of them
 
     def trace(self, frame: FrameType, event: str, argument: object) -> None:
         file = self.names.get(frame.f_code.co_filename)
@@ -297,6 +300,9 @@ class Recorder:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         yield from self._watched()
         self.tests.setdefault(item.nodeid, Measured(item.nodeid)).functions.update(self.now)
+        fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        for name in (name for name, known in fixtures.items() if known[-1].scope != "function" and known[-1].baseid):
+            self.users.setdefault((item.nodeid.partition("::")[0], name), set()).add(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":
@@ -307,6 +313,10 @@ class Recorder:
     def measured(self) -> list[Measured]:
         for test in self.tests.values():
             test.functions |= self.shared[test.name.partition("::")[0]]
+        for names in self.users.values():
+            together = set().union(*(self.tests[name].functions for name in names))
+            for name in names:
+                self.tests[name].functions |= together
         return list(self.tests.values())
 
 
