@@ -49,7 +49,7 @@ SLACK = 30.0  # seconds that a mutant may take beyond four times what its tests 
 # File of the package -> test files that are about it. Names behind :: keep to these functions of the file.
 STEPS = ("test_method", "test_groups", "test_online_step", "test_distill")
 COVERED: dict[str, tuple[str, ...]] = {
-    "learning/matching.py": ("test_matching", "test_criterion", "test_stable", "test_online", *STEPS),
+    "learning/matching.py": ("test_matching", "test_assignment_parts", "test_criterion", "test_stable", "test_online", *STEPS),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_stable", "test_online", *STEPS),
     "learning/class_terms.py": ("test_stable", "test_criterion", "test_equations", "test_paper_recipes", "parity/test_golden_stable"),
     "learning/teachers.py": ("test_distill", "test_online", "test_online_step", "test_distill_training", "test_online_training"),
@@ -274,6 +274,9 @@ class Recorder:
         self.shared: dict[str, set[tuple[str, str]]] = {}  # what fixtures of a file call, which may live for several tests
         self.now: set[tuple[str, str]] = set()
         self.failed: set[str] = set()
+        self.users: dict[
+            tuple[str, str], set[str]
+        ] = {}  # the tests that share what a fixture makes, which may be made in the first of them
 
     def trace(self, frame: FrameType, event: str, argument: object) -> None:
         file = self.names.get(frame.f_code.co_filename)
@@ -297,6 +300,9 @@ class Recorder:
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
         yield from self._watched()
         self.tests.setdefault(item.nodeid, Measured(item.nodeid)).functions.update(self.now)
+        fixtures = item._fixtureinfo.name2fixturedefs  # type: ignore[attr-defined]
+        for name in (name for name, known in fixtures.items() if known[-1].scope != "function" and known[-1].baseid):
+            self.users.setdefault((item.nodeid.partition("::")[0], name), set()).add(item.nodeid)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when != "teardown":
@@ -307,6 +313,10 @@ class Recorder:
     def measured(self) -> list[Measured]:
         for test in self.tests.values():
             test.functions |= self.shared[test.name.partition("::")[0]]
+        for names in self.users.values():
+            together = set().union(*(self.tests[name].functions for name in names))
+            for name in names:
+                self.tests[name].functions |= together
         return list(self.tests.values())
 
 

@@ -135,3 +135,9 @@ def test_any_recipe_with_a_trained_teacher() -> None:
 def test_stable_parts_of_any_recipe() -> None:
     assert stable(find("small-dino"), "max", "1.2").reported == "1.2"
     assert [stable(find("small-dino"), "max", "", name).name for name in ("", "other")] == ["stable-small-dino", "other"]
+
+
+@pytest.mark.parametrize("name", OF_PAPERS)
+def test_reported_numbers_are_those_of_the_page(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
+    assert f"| `{name}` | {find(name).reported or '-'} |" in page
