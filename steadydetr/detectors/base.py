@@ -107,7 +107,8 @@ class Detector(nn.Module, ABC):
     def record_sampling_points(self) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         """A context in which `decode` appends to a list, for every stage, where each query samples the image and with which weights.
 
-        Of detectors that `samples_points`. Locations are [B, N, heads, levels, points, 2], x and y in 0..1 of the padded image, weights [B, N, heads, levels, points].
+        Of detectors that `samples_points`. Locations are [B, N, heads, levels, points, 2], x and y in 0..1 of the padded image;
+        weights are [B, N, heads, levels, points].
         """
         raise ValueError(f"{self.architecture} has no deformable attention, so no sampling points to draw")
 

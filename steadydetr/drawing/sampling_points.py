@@ -28,12 +28,12 @@ def draw_sampling_points(
 
     Args:
         models: by the titles of their columns.
-        objects: rows, the first images that have an object; nothing is drawn where there is none.
+        objects: rows, the first images that have an object. Without one, or without models, nothing is drawn.
     """
     from matplotlib.figure import Figure
 
     rows = list(first_objects(dataset, config, objects))
-    if not rows:
+    if not rows or not models:
         return
     figure = Figure(figsize=(3.2 * len(models) + 0.6, 3.3 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(models), squeeze=False)
