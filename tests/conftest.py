@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from steadydetr import kinds
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.backbone import SmallBackboneConfig
@@ -38,6 +39,15 @@ CLASSES = 5
 @pytest.fixture(params=list(DETECTORS))
 def detector_config(request: pytest.FixtureRequest) -> DetectorConfig:
     return DETECTORS[request.param]
+
+
+@pytest.fixture
+def table() -> Iterator[None]:
+    """The table of parts is as it was before, after tests that enter something."""
+    before = {name: getattr(kinds, name).copy() for name in ("_parts", "_words", "_kinds")}
+    yield
+    for name, value in before.items():
+        setattr(kinds, name, value)
 
 
 def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id: int = 0) -> Batch:

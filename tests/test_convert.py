@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
-from steadydetr.checkpoints.convert import convert_file, load_foreign, unwrap
+from steadydetr.checkpoints import layouts
+from steadydetr.checkpoints.convert import convert_file, convert_state_dict, load_foreign, unwrap
 from steadydetr.checkpoints.key_maps import listed, missing_copies, recognise, rename
+from steadydetr.detectors import DetectorConfig
+from steadydetr.kinds import register
+from steadydetr.nn.named_tensors import NamedTensors
 
 WEIGHTS = {"a.weight": torch.ones(2)}
 
@@ -92,3 +99,99 @@ def test_memory_fusions_stand_in_order() -> None:
     simple, dense = {"transformer.fusion_run.weight": torch.ones(2)}, {"transformer.encoder.fusion_layer.0.weight": torch.zeros(2)}
     assert rename(simple, "detrex").keys() == {"encoder.fusions.0.project.weight"}
     assert rename(dense | simple, "detrex").keys() == {"encoder.fusions.0.project.weight", "encoder.fusions.1.project.weight"}
+
+
+def test_every_file_of_a_layout_is_listed() -> None:
+    files = {path.stem for path in Path(layouts.__file__).parent.glob("*.py")}
+    assert files == {*layouts.MODULES, "__init__", "base"}
+    assert len(layouts.BY_NAME) == len(layouts.LAYOUTS)
+
+
+def test_errors_name_the_layouts_and_their_detectors() -> None:
+    with pytest.raises(ValueError) as error:
+        recognise(["head.weight"])
+    assert str(error.value) == (
+        "no known layout: none of original, detrex, mmdet, hugging face writes keys like head.weight. Known are Deformable DETR and DINO"
+        " (their repositories), DINO and DAB-Deformable-DETR (detrex), Deformable DETR (mmdet 2), Deformable DETR (Hugging Face)"
+    )
+
+
+class Linear(nn.Module):
+    """A detector as far as converting needs one: an encoder of one layer, two decoder stages with one class head for both."""
+
+    stages = 2
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        layer = nn.ModuleDict({"ffn": nn.ModuleDict({"linear1": nn.Linear(width, 3, bias=False)})})
+        self.encoder = nn.ModuleDict({"layers": nn.ModuleList([layer])})
+        self.decoder = nn.ModuleDict({"class_heads": nn.ModuleList([nn.Linear(width, num_classes)])})
+
+
+@dataclass(frozen=True)
+class LinearConfig(DetectorConfig):
+    """As it would stand in a package of another project."""
+
+    width: int = 64
+
+    def build(self, num_classes: int) -> Any:
+        return Linear(self.width, num_classes)
+
+    @property
+    def shares_heads(self) -> bool:
+        return True
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        return None if tensors.has("level_embed") else cls(tensors.shape("encoder.layers.0.ffn.linear1.weight")[1])
+
+
+LINEAR = {
+    "transformer.encoder.layers.0.linear1.weight": torch.ones(3, 4),
+    **{f"class_embed.{stage}.weight": torch.zeros(5, 4) for stage in range(2)},
+    **{f"class_embed.{stage}.bias": torch.zeros(5) for stage in range(2)},
+}
+
+
+@pytest.mark.usefixtures("table")
+def test_a_detector_of_another_package_is_found() -> None:
+    register("linear")(LinearConfig)
+    converted = convert_state_dict(LINEAR)
+    assert (converted.config, converted.num_classes, converted.layout) == (LinearConfig(width=4), 5, "original")
+    assert converted.state.keys() == Linear(4, 5).state_dict().keys()
+    with pytest.raises(ValueError, match=r"class_heads\.1\.bias differs .* the config says that they are shared"):
+        convert_state_dict(LINEAR | {"class_embed.1.bias": torch.ones(5)})
+    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.0\.ffn\.linear1\.weight, whose shape tells"):
+        convert_state_dict({key.replace("linear1.weight", "linear1.bias"): value for key, value in LINEAR.items()})
+
+
+@pytest.mark.usefixtures("table")
+def test_a_file_of_no_detector() -> None:
+    with pytest.raises(ValueError, match=r"no detector recognises .* layout original: not .*dino.*of encoder\.layers, class_heads\.0"):
+        convert_state_dict(LINEAR)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_file_of_two_detectors() -> None:
+    @dataclass(frozen=True)
+    class TwinConfig(LinearConfig):
+        @classmethod
+        def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+            return cls()
+
+    register("linear")(LinearConfig)
+    register("twin")(TwinConfig)
+    with pytest.raises(ValueError, match=r"several detectors recognise .* layout original: tests:linear, tests:twin\. Leave out"):
+        convert_state_dict(LINEAR)
+    assert convert_state_dict(LINEAR, LinearConfig(4)).config == LinearConfig(4)
+
+
+@pytest.mark.usefixtures("table")
+def test_a_detector_made_of_another_does_not_claim_its_files() -> None:
+    @dataclass(frozen=True)
+    class VariantConfig(LinearConfig):
+        """Inherits `from_tensors`."""
+
+    register("linear")(LinearConfig)
+    register("variant")(VariantConfig)
+    assert type(convert_state_dict(LINEAR).config) is LinearConfig

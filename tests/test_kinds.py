@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from typing import Any
 import pytest
 
 import steadydetr
-from steadydetr import kinds
 from steadydetr.config import FORMAT, check_savable, from_plain, to_plain
 from steadydetr.kinds import find_part, kind_of, load_own, own_kinds, register, use
 from steadydetr.learning.class_terms import ClassCost, FocalCost, PositionTarget
@@ -23,15 +21,6 @@ from steadydetr.recipes import find
 
 # Kinds stand in files that users have: this list only grows.
 RELEASED_KINDS = {*KINDS_OF_0_1.values()}
-
-
-@pytest.fixture
-def table() -> Iterator[None]:
-    """The table as it was, after tests that enter something."""
-    before = {name: getattr(kinds, name).copy() for name in ("_parts", "_words", "_kinds")}
-    yield
-    for name, value in before.items():
-        setattr(kinds, name, value)
 
 
 def test_kinds_stay() -> None:

@@ -1,6 +1,7 @@
-"""Detectors on disk: a folder with model.safetensors and config.json; a run's checkpoints add what resuming needs.
+"""Detectors on disk: a folder with model.safetensors and config.json, and in checkpoints of a run training_state.pt to resume from.
 
-Folders are written beside their place and renamed, so that there is always a whole one.
+A folder is written completely under another name and then renamed. If the program is stopped meanwhile, the older checkpoint is still
+there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.config import FORMAT, check_format, from_plain, to_plain, write_json
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
@@ -30,27 +32,30 @@ WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
 @register("detector-card")
 @dataclass(frozen=True)
 class DetectorCard:
-    """What a detector's weights need beside them to be used."""
+    """What config.json holds: all that is needed beside the weights to use a detector."""
 
     detector: DetectorConfig
-    classes: tuple[str, ...]
-    category_ids: tuple[int, ...]  # results are written with these
+    classes: tuple[str, ...]  # names of the classes, in the order of their logits
+    category_ids: tuple[int, ...]  # of the same classes in the annotations of the data, and therefore in COCO results
     resize: EvalTransform = ShortestSide()
-    top: int = 300
-    nms: float | None = None
+    top: int = 300  # detections of an image at most
+    nms: float | None = None  # IoU above which the lower-scored of two detections of a class is removed; None: none is
 
 
 @dataclass(frozen=True)
 class LoadedDetector:
+    """A detector in evaluation mode and the card from beside its weights."""
+
     detector: Detector
     card: DetectorCard
 
 
 def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard, extra: Mapping[str, Any] | None = None) -> None:
-    """Write a checkpoint folder; an older one in its place stays until the new one is whole.
+    """Write a checkpoint folder. An older one in its place is removed only when the new one is complete.
 
     Args:
-        extra: what resuming needs, saved by `torch.save` and read back with `weights_only`.
+        extra: the state of the training, for resuming. `load_training_state` reads it with `weights_only`, so it may hold only tensors
+            and plain values.
     """
     fresh = folder.with_name(f".{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
@@ -66,7 +71,11 @@ def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard,
 
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
-    """Folders cannot be exchanged in one call: between the two renames the old one is at `.NAME.old`, where `find` looks too."""
+    """Put the folder `fresh` in the place of `folder`.
+
+    This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
+    too.
+    """
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -76,10 +85,13 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
-    """The checkpoint folder that is meant: the folder itself, or a run's.
+    """The checkpoint folder for a path that a user gave: the path itself, or if it is the folder of a run, a checkpoint in it.
+
+    Args:
+        prefer: names of a run's checkpoints; the first that exists is taken.
 
     Raises:
-        FileNotFoundError: there is none; says what was looked for.
+        FileNotFoundError: there is no checkpoint; says what was looked for.
     """
     candidates = [path, *(path / name for name in prefer), *(path / f".{name}.old" for name in prefer)]
     for candidate in candidates:
@@ -88,23 +100,23 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     if path.is_file():
         raise FileNotFoundError(
             f"{path} is a file; a checkpoint is a folder with {WEIGHTS} and {CONFIG}. `steadydetr convert {path} FOLDER` makes one of a"
-            " checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face"
+            f" checkpoint of another project: {known_layouts()}"
         )
     where = f"{path} holds no checkpoint" if path.exists() else f"{path} does not exist"
     raise FileNotFoundError(f"{where}: expected {WEIGHTS} and {CONFIG} in it, or in {' or '.join(prefer)} below it")
 
 
 def choose_device(name: torch.device | str) -> torch.device:
-    """`auto` is a GPU if there is one."""
+    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU."""
     return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:
-    """The detector of a run (its best), of one checkpoint folder or of a converted one, in evaluation mode.
+    """The detector of a run (its best checkpoint) or of a checkpoint folder, in evaluation mode.
 
     Raises:
-        FileNotFoundError: no checkpoint there.
-        ValueError: the folder is damaged or of another version; says which file.
+        FileNotFoundError: there is no checkpoint.
+        ValueError: a file of it is damaged or of another version; says which.
     """
     folder = find_checkpoint(Path(path).expanduser())
     card = read_card(folder)
@@ -114,6 +126,11 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
 
 
 def read_card(folder: Path) -> DetectorCard:
+    """The card of a checkpoint folder.
+
+    Raises:
+        ValueError: config.json is damaged, of another version, or not that of a checkpoint.
+    """
     try:
         card = from_plain(json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
     except json.JSONDecodeError as error:
@@ -124,6 +141,11 @@ def read_card(folder: Path) -> DetectorCard:
 
 
 def load_weights(detector: Detector, folder: Path) -> None:
+    """Load a checkpoint folder's weights into a detector.
+
+    Raises:
+        ValueError: the file is damaged, or has other parameters than the detector; lists them.
+    """
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -134,10 +156,10 @@ def load_weights(detector: Detector, folder: Path) -> None:
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
-    """What `extra` of `save_detector` was.
+    """The state of the training that `save_detector` was given as `extra`.
 
     Raises:
-        FileNotFoundError: the checkpoint can be used but not resumed from.
+        FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
     """
     if not (folder / STATE).exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
@@ -147,7 +169,10 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
 
 def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state: of their own, or the teacher's, which they are until it is frozen; None: there are none."""
+    """The averaged weights in a training state, None if there are none.
+
+    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
+    """
     if extra["average"] is not None:
         return extra["average"]
     prefix = "teachers.ema.model."
@@ -156,7 +181,7 @@ def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
 
 
 def load_models(folder: Path, device: str) -> dict[str, Detector]:
-    """A checkpoint's trained weights and, where it keeps them, their average."""
+    """The detector of a checkpoint with its trained weights, "model", and with their average, "ema", if the checkpoint has one."""
     loaded = load_detector(folder, device)
     models = {"model": loaded.detector}
     average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import nn
@@ -14,11 +15,13 @@ from steadydetr.detectors.deformable import (
     DeformableDetectorConfig,
     ProposalHead,
     TransformerConfig,
+    infer_transformer,
     selected_proposals,
 )
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
 DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
@@ -36,6 +39,19 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
 
     def build(self, num_classes: int) -> DABDeformableDETR:
         return DABDeformableDETR(self, num_classes)
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        """The decoder scales its position vectors, and has no norm after its layers, which DINO's has."""
+        if not tensors.has("decoder.position.scale.") or tensors.has("decoder.norm."):
+            return None
+        two_stage = tensors.has("proposal_")
+        return cls(
+            transformer=infer_transformer(tensors, DAB_TRANSFORMER),
+            backbone=infer_backbone(tensors),
+            queries=tensors.untraced.queries if two_stage else tensors.shape("query_content.weight")[0],
+            two_stage=two_stage,
+        )
 
 
 class DABDeformableDETR(DeformableDetector):

@@ -25,6 +25,7 @@ from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
+from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import DecodedStages, DenseProposals, Memory, QueryGroup, Stages, take_rows
 
@@ -60,6 +61,40 @@ class TransformerConfig:
             raise ValueError(f"transformer.width = {self.width} is no multiple of 4, which sine positions need")
         if self.fusion != "none" and not self.encoder_layers:
             raise ValueError(f"transformer.fusion = {self.fusion} needs an encoder, but transformer.encoder_layers is 0")
+
+
+def infer_transformer(tensors: NamedTensors, base: TransformerConfig) -> TransformerConfig:
+    """`base` with what the names and shapes in another project's file tell, and with the options for what they do not tell.
+
+    Raises:
+        ValueError: a tensor is missing whose shape tells a size; names it.
+    """
+    levels, width = tensors.shape("level_embed")
+    untraced, fusion = tensors.untraced, infer_fusion(tensors)
+    per_point = untraced.heads * levels
+    return replace(
+        base,
+        width=width,
+        heads=untraced.heads,
+        ffn=tensors.shape("encoder.layers.0.ffn.linear1.weight")[0],
+        encoder_layers=tensors.count("encoder.layers"),
+        decoder_layers=tensors.count("decoder.layers"),
+        levels=levels,
+        encoder_points=tensors.shape("encoder.layers.0.attention.attention_weights.bias")[0] // per_point,
+        decoder_points=tensors.shape("decoder.layers.0.cross_attention.attention_weights.bias")[0] // per_point,
+        temperature=base.temperature if untraced.temperature is None else untraced.temperature,
+        position_offset=base.position_offset if untraced.position_offset is None else untraced.position_offset,
+        fusion=fusion,
+        fusion_norm=fusion == "none" or tensors.has("encoder.fusions.0.norm.weight"),
+        neck_bias=bool(tensors.matching(r"neck\.convs\.\d+\.bias")),
+    )
+
+
+def infer_fusion(tensors: NamedTensors) -> FusionKind:
+    """Stable-DINO's memory fusion. Our names only number the fusions, so the keys of the released code are looked at."""
+    kinds = {"dense": "transformer.encoder.fusion_layer.", "simple": "transformer.fusion_run."}
+    found = [kind for kind, prefix in kinds.items() if any(key.startswith(prefix) for key in tensors.original_keys)]
+    return cast(FusionKind, "_".join(found) or "none")
 
 
 SMALL = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image

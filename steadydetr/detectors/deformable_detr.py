@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from steadydetr.detectors.deformable import (
     DeformableDetectorConfig,
     ProposalHead,
     TransformerConfig,
+    infer_transformer,
 )
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
+from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
@@ -38,6 +41,27 @@ class DeformableDETRConfig(DeformableDetectorConfig):
 
     def build(self, num_classes: int) -> DeformableDETR:
         return DeformableDETR(self, num_classes)
+
+    @property
+    def shares_heads(self) -> bool:
+        return not self.refine
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        """Queries are learned as position and content, or made of proposals by a layer; the decoder computes no position vectors."""
+        queries = tensors.has("query_position_and_content", "query_reference.", "proposal_position.", "proposal_position_norm.")
+        if not queries or tensors.has("decoder.norm.", "decoder.position."):
+            return None
+        two_stage = tensors.has("proposal_")
+        # where boxes are refined, the original code names the box heads in the decoder too; in mmdet only different values tell
+        named_in_decoder = any(".decoder.bbox_embed." in key for key in tensors.original_keys)
+        return cls(
+            transformer=infer_transformer(tensors, TransformerConfig()),
+            backbone=infer_backbone(tensors),
+            queries=tensors.untraced.queries if two_stage else tensors.shape("query_position_and_content")[0],
+            refine=named_in_decoder or not tensors.heads_are_tied,
+            two_stage=two_stage,
+        )
 
 
 class DeformableDETR(DeformableDetector):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from torch import Tensor, nn
 
@@ -13,11 +14,13 @@ from steadydetr.detectors.deformable import (
     DeformableDetectorConfig,
     ProposalHead,
     TransformerConfig,
+    infer_transformer,
     selected_proposals,
 )
 from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig
+from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
 
 DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
@@ -38,6 +41,24 @@ class DINOConfig(DeformableDetectorConfig):
 
     def build(self, num_classes: int) -> DINO:
         return DINO(self, num_classes)
+
+    @property
+    def shares_heads(self) -> bool:
+        return self.share_heads
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        """A norm after the decoder's layers is what DINO alone has. detrex trains it with the sine position of Deformable DETR."""
+        if not tensors.has("decoder.norm."):
+            return None
+        base = replace(DINO_TRANSFORMER, temperature=10000.0, position_offset=-0.5) if tensors.layout == "detrex" else DINO_TRANSFORMER
+        return cls(
+            transformer=infer_transformer(tensors, base),
+            backbone=infer_backbone(tensors),
+            queries=tensors.shape("query_content.weight")[0],
+            share_heads=tensors.heads_are_tied,
+            spare_label=tensors.shape("label_content.weight")[0] > tensors.shape("class_heads.0.bias")[0],
+        )
 
 
 class DINO(DeformableDetector):

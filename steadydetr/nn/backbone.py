@@ -22,6 +22,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from steadydetr.kinds import register
+from steadydetr.nn.named_tensors import NamedTensors
 
 
 class Backbone(nn.Module):
@@ -306,3 +307,37 @@ class SmallBackbone(Backbone):
             x = stage(x)
             maps.append(x)
         return maps[1:]
+
+
+RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
+SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # by the width and the blocks of the third stage
+SWIN_IMAGES = {7: 224, 12: 384}  # by the window's side; part of timm's names
+
+
+def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
+    """The ResNet or Swin in another project's file. Its weights are random, because the file brings them.
+
+    A file without a backbone is taken for one of a ResNet-50, as those of tests are.
+
+    Raises:
+        ValueError: no model of timm has these numbers of blocks or channels; says which.
+    """
+    maps = sum(1 for name in tensors.matching(r"neck\.convs\.\d+\.weight") if tensors.shape(name)[-1] == 1)
+    if tensors.has("backbone.body.layers_"):
+        indices = tuple(range(4 - maps, 4))
+        return TimmBackboneConfig(_swin_name(tensors), indices, weights="none", frozen_stages=0, output_norm=True)
+    blocks = tensors.count("backbone.body.layer3")
+    resnet = (blocks, any(".conv3." in name for name in tensors.names("backbone.body.")))
+    if blocks and resnet not in RESNETS:
+        raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
+    return TimmBackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
+
+
+def _swin_name(tensors: NamedTensors) -> str:
+    """timm's name of a Swin transformer. The table of relative positions has a row for every offset within a window, (2 side - 1)^2."""
+    table = tensors.shape("backbone.body.layers_0.blocks.0.attn.relative_position_bias_table")
+    window = (int(table[0] ** 0.5) + 1) // 2
+    width, blocks = tensors.shape("backbone.body.patch_embed.proj.weight")[0], tensors.count("backbone.body.layers_2.blocks")
+    if (width, blocks) not in SWINS or window not in SWIN_IMAGES:
+        raise ValueError(f"no known Swin has width {width}, {blocks} blocks in its third stage and windows of {window}")
+    return f"swin_{SWINS[width, blocks]}_patch4_window{window}_{SWIN_IMAGES[window]}"

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steadydetr.checkpoints.convert import Untraced, convert_state_dict, infer_config
+from steadydetr.checkpoints.convert import convert_state_dict, infer_config
 from steadydetr.checkpoints.key_maps import recognise, rename
 from steadydetr.detectors import DetectorConfig, TransformerConfig
 from steadydetr.detectors.deformable import DeformableDetector
+from steadydetr.nn.named_tensors import NamedTensors, Untraced
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import Batch, Targets
 
@@ -87,7 +88,7 @@ def owners(state: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str
 def config_of(state: dict[str, Tensor], heads: int, maps: list[Tensor], dtype: torch.dtype, **options: Any) -> DetectorConfig:
     """The detector of a state dict without a backbone. `options`: fields of Untraced."""
     layout = recognise(state)
-    found = infer_config(state, rename(state, layout), layout, Untraced(heads=heads, **options))
+    found = infer_config(NamedTensors(rename(state, layout), layout, state.keys(), Untraced(heads=heads, **options)))
     backbone = GivenBackbone([m.to(dtype) for m in maps])
     return replace(found, backbone=backbone, transformer=replace(found.transformer, dropout=0.0))  # type: ignore[arg-type]
 
