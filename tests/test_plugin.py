@@ -132,7 +132,16 @@ def test_parts_are_flags(installed: Path, data: Path) -> None:
 @pytest.mark.parametrize("name", ["plain", "entropy_dino"])
 def test_every_command(installed: Path, data: Path, runs: Path, name: str, tmp_path: Path) -> None:
     run, where = str(runs / name), str(data)
-    student = ["--objectives.assignment", "none", "--training.epochs", "1", "--output", str(tmp_path / "student")]
+    student = [
+        "--objectives.assignment",
+        "none",
+        "--objectives.features",
+        "none",
+        "--training.epochs",
+        "1",
+        "--output",
+        str(tmp_path / "student"),
+    ]
     commands = [
         ["check", where],
         ["eval", run, "--data", where, "--workers", "0"],
