@@ -109,9 +109,9 @@ def upgrade(plain: Any) -> Any:
         return [upgrade(item) for item in plain]
     if not isinstance(plain, dict):
         return plain
+    name = None if "kind" in plain else plain.get("type", plain.get("function"))
+    if not isinstance(name, str):  # a part of today's format, or an object around parts
+        return {key: upgrade(value) for key, value in plain.items()}
     fields = {key: upgrade(value) for key, value in plain.items() if key not in ("type", "function")}
-    name = plain.get("type", plain.get("function"))
-    if not isinstance(name, str):
-        return fields
     kind = KINDS_OF_0_1.get(name.removeprefix("steadydetr."), name)
     return CHANGES_SINCE_0_1.get(kind, dict)({"kind": kind} | fields)

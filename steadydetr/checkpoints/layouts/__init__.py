@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-
+from steadydetr.checkpoints.layouts import detrex, hugging_face, mmdet, original
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
-MODULES = (  # files of this folder; a checkpoint is of the first layout whose mark one of its keys matches
-    "hugging_face",
-    "mmdet",
-    "detrex",
-    "original",
-)
-LAYOUTS: tuple[KeyLayout, ...] = tuple(import_module(f"{__name__}.{module}").LAYOUT for module in MODULES)
+# a checkpoint is of the first layout whose mark one of its keys matches
+LAYOUTS: tuple[KeyLayout, ...] = (hugging_face.LAYOUT, mmdet.LAYOUT, detrex.LAYOUT, original.LAYOUT)
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 
