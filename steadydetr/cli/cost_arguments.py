@@ -35,7 +35,7 @@ def read(name: str, words: Sequence[str], description: str) -> CostArguments:
 
 
 def tables(cost: Cost) -> list[Table]:
-    """Models; then the parts of a training step."""
+    """A table of the models, and one of the parts of a training step."""
     models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs")
     for name, size in ({"student": cost.student} | cost.teachers).items():
         models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference))

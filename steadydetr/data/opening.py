@@ -1,4 +1,4 @@
-"""From what a user says after `--data` to a data set: its layout is recognised."""
+"""Opens the data set that `--data` names, whose layout is recognised from the files that are there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_data(where: str | Path, split: str = "train") -> Dataset:
 
 
 def places(where: str | Path) -> list[str]:
-    """What is joined by `+`, unless that is the name of one place."""
+    """The places that `+` joins in `where`; `where` itself if a folder has that very name."""
     text = str(where)
     return [part.strip() for part in text.split("+")] if "+" in text and not Path(text).exists() else [text]
 

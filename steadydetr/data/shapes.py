@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from steadydetr.data.index import AnnotationIndex
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring", "star")
-SMALL_SHARE = 0.4  # drawn small; a little more than the 30% that are promised, because crowded images drop large ones first
+SMALL_SHARE = 0.4  # share of objects that are drawn small; above the promised 30%, because crowded images drop large ones first
 VISIBLE_SHARE = 0.7  # of an object that later ones must leave uncovered
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What `shapes:size=128,images=2000,seed=0` says."""
+    """The options of `shapes:size=128,images=2000,seed=0`."""
 
     size: int = 128  # pixels, square
     images: int | None = None  # None: 3200 to train, 400 to validate
@@ -171,7 +171,7 @@ def _box(figure: Figure) -> tuple[int, int, int, int]:
 
 
 def _contrasting(rng: np.random.Generator, behind: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Any colour that stands out from what it covers; the class has no say in it."""
+    """A random colour, of any class alike, that stands out from what it covers."""
     while True:
         colour = rng.uniform(0, 255, 3)
         if np.abs(colour - behind).max() > 90:

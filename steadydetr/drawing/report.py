@@ -56,7 +56,7 @@ def report_page(runs: Sequence[Records]) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """There is no number; COCO's -1 stands for no object of that size."""
+    """Whether there is no number. COCO's metrics are -1 where there is no object of that size."""
     return value is None or value == -1
 
 

@@ -35,7 +35,7 @@ class RunName:
 
 @dataclass(frozen=True)
 class Lack:
-    """Runs that have nothing to show, and why."""
+    """The runs that have nothing to show in one place of the page, and the reason."""
 
     labels: tuple[str, ...]
     what: str
@@ -253,7 +253,7 @@ def figure_sections(runs: Sequence[Records]) -> list[FigureSection]:
 
 
 def figure_section(section: Section, panels: Sequence[Panel], runs: Sequence[Records]) -> FigureSection:
-    """A run that has none of the figures is named once, for the whole section."""
+    """A section with its panels. A run that has none of them is named once, for the whole section."""
     with_lines = {line.label for panel in panels for line in panel.lines}
     present = [run for run in runs if run.label in with_lines]
     colour = run_colours(runs)

@@ -45,7 +45,7 @@ class Difference:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Of two recipes that were trained with the same seeds, in the same order."""
+    """The difference `values` - `baseline` between two recipes that were trained with the same seeds, in the same order."""
     mean = fmean(a - b for a, b in zip(values, baseline, strict=True))
     if len(values) < 2:
         return Difference(mean, None, None)
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def read_outcome(folder: Path, seed: int) -> Outcome | None:
-    """None: the run is not finished."""
+    """What the run in `folder` came to; None if it is not finished."""
     run = RunFolder(folder)
     summary = run.read_summary()
     if summary is None:

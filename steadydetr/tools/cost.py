@@ -133,7 +133,10 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
 
 
 def without_distillation(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """Those that are more than distillation. The teacher's match in `SetPrediction` stays: it costs no multiplications."""
+    """The objectives by which a detector learns without a teacher.
+
+    A teacher's match in `SetPrediction` (matching distillation) is left in it, because it needs no multiplications.
+    """
     return tuple(o for o in objectives if not o.distils)
 
 
@@ -159,7 +162,7 @@ def detector_of(teacher: str) -> DetectorConfig:
 
 
 def measure_size(detector: Detector, batch: Batch) -> Size:
-    """Of a detector, whose inference is run on a batch of one image."""
+    """The size of a detector, whose inference is run on a batch of one image."""
     detector.eval()
     with torch.no_grad():
         inference = count(lambda: detector(batch.images, batch.padding))

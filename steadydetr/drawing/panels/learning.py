@@ -16,7 +16,7 @@ NEEDS = "not evaluated yet"
 
 
 def metric_by_step(metric: Metric, runs: Sequence[Records]) -> list[Panel]:
-    """Files of older versions have no values of a metric that came later."""
+    """One metric over the steps. Runs of older versions have no values of metrics that were added since."""
     needs = NEEDS if metric.required else f"{NEEDS}, or by a version without this metric"
     return [Panel(f"{metric.label}, %", "step", over_measurements(runs, "eval", "step", lambda record: record.get(metric.name)), needs)]
 
