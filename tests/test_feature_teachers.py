@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steadydetr.cli.training_arguments import read
+from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import FeatureDistillation, Objective, ReleasedFeatures
 from steadydetr.objectives.released_features import MOST_PAIRS
@@ -111,10 +111,10 @@ def test_every_row_of_the_tables_is_one_override() -> None:
         ("--objectives.features.similarity cosine", FeatureDistillation(similarity="cosine")),
         ("--objectives.features released-features", ReleasedFeatures()),
     ):
-        recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
+        recipe, _ = read_training_arguments("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives
     for name, peer in PEERS.items():
-        assert peer in read("small-dino", [f"--objectives.{name}", name])[0].objectives
+        assert peer in read_training_arguments("small-dino", [f"--objectives.{name}", name])[0].objectives
 
 
 def test_defaults_are_the_papers() -> None:

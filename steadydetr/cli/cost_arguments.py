@@ -29,7 +29,7 @@ class CostArguments:
     """JSON file for the numbers."""
 
 
-def read(name: str, words: Sequence[str], description: str) -> CostArguments:
+def read_cost_arguments(name: str, words: Sequence[str], description: str) -> CostArguments:
     recipe, words = choose(find_or_read(name), words)
     return parse(CostArguments, words, f"cost {name}", description, CostArguments(recipe))
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from steadydetr.data.dataset import Dataset, FolderDataset, parts_of
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import Finding
-from steadydetr.data.opening import layout_of, open_data, places
+from steadydetr.data.opening import joined_places, layout_of, open_data
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
@@ -52,7 +52,7 @@ def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "te
     datasets: dict[str, Dataset] = {}
     problems: list[ValueError] = []
     for split in splits:
-        raw = [finding for place in places(where) for finding in layout_of(place).check(place, split)]
+        raw = [finding for place in joined_places(where) for finding in layout_of(place).check(place, split)]
         findings += raw
         try:
             datasets[split] = open_data(where, split)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadydetr.data.images import open_picture
-from steadydetr.data.index import AnnotationIndex, join
+from steadydetr.data.index import AnnotationIndex, join_indices
 
 
 class Dataset(Protocol):
@@ -99,7 +99,7 @@ def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
 
 
 def join_data(parts: list[Dataset]) -> JoinedDataset:
-    return JoinedDataset(join([part.index for part in parts]), tuple(parts))
+    return JoinedDataset(join_indices([part.index for part in parts]), tuple(parts))
 
 
 def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None = None) -> tuple[Dataset, int]:

@@ -21,11 +21,11 @@ def open_data(where: str | Path, split: str = "train") -> Dataset:
     Raises:
         ValueError: the layout is not recognised or has no such split; says what was looked for and what is there.
     """
-    parts = [layout_of(place).open(place, split) for place in places(where)]
+    parts = [layout_of(place).open(place, split) for place in joined_places(where)]
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 
-def places(where: str | Path) -> list[str]:
+def joined_places(where: str | Path) -> list[str]:
     """The places that `+` joins in `where`; `where` itself if a folder has that very name."""
     text = str(where)
     return [part.strip() for part in text.split("+")] if "+" in text and not Path(text).exists() else [text]

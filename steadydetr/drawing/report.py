@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steadydetr.config import write_text
 from steadydetr.drawing.report_sections import page_sections
-from steadydetr.runs.records import Records, read_all
+from steadydetr.runs.records import Records, read_runs
 
 GENERATOR = "steadydetr report"  # by which the page of an earlier report is known
 
@@ -25,7 +25,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         FileExistsError: `output` is there and no report.
         ValueError: a file of a run is damaged; names it, and the line.
     """
-    found = read_all(runs)
+    found = read_runs(runs)
     if output is None:
         output = (found[0].folder if len(found) == 1 else Path()) / "report.html"
     if output.exists() and not is_report(output):

@@ -59,8 +59,8 @@ def page_sections(runs: Sequence[Records]) -> list[Any]:
     """Every section of the page, in order."""
     learning, *other_figures = figure_sections(runs)
     sections = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
-    sections.append(run_pictures("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
-    sections.append(run_pictures("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
+    sections.append(picture_section("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
+    sections.append(picture_section("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
     if len(runs) > 1:
         sections.append(differing(runs))
     sections.append(Configurations([Configuration(run.label, configuration_text(run)) for run in runs]))
@@ -298,7 +298,7 @@ class PictureSection:
     layout: str = "pictures"
 
 
-def run_pictures(title: str, text: str, runs: Sequence[Records], file_name: str, described: str) -> PictureSection:
+def picture_section(title: str, text: str, runs: Sequence[Records], file_name: str, described: str) -> PictureSection:
     pictures = []
     for run in runs:
         found = run_picture(run, file_name, described)

@@ -194,7 +194,7 @@ def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     """comparison.json with every number, and comparison.md with the table."""
     plain: dict[str, Any] = {label: [asdict(outcome) for outcome in found] for label, found in outcomes.items()}
     write_json(output / "comparison.json", plain)
-    header, *rows = table(outcomes)
+    header, *rows = comparison_table(outcomes)
     lines = [header, ["---"] * len(header), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     write_text(output / "comparison.md", f"{text}\n{NOTE}\n")
@@ -206,7 +206,7 @@ NOTE = (
 )
 
 
-def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
+def comparison_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
     """Header and a row for every label; the first is the baseline. Columns that no run fills are left out."""
     known = {name for found in outcomes.values() for outcome in found for name in outcome.metrics}
     titles = {

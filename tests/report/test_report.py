@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from steadydetr.drawing.report import write_report
-from steadydetr.runs.records import by_recipe, read, read_all
+from steadydetr.runs.records import by_recipe, read_run, read_runs
 from tests.report.conftest import Record, rewrite, text_of, titles
 from tests.test_train import tiny
 
@@ -38,7 +38,7 @@ def test_one_run_shows_everything(copy: Callable[..., Path]) -> None:
 
 def test_facts_and_tables(copy: Callable[..., Path]) -> None:
     run = copy()
-    records = read(run, "run")
+    records = read_run(run, "run")
     last, summary = records.last("eval", "model"), json.loads((run / "summary.json").read_text())
     assert last is not None and records.best is not None
     text = text_of(write_report([run]).read_text())
@@ -53,7 +53,7 @@ def test_facts_and_tables(copy: Callable[..., Path]) -> None:
 
 def test_parameters_are_those_of_the_detector(trained: Path) -> None:
     detector = tiny().detector.build(6)
-    assert read(trained, "run").parameters == sum(p.numel() for p in detector.parameters())
+    assert read_run(trained, "run").parameters == sum(p.numel() for p in detector.parameters())
 
 
 def test_svg_shows_the_numbers_and_needs_nothing(trained: Path, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_folder_of_compare(copy: Callable[..., Path], tmp_path: Path, monkeypatc
             folder = copy(f"out/{label}/seed{seed}")
             rewrite(folder / "config.json", lambda c, label=label, seed=seed: (c["recipe"].update(name=label), seeded(c, seed)))  # type: ignore[misc]
     copy("out/base/seed2-unsaved1")
-    runs = read_all([tmp_path / "out", tmp_path / "out/base/seed2"])
+    runs = read_runs([tmp_path / "out", tmp_path / "out/base/seed2"])
     assert [run.label for run in runs] == ["base/seed2", "base/seed10", "more/seed2", "more/seed10"]
     assert {name: len(members) for name, members in by_recipe(runs).items()} == {"base": 2, "more": 2}
     monkeypatch.chdir(tmp_path)
@@ -179,5 +179,5 @@ def seeded(config: Record, seed: int) -> None:
 def test_runs_of_one_name_are_told_apart(copy: Callable[..., Path], tmp_path: Path) -> None:
     a, b = copy("a/run"), copy("b/run")
     """By the path from where they part."""
-    assert [run.label for run in read_all([a, b])] == ["a/run", "b/run"]
-    assert [run.label for run in read_all([copy("out/base/seed2")])] == ["base/seed2"]
+    assert [run.label for run in read_runs([a, b])] == ["a/run", "b/run"]
+    assert [run.label for run in read_runs([copy("out/base/seed2")])] == ["base/seed2"]
