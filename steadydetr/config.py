@@ -108,7 +108,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 
 def renewed(plain: Any, where: str = "config") -> Any:
-    """A stored config as this version writes it: a field that was added since has its default."""
+    """A stored config as this version would write it: fields that were added since have their defaults."""
     return json.loads(json.dumps(to_plain(from_plain(plain, where))))
 
 
@@ -117,7 +117,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write so that the file is either the old one or the new one, never half of it."""
+    """Write a file. A crash leaves either the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(text)

@@ -39,7 +39,7 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
         words: what the command line calls it; the kind itself if none is given. The kind is understood as well.
 
     Raises:
-        ValueError: the kind is taken, or no kind at all.
+        ValueError: the kind is taken, or is not written as a kind must be.
         TypeError: the class is no frozen dataclass.
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", kind):
@@ -76,7 +76,7 @@ def word_of(value: type) -> str:
 
 
 def words_of(value: type) -> tuple[str, ...]:
-    """All that the command line understands for a part."""
+    """Every word that the command line understands for a part."""
     kind = _kinds[value]
     return (kind, *_words[kind])
 
@@ -180,6 +180,6 @@ def use(name: str) -> None:
 
 
 def nearest(wanted: str, known: Sequence[str]) -> str:
-    """The end of an error message: what was probably meant, or what there is."""
+    """The end of an error message: the names nearest to `wanted`, or all that are known if none is near."""
     close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
     return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""What earlier versions wrote, as today's version would write it. These tables only grow: what was once written is read for good.
+"""Translates what earlier versions wrote into what today's version writes. The tables only grow, so that old files are read for good.
 
 Everything here works on plain JSON values, so that a report can show an old run whose parts no longer exist.
 """
@@ -63,7 +63,7 @@ def _matching_distillation(plain: Plain) -> Plain:
 
 
 def _feature_distillation(plain: Plain) -> Plain:
-    """`as_released` has become a part of its own; no weight meant the one that belongs to either."""
+    """With `as_released` the part is `ReleasedFeatures` today. Without a weight, each of the two has its default."""
     released, weight = plain.pop("as_released", False), plain.get("weight", 20.0)
     if released:
         return {"kind": "released-features", "teacher": plain["teacher"], "weight": 1.0 if weight is None else weight}
@@ -97,7 +97,7 @@ def _renamed(plain: Plain, **names: str) -> Plain:
 
 
 def _parted(plain: Plain, flag: str, kind: str, kept: tuple[str, ...]) -> Plain:
-    """Where the flag was set, another kind with the fields that meant something beside it; else the same without the flag."""
+    """Where the flag is set: a part of that kind, with the kept fields. Elsewhere: the same part without the flag."""
     if plain.pop(flag, False):
         return {"kind": kind} | {name: plain[name] for name in kept}
     return plain

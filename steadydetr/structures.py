@@ -1,4 +1,4 @@
-"""The few types that everything meets at.
+"""The types that detectors, objectives and the training loop exchange.
 
 Legend, here and in every file:
     B images     S decoder stages of the student (or of the only model)     T those of its teacher
@@ -195,7 +195,7 @@ class MatchedQueries:
 
     @staticmethod
     def of(match: Match, targets: Targets, stages: int) -> MatchedQueries:
-        """Of a match with the targets of a batch at so many stages."""
+        """The table of a match between the targets of a batch and the queries of `stages` stages."""
         query = match.query.new_full((stages * sum(targets.counts),), -1)
         query[match.target] = match.query
         return MatchedQueries(query.view(stages, sum(targets.counts)), targets.image, len(targets.counts))
@@ -217,15 +217,19 @@ class MatchedQueries:
         return Match(self.folded_image.flatten()[target], self.query.flatten()[target], target)
 
     def at_stages(self, stages: Sequence[int]) -> MatchedQueries:
-        """Those of the given stages, in that order; a stage may come several times."""
+        """The table of the given stages, in that order; a stage may come several times."""
         return replace(self, query=self.query[list(stages)])
 
     def repeated(self, times: int) -> MatchedQueries:
-        """All stages again and again, so many times."""
+        """The stages of this table, `times` times one after the other."""
         return replace(self, query=self.query.repeat(times, 1))
 
     def renumbered(self, numbers: Tensor) -> MatchedQueries:
-        """Every query under another number: `numbers` is [B, N], or [S, B, N] of each stage; -1 means that there is none."""
+        """The table with other numbers for the queries: query n of an image becomes `numbers[image, n]`; -1 means that it has none.
+
+        Args:
+            numbers: [B, N], or [S, B, N] with numbers of each stage.
+        """
         stage = torch.arange(len(self.query), device=self.image.device)[:, None]
         found = numbers.expand(len(self.query), -1, -1)[stage, self.image, self.query.clamp(min=0)]
         return replace(self, query=torch.where(self.valid, found, -1))
@@ -251,7 +255,7 @@ class QueryGroup:
 
 @dataclass(frozen=True)
 class Stages:
-    """Class scores and boxes at every stage; the proposals of an encoder are one stage. Stages stay folded up to the losses."""
+    """Class scores and boxes at every stage; the proposals of an encoder are one stage. All stages are one tensor up to the losses."""
 
     logits: Tensor  # [S, B, N, C]
     boxes: Tensor  # [S, B, N, 4]

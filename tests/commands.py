@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterator
 from itertools import takewhile
 
-from steadydetr.cli.cost_arguments import read as read_cost
+from steadydetr.cli.cost_arguments import read_cost_arguments
 from steadydetr.cli.distill import take_teacher
-from steadydetr.cli.training_arguments import find_or_read, override, read
+from steadydetr.cli.training_arguments import find_or_read, override, read_training_arguments
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
 
@@ -32,9 +32,9 @@ def understand(command: str) -> list[Recipe]:
 
 def _single(kind: str, name: str, *words: str) -> Recipe:
     if kind == "train":
-        return read(name, words)[0]
+        return read_training_arguments(name, words)[0]
     if kind == "cost":
-        return read_cost(name, words, "").recipe
+        return read_cost_arguments(name, words, "").recipe
     teacher, rest = take_teacher(words)
     assert teacher
     return override(distilled(find_or_read(name), teacher), rest, kind)[0]
@@ -44,4 +44,4 @@ def _compared(words: list[str]) -> Iterator[Recipe]:
     shared = words[words.index("--") + 1 :] if "--" in words else []
     for text in takewhile(lambda word: not word.startswith("--"), words):
         name, *flags = shlex.split(text)
-        yield read(name.rpartition("=")[2], [*shared, *flags])[0]
+        yield read_training_arguments(name.rpartition("=")[2], [*shared, *flags])[0]

@@ -16,7 +16,7 @@ import steadydetr
 from steadydetr.cli import COMMANDS, main
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
-from steadydetr.cli.training_arguments import read
+from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
@@ -34,7 +34,7 @@ TINY = [word for flag in SIZES for word in (flag, "64")] + ["--data.workers", "0
 
 
 def recipe_of(words: str, name: str = "small-dino") -> Recipe:
-    return read(name, words.split())[0]
+    return read_training_arguments(name, words.split())[0]
 
 
 # overrides
@@ -107,7 +107,7 @@ def test_putting_a_part_into_a_tuple_leaves_the_others() -> None:
 
 
 def test_shorthands() -> None:
-    recipe, arguments = read("quickstart", ["--data", "somewhere", "--seed", "7", "--output", "out", "--resume"])
+    recipe, arguments = read_training_arguments("quickstart", ["--data", "somewhere", "--seed", "7", "--output", "out", "--resume"])
     assert (recipe.data.source, recipe.training.seed) == ("somewhere", 7)
     assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), True, "auto")
 
@@ -253,7 +253,7 @@ def test_resuming_a_finished_run_does_nothing_more(run_folder: Path) -> None:
 def test_eval(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "metrics.json"
     main(["eval", str(run_folder), "--data", SHAPES, "--workers", "0", "--device", "cpu", "--output", str(output)])
-    assert "ap50" in capsys.readouterr().out
+    assert "AP50" in capsys.readouterr().out
     assert json.loads(output.read_text())["images"] == 16
     assert json.loads(output.with_suffix(".results.json").read_text())
 

@@ -121,7 +121,7 @@ def test_command_line(tmp_path: Path, fake: list[str], capsys: pytest.CaptureFix
     assert "better" in capsys.readouterr().out
     plain = json.loads((tmp_path / "out/better/recipe.json").read_text())
     assert plain["training"]["epochs"] == 2 and plain["data"]["source"] == "shapes:images=16" and plain["name"] == "better"
-    assert plain["criterion"]["class_cost"]["type"].endswith("PositionModulatedCost")
+    assert plain["criterion"]["class_cost"]["kind"] == "position-modulated-cost"
 
 
 @pytest.mark.parametrize(

@@ -1,35 +1,26 @@
-"""Offline distillation by predictions and by assignment (DETRDistill Eq. 2-4, 9): by hand, against slow twins, and as whole steps."""
+"""Offline distillation by predictions and queries (DETRDistill): numbers by hand, the solver, and whole steps against slow twins."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import steadydetr.learning.matching
-from steadydetr.detectors import Detector, DetectorConfig, DINOConfig
+from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import FORBIDDEN, Problem, solve
-from steadydetr.learning.teachers import Average, EMATeacher, Frozen, TrainedTeacher
+from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.objectives import (
-    FGD,
-    FGFI,
-    FKD,
-    MGD,
     AssignmentDistillation,
     AuxiliaryGroups,
-    Denoising,
-    FeatureDistillation,
     LogitsDistillation,
     MatchingDistillation,
     Objective,
@@ -39,52 +30,12 @@ from steadydetr.objectives import (
     TeacherInit,
 )
 from steadydetr.objectives.method import Method
-from steadydetr.recipes import find
-from steadydetr.recipes.base import Recipe
-from steadydetr.recipes.distill import distilled
 from steadydetr.structures import Batch, Losses
-from tests import steps
-from tests.conftest import CLASSES, DETECTORS, TINY, make_batch, make_stages
+from tests.conftest import DETECTORS, make_batch, make_stages
+from tests.distill_steps import ALL, assert_close, learned, make_distilled, other, perturb
 from tests.reference import distill as slow
 from tests.reference.matching import best_assignment
 from tests.steps import assert_parts_sum_to_the_whole, gradients, terms, wide
-
-assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
-
-ALL: tuple[Objective, ...] = (SetPrediction(), LogitsDistillation(), AssignmentDistillation())
-OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
-
-
-def perturb(model: nn.Module, seed: int) -> None:
-    """Random weights; scores around one half, where they start near 0."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.05)
-            if name.startswith("decoder.class_heads") and name.endswith("bias"):
-                parameter.add_(4 + torch.randn_like(parameter))
-
-
-def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives: Sequence[Objective] = ALL) -> Method:
-    """In float64 and evaluation mode, with random weights; DINO denoises besides, so that all of its parameters learn."""
-    torch.manual_seed(0)
-    models = [config.build(CLASSES) for config in (student, teacher)]
-    for seed, model in enumerate(models):
-        perturb(model, seed)
-    objectives = tuple(objectives)
-    if isinstance(student, DINOConfig):
-        objectives += (Denoising(number=4, box_noise=0.4),)
-    return Method(models[0], Criterion(), objectives, {"teacher": Frozen(models[1])}).double().eval()
-
-
-def other(name: str, **changes: Any) -> DetectorConfig:
-    return replace(DETECTORS[name], **(OTHER | changes))
-
-
-def learned(method: Method) -> dict[str, nn.Parameter]:
-    parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
-    return {name: parameter for name, parameter in parts if parameter.requires_grad}
-
 
 # by hand
 
@@ -354,146 +305,3 @@ def test_only_teachers_that_are_read_are_run(objectives: tuple[Objective, ...], 
         method.student.level_embed.add_(1)
     method.ema.update(method.student)
     torch.testing.assert_close(method.ema.model.level_embed.detach(), before + 0.5)
-
-
-# pairs of detectors
-
-POSITIONED = {"deformable", "refine", "two-stage"}
-
-
-@pytest.mark.parametrize("teacher", DETECTORS)
-@pytest.mark.parametrize("student", DETECTORS)
-def test_every_pair_of_detectors(student: str, teacher: str) -> None:
-    """Another width, other queries and stages; everything that is trained learns, without objects too. Refused: position vectors that the
-    student needs and the teacher has not; logits distillation goes without."""
-    pair, objectives = (DETECTORS[student], other(teacher)), ALL
-    if student in POSITIONED and teacher not in POSITIONED:
-        with pytest.raises(ValueError, match=r"brings a position vector, which the queries of the teacher \(\w+\) have not"):
-            make_distilled(*pair)
-        objectives = ALL[:2]
-    method = make_distilled(*pair, objectives)
-    method(wide(make_batch((2, 0, 3)))).total.backward()
-    for name, parameter in learned(method).items():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-    assert dict(method.adapters).keys() == ({"assignment"} if len(objectives) == 3 else set())
-
-
-@pytest.mark.parametrize("counts", [(0, 0), (15,), (0, 14)])
-@pytest.mark.parametrize("name", ["deformable", "two-stage", "dino"])
-def test_every_parameter_gets_a_finite_gradient(name: str, counts: tuple[int, ...]) -> None:
-    """Without objects, and with more than either side has queries."""
-    method = make_distilled(DETECTORS[name], other(name))
-    losses = method(wide(make_batch(counts)))
-    losses.total.backward()
-    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned(method).values())
-    assert all(value.isfinite().all() for value in terms(losses).values())
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher", "sized"), [("refine", "two-stage", False), ("two-stage", "refine", False), ("dab", "dino", True)]
-)
-def test_queries_of_the_group(student: str, teacher: str, sized: bool) -> None:
-    """The teacher's, adapted; a size only where both sides know one; position vectors only where the student wants them."""
-    method = make_distilled(DETECTORS[student], other(teacher))
-    context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching, dict(method.adapters))
-    (group,) = AssignmentDistillation().query_groups(context)
-    given, adapter = context.teacher_outputs["teacher"].queries, method.adapters["assignment"]
-    assert isinstance(adapter, nn.ModuleDict)
-    assert torch.equal(group.queries.reference, given.reference) and group.queries.sized == sized and not group.sees
-    assert torch.equal(group.queries.content, adapter["content"](given.content)) and not given.content.requires_grad
-    assert (group.queries.position is not None) == ("position" in adapter) == (student in POSITIONED)
-
-
-def test_references_made_by_the_student() -> None:
-    """As released: its own layer on the teacher's position vectors, which then learns from the group too."""
-    objective = AssignmentDistillation(reference="student")
-    method = make_distilled(DETECTORS["deformable"], replace(DETECTORS["refine"], queries=9), (SetPrediction(), objective))
-    context = StepContext.of(wide(make_batch((2, 3))), method.student, method.criterion, method.teaching)
-    (group,) = objective.query_groups(context)
-    layer, position = method.student.query_reference, method.teaching["teacher"].query_position.weight
-    assert torch.equal(group.queries.reference[0, :, :2], (position @ layer.weight.T + layer.bias).sigmoid())
-    assert not group.queries.sized and not method.adapters
-    for student in ("two-stage", "dab"):
-        with pytest.raises(ValueError, match="reference student needs a layer that makes references"):
-            make_distilled(DETECTORS[student], DETECTORS["deformable"], (SetPrediction(), objective))
-
-
-@pytest.mark.parametrize("name", ["deformable", "refine", "dab", "dino"])
-def test_teacher_init(name: str) -> None:
-    """The student's queries are the teacher's at the start; nothing else of it, no group, no term."""
-    config = DETECTORS[name]
-    plain, method = (make_distilled(config, config, (SetPrediction(), *more)) for more in ((), (TeacherInit(),)))
-    teacher = method.teaching["teacher"].state_dict()
-    for key, value in method.student.state_dict().items():
-        if value.is_floating_point() and value.numel() > 1 and key.startswith("query_"):
-            assert torch.equal(value, teacher[key]) and not torch.equal(value, plain.student.state_dict()[key])
-        else:
-            assert torch.equal(value, plain.student.state_dict()[key])
-    assert terms(method(wide(make_batch((2, 3))))).keys() == terms(plain(wide(make_batch((2, 3))))).keys()
-    assert not method.adapters
-
-
-@pytest.mark.parametrize(
-    ("student", "teacher"),
-    [
-        (DETECTORS["refine"], replace(DETECTORS["refine"], queries=9)),
-        (DETECTORS["refine"], replace(DETECTORS["refine"], transformer=OTHER["transformer"])),
-        (DETECTORS["dab"], DETECTORS["refine"]),
-        (DETECTORS["dino"], DETECTORS["two-stage"]),
-        (DETECTORS["two-stage"], DETECTORS["two-stage"]),
-    ],
-)
-def test_teacher_init_that_cannot_be(student: DetectorConfig, teacher: DetectorConfig) -> None:
-    with pytest.raises(ValueError, match=r"learned queries of equal number and width .* the student \(\w+\) has .*, the teacher"):
-        make_distilled(student, teacher, (SetPrediction(), TeacherInit()))
-
-
-@pytest.mark.parametrize("objective", [LogitsDistillation("big"), AssignmentDistillation("big"), TeacherInit("big")])
-def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
-    with pytest.raises(ValueError, match=rf"objective {objective.name} learns from a teacher called 'big', but the recipe has teacher"):
-        make_distilled(DETECTORS["refine"], DETECTORS["refine"], (SetPrediction(), objective))
-
-
-def test_a_teacher_that_knows_more_scores_the_classes_of_the_data() -> None:
-    """In their order; the rest of what it sees, and which proposals it chooses, is as before."""
-    for name in ("refine", "two-stage", "dino"):
-        detector = DETECTORS[name].build(CLASSES)
-        perturb(detector, 0)
-        batch = make_batch((1, 2))
-        before = detector.eval()(batch.images, batch.padding)
-        detector.keep_classes([3, 0, 4])
-        after = detector(batch.images, batch.padding)
-        assert torch.equal(after.boxes, before.boxes) and detector.num_classes == 3
-        torch.testing.assert_close(after.logits, before.logits[..., [3, 0, 4]])
-
-
-# recipes
-
-
-def recipe_of(objectives: tuple[Objective, ...], **changes: Any) -> Recipe:
-    return replace(find("small-dino"), objectives=objectives, **changes)
-
-
-def test_any_recipe_can_be_distilled() -> None:
-    """One that learns nothing from a trained teacher gets all objectives; one that does keeps its own, and takes another teacher."""
-    start = find("small-dino")
-    made = distilled(start, "runs/big")
-    assert {o.name for o in made.objectives} >= {"main", "denoising", "logits", "assignment"}
-    assert (made.name, made.teachers, made.detector) == ("distilled-small-dino", (TrainedTeacher("runs/big"),), start.detector)
-    assert distilled(made, "runs/bigger") == replace(made, teachers=(TrainedTeacher("runs/bigger"),))
-    assert distilled(made) == made
-    online = distilled(find("small-od-dino"), "runs/big")
-    assert online.teachers == (EMATeacher(), TrainedTeacher("runs/big"))
-    average = recipe_of((SetPrediction(), AssignmentDistillation("ema")), teachers=(EMATeacher(),))
-    assert distilled(average).objectives[:2] == average.objectives and len(distilled(average).objectives) > 2
-
-
-@pytest.mark.parametrize("learning", [LogitsDistillation(), TeacherInit(), FeatureDistillation(), FGD(), MGD(), FKD(), FGFI()])
-def test_a_recipe_that_learns_from_the_teacher_keeps_its_objectives(learning: Objective) -> None:
-    start = recipe_of((SetPrediction(), learning))
-    assert distilled(start, "runs/big") == replace(start, teachers=(TrainedTeacher("runs/big"),))
-
-
-def test_a_matched_teacher_is_a_teacher_too() -> None:
-    start = recipe_of((SetPrediction(MatchingDistillation(teacher="teacher")),))
-    assert distilled(start, "runs/big").objectives == start.objectives

@@ -1,83 +1,27 @@
-"""Feature distillation: numbers by hand, slow twins, gradients, padding, micro-batches, teachers that differ, memory."""
+"""Feature distillation: numbers by hand, slow twins, gradients, padding, micro-batches, memory."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadydetr.cli.training_arguments import read
-from steadydetr.detectors import DetectorConfig
-from steadydetr.detectors.deformable import token_anchors
 from steadydetr.equations import distill
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Average, Frozen
-from steadydetr.nn.backbone import TimmBackboneConfig
-from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, ReleasedFeatures, SetPrediction
-from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.feature_peers import NonLocalBlock, random_places
+from steadydetr.learning.teachers import Average
+from steadydetr.objectives import FeatureDistillation, ReleasedFeatures, SetPrediction
 from steadydetr.objectives.method import Method
-from steadydetr.objectives.released_features import MOST_PAIRS
-from steadydetr.structures import Batch, Losses, Memory, Totals
-from tests import steps
-from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY, make_batch, part_of
+from steadydetr.structures import Batch, Losses, Totals
+from tests.conftest import BACKBONE, CLASSES, DETECTORS, make_batch, part_of
+from tests.feature_steps import EVERY, SAME_WIDTH, VARIANTS, assert_close, context_of, make, own_total, own_value
 from tests.reference import features as slow
 from tests.reference.boxes import iou_and_giou
 from tests.steps import gradients, wide
-
-assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-12)
-
-WIDE = replace(TINY, width=24, heads=3)
-TEACHER = replace(DETECTORS["refine"], transformer=WIDE, queries=9)  # another width and number of queries
-VARIANTS: dict[str, FeatureDistillation] = {
-    "paper": FeatureDistillation(),
-    "mean": FeatureDistillation(mask="mean"),
-    "ones": FeatureDistillation(mask="ones"),
-    "cosine": FeatureDistillation(similarity="cosine"),
-    "inputs": FeatureDistillation(source="inputs"),
-    "initial": FeatureDistillation(queries="initial"),
-    "every": FeatureDistillation(queries="every"),
-    "best": FeatureDistillation(quality="best", gamma=0.7),
-}
-
-
-def make(
-    objective: Objective, student: DetectorConfig = DETECTORS["deformable"], teacher: DetectorConfig = TEACHER, apart: float = 0.05
-) -> Method:
-    """In float64; the adapters are moved away from where they start."""
-    torch.manual_seed(0)
-    models = [config.build(CLASSES) for config in (student, teacher)]
-    method = Method(models[0], Criterion(), (SetPrediction(), objective), {"teacher": Frozen(models[1])})
-    with torch.no_grad():
-        for parameter in [*method.teachers.parameters(), *method.adapters.parameters()]:
-            parameter.add_(torch.randn_like(parameter) * apart)
-    return method.double().eval()
-
-
-def context_of(method: Method, batch: Batch) -> StepContext:
-    return StepContext.of(batch, method.student, method.criterion, method.teaching, dict(method.adapters))
-
-
-def own_total(losses: Losses, prefix: str = "features") -> Tensor:
-    return torch.stack([values.sum() * weight for name, values, weight in losses if name.startswith(f"{prefix}/")]).sum()
-
-
-def own_value(losses: Losses, prefix: str = "features") -> float:
-    return float(own_total(losses, prefix).detach())
-
-
-SAME_WIDTH = replace(TEACHER, transformer=TINY)
-EVERY: dict[str, Any] = {**VARIANTS, "released": ReleasedFeatures()}
-EVERY |= {"fgd": FGD(), "fgd without attention": FGD(focal=False), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
 
 # by hand (2 positions, d = 2)
 
@@ -308,240 +252,6 @@ def test_share_of_the_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     own = torch.autograd.grad(own_total(again), kept[0], retain_graph=True)[0]
     rest = torch.autograd.grad(own_total(again, "main"), kept[0])[0]
     assert float(share) == pytest.approx(float(own.norm() / (own.norm() + rest.norm())), rel=1e-5)
-
-
-# the methods that the paper compares with
-
-PEERS: dict[str, Objective] = {"fgd": FGD(), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
-SIZE = (5, 7)
-
-
-def level_of(student: Tensor, teacher: Tensor, size: tuple[int, int] = SIZE) -> Level:
-    """Tokens [B, L, d] without padding."""
-    padding = torch.zeros(student.shape[:2], dtype=torch.bool)
-    return Level(student, teacher, padding, size, torch.tensor(size[::-1]).expand(len(student), 2), 0)
-
-
-def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
-    """Objective, its module away from where it starts, tokens of two images and what a context says of them."""
-    torch.manual_seed(1)
-    objective: Any = PEERS[name]
-    module = objective.module(6, 8, 8)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    batch = wide(make_batch((3, 2)))
-    student, teacher = torch.randn(2, SIZE[0] * SIZE[1], 6).double(), torch.randn(2, SIZE[0] * SIZE[1], 8).double()
-    empty = torch.zeros(2, SIZE[0] * SIZE[1], dtype=torch.bool)
-    memory = Memory(student, empty, (SIZE,), torch.ones(2, 1, 2), student)
-    return objective, module.double(), student, teacher, SimpleNamespace(targets=batch.targets, batch=batch, memory=memory)
-
-
-def test_fgd_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fgd")
-    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
-    expected = [0.0, 0.0, 0.0]
-    for b, objects in enumerate(context.targets.split()):
-        mask = slow.foreground([slow.in_cells(box, SIZE[1], SIZE[0]) for box in objects.boxes.tolist()], SIZE)
-        terms = slow.fgd(module["align"](student[b]).tolist(), teacher[b].tolist(), mask, objective.temperature)
-        expected = [a + t for a, t in zip(expected, terms, strict=True)]
-    assert [found["foreground"], found["background"], found["attention"]] == pytest.approx(expected, rel=1e-9)
-
-
-def test_fkd_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fkd")
-    found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
-    terms = [slow.fkd(module["align"](s).tolist(), t.tolist(), objective.temperature) for s, t in zip(student, teacher, strict=True)]
-    assert [found["feature"], found["attention"]] == pytest.approx([sum(t[k] for t in terms) for k in (0, 1)], rel=1e-9)
-
-
-def test_fkd_relates_every_cell_to_every_other() -> None:
-    """Without pooling: z = x + W sum_j softmax_j(theta(x) phi(x_j)) g(x_j), one cell after the other."""
-    torch.manual_seed(0)
-    block, level = NonLocalBlock(4, 1).double(), level_of(*(torch.randn(1, 6, 4).double(),) * 2, (2, 3))
-    nn.init.normal_(block.output.weight)
-    cells, empty = block(level.student, level)
-    x = level.student[0]
-    for i in range(6):
-        weight = torch.stack([block.query(x[i]) @ block.key(x[j]) for j in range(6)]).softmax(0)
-        expected = x[i] + block.output(torch.stack([weight[j] * block.value(x[j]) for j in range(6)]).sum(0))
-        torch.testing.assert_close(cells[0, i], expected)
-    assert not empty.any()
-
-
-def test_fgfi_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fgfi")
-    found, weight = objective.terms(module, level_of(student, teacher), context)["imitated"]
-    anchors, usable = token_anchors(context.memory)
-    total = 0.0
-    for b, objects in enumerate(context.targets.split()):
-        near = slow.imitated(objects.boxes.tolist(), anchors[b].tolist())
-        assert 0 < sum(near) < len(near) and usable.all()
-        adapted = module(student[b].T.unflatten(1, SIZE)[None])[0].flatten(1).T.tolist()
-        distances = [slow.squared_distance(a, t) for a, t, n in zip(adapted, teacher[b].tolist(), near, strict=True) if n]
-        total += sum(distances) / (2 * len(distances))
-    assert float(found.detach()) == pytest.approx(total, rel=1e-6) and weight == 0.01  # anchors are in float32
-
-
-def test_mgd_leaves_out_its_share_of_the_places() -> None:
-    """Places that are left out cannot be seen: what stands there changes nothing."""
-    objective, module, student, teacher, context = peer_case("mgd")
-    large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
-    kept = random_places(context.batch, large) <= 1 - objective.masked
-    assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
-    left_out = random_places(context.batch, level_of(student, teacher)) > 1 - objective.masked
-    other = torch.where(left_out[..., None], student + 5, student)
-    values = [float(objective.terms(module, level_of(s, teacher), context)["generated"][0].detach()) for s in (student, other, student + 5)]
-    assert values[0] == values[1] != values[2]
-
-
-@pytest.mark.parametrize("name", PEERS)
-def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
-    """Two columns and a line of padding around the same tokens change no term."""
-    objective, module, student, teacher, context = peer_case(name)
-    tall = (SIZE[0] + 1, SIZE[1] + 2)
-
-    def padded(tokens: Tensor, value: float) -> Tensor:
-        maps = tokens.transpose(1, 2).unflatten(2, SIZE)
-        return nn.functional.pad(maps, (0, 2, 0, 1), value=value).flatten(2).transpose(1, 2)
-
-    padding = padded(torch.zeros(2, SIZE[0] * SIZE[1], 1), 1.0)[..., 0].bool()
-    ratios = torch.tensor((SIZE[1] / tall[1], SIZE[0] / tall[0])).expand(2, 1, 2)
-    plain = level_of(student, teacher)
-    level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
-    around = SimpleNamespace(**vars(context) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
-    if name == "mgd":
-        drawn = random_places(context.batch, plain)
-        before = module(plain, (drawn < 0.35).double())
-        after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
-        torch.testing.assert_close(after[~padding], before.flatten(0, 1))
-        return
-    expected = objective.terms(module, plain, context)
-    for part, (value, _) in objective.terms(module, level, around).items():
-        torch.testing.assert_close(value, expected[part][0], rtol=1e-9, atol=0, msg=part)
-
-
-def test_fgd_learns_nothing_from_oneself() -> None:
-    torch.manual_seed(0)
-    student = DETECTORS["refine"].build(CLASSES)
-    method = Method(student, Criterion(), (SetPrediction(), FGD("ema")), {"ema": Average(student, 0.9)}).double().eval()
-    assert own_value(method(wide(make_batch((2, 3)))), "fgd") == 0
-
-
-def test_defaults_of_the_peers() -> None:
-    """Of their papers; FGD's as in DETRDistill's code."""
-    weights = {}
-    for name, objective in PEERS.items():
-        weights[name] = {part: w for part, _, w in make(objective)(wide(make_batch((1,)))) if part.startswith(name)}
-    assert weights["fgd"] == {"fgd/foreground": 1e-3, "fgd/background": 5e-4, "fgd/attention": 5e-4, "fgd/context": 5e-6}
-    assert weights["mgd"] == {"mgd/generated": 2e-5} and weights["fgfi"] == {"fgfi/imitated": 0.01}
-    assert weights["fkd"] == {"fkd/feature": 7e-5, "fkd/attention": 4e-3, "fkd/relation": 7e-5}
-
-
-# teachers that differ
-
-
-@pytest.mark.parametrize("name", list(DETECTORS))
-def test_any_detector_learns_from_any(name: str) -> None:
-    """Another architecture, width, number of queries and of stages."""
-    teacher = replace(DETECTORS["dino"], transformer=replace(WIDE, decoder_layers=3), queries=20)
-    method = make(FeatureDistillation(), DETECTORS[name], teacher)
-    assert own_value(method(wide(make_batch((2, 1))))) > 0
-
-
-def test_levels_of_the_same_stride_are_compared() -> None:
-    """A teacher with levels 8 to 64 and a student with 8 to 32: as if the coarsest were not there."""
-    four = replace(TEACHER, transformer=replace(WIDE, levels=4))
-    method = make(FeatureDistillation(mask="ones"), teacher=four)
-    batch = wide(make_batch((2, 1)))
-    context = context_of(method, batch)
-    assert len(context.teacher_outputs["teacher"].memory.levels) == 4 and len(context.memory.levels) == 3
-    cut = sum(h * w for h, w in context.memory.levels)
-    teacher_output = context.teacher_outputs["teacher"]
-    memory = replace(teacher_output.memory, tokens=teacher_output.memory.tokens[:, :cut])
-    context.teacher_outputs["teacher"] = replace(teacher_output, memory=memory)
-    found = float(method(batch)["features/error"].detach().sum())
-    with torch.no_grad():
-        assert found == pytest.approx(expected(FeatureDistillation(mask="ones"), method, context, torch_twin=False), rel=1e-9)
-
-
-class Stride(nn.Module):
-    """A detector's strides and the sizes of its maps, without weights."""
-
-    def __init__(self, *strides: int, width: int = 16, rounds: Callable[[float], int] = math.ceil) -> None:
-        super().__init__()
-        self.strides, self.width, self.rounds = strides, width, rounds
-        self.register_buffer("mean", torch.zeros(3, 1, 1))
-
-    def encode(self, images: Tensor, padding: Tensor) -> Any:
-        assert images.shape[-2:] == padding.shape[-2:]
-        return SimpleNamespace(levels=tuple(tuple(self.rounds(n / s) for n in images.shape[-2:]) for s in self.strides))
-
-
-def first_layer_up(cells: float) -> int:
-    """As floor, but not where a side is one pixel short of a multiple of 8, which the first layer has rounded up."""
-    return math.floor(cells + 1 / 8)
-
-
-@pytest.mark.parametrize("objective", [FeatureDistillation(), ReleasedFeatures(), *PEERS.values()], ids=lambda o: o.name)
-def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> None:
-    """Whatever the image: which side it is on, and from which layer on. Only levels that both have count."""
-    up, down = Stride(8, 16, 32), Stride(8, 32, 64, rounds=math.floor)
-    said = r"maps of other sizes.* of 129 x 127 pixels at stride 8: \(17, 16\) and \(16, 15\); stride 32: \(5, 4\) and \(4, 3\)\)"
-    with pytest.raises(ValueError, match=f"{said}.*--objectives.{objective.name} none"):
-        objective.check(up, {"teacher": down})  # type: ignore[arg-type, dict-item]
-    with pytest.raises(ValueError, match=r"stride 8: \(2, 1\) and \(2, 2\)"):
-        objective.check(Stride(8, rounds=math.floor), {"teacher": Stride(8, rounds=first_layer_up)})  # type: ignore[arg-type, dict-item]
-    objective.check(down, {"teacher": Stride(8, 16, 32, rounds=math.floor)})  # type: ignore[arg-type, dict-item]
-
-
-def test_a_backbone_that_rounds_down_is_refused_beside_one_that_rounds_up() -> None:
-    """ConvNeXt's patches, at every level; two of its kind teach each other."""
-    patches = replace(TEACHER, backbone=TimmBackboneConfig("convnext_atto", (1, 2, 3), "none", frozen_stages=0))
-    with pytest.raises(ValueError, match=r"stride 8: \(9, 8\) and \(8, 7\); stride 16: \(5, 4\) and \(4, 3\); stride 32: \(3, 2\) and"):
-        make(FeatureDistillation(), teacher=patches)
-    make(FeatureDistillation(), student=patches, teacher=patches)
-
-
-def test_the_look_at_sizes_leaves_no_trace() -> None:
-    """Neither in running statistics nor in random numbers."""
-    student, teacher = DETECTORS["dino"].build(CLASSES), TEACHER.build(CLASSES).eval()
-    before, state = {name: tensor.clone() for name, tensor in student.state_dict().items()}, torch.get_rng_state()
-    FeatureDistillation().check(student, {"teacher": teacher})
-    assert all(torch.equal(before[name], tensor) for name, tensor in student.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), state)
-    assert all(module.training for module in student.modules()) and not any(module.training for module in teacher.modules())
-
-
-def test_pairs_that_cannot_work_are_refused_with_the_reason() -> None:
-    objective = FeatureDistillation()
-    with pytest.raises(ValueError, match=r"strides are \[32\] and those of 'teacher' \[8, 16\]"):
-        objective.check(Stride(32), {"teacher": Stride(8, 16)})  # type: ignore[arg-type, dict-item]
-    with pytest.raises(ValueError, match="called 'teacher', but the recipe has none"):
-        objective.check(Stride(32), {})  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the student has 16, the teacher 24"):
-        ReleasedFeatures().check(Stride(8), {"teacher": Stride(8, width=24)})  # type: ignore[arg-type, dict-item]
-
-
-def test_every_row_of_the_tables_is_one_override() -> None:
-    for words, objective in (
-        ("--objectives.features.mask mean", FeatureDistillation(mask="mean")),
-        ("--objectives.features.mask ones", FeatureDistillation(mask="ones")),
-        ("--objectives.features.similarity cosine", FeatureDistillation(similarity="cosine")),
-        ("--objectives.features released-features", ReleasedFeatures()),
-    ):
-        recipe, _ = read("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
-        assert objective in recipe.objectives
-    for name, peer in PEERS.items():
-        assert peer in read("small-dino", [f"--objectives.{name}", name])[0].objectives
-
-
-def test_defaults_are_the_papers() -> None:
-    method = make(FeatureDistillation())
-    losses = {name: weight for name, _, weight in method(wide(make_batch((1,))))}
-    assert losses["features/error"] == 20 and MOST_PAIRS == 100 and FeatureDistillation().gamma == 0.5
-    phi = method.adapters["features"]
-    assert isinstance(phi, nn.Linear) and (phi.in_features, phi.out_features) == (16, 24)
 
 
 # memory

@@ -163,7 +163,7 @@ def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypat
     shutil.copytree(run, taught)
     plain = json.loads((taught / "config.json").read_text())
     for checkpoint, drawn in ((run, True), (tmp_path / "nowhere", False)):
-        plain["recipe"]["teachers"] = [{"type": "steadydetr.learning.teachers.TrainedTeacher", "checkpoint": str(checkpoint)}]
+        plain["recipe"]["teachers"] = [{"kind": "trained-teacher", "checkpoint": str(checkpoint)}]
         (taught / "config.json").write_text(json.dumps(plain))
         written, missing = write_figures([taught], tmp_path / "out", data=data)
         assert ("DINO" in [path.stem for path in written]) == drawn

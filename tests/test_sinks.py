@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from steadydetr.kinds import register
 from steadydetr.runs.folder import RunFolder
 from steadydetr.runs.sinks import JSONLines, RunLog, Sink, SinkWriter, open_sinks
 from steadydetr.training.loop import train
 from tests.test_train import tiny
 
 
+@register("to-file")
 @dataclass(frozen=True)
 class ToFile(Sink):
     """Everything that it gets as lines of a file in the run folder; fails at a record of the kind `fails_at`."""

@@ -48,20 +48,20 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
     if arguments.seeds < 1 or arguments.jobs < 1:
         raise ValueError(f"--seeds {arguments.seeds} and --jobs {arguments.jobs} must be at least 1")
-    from steadydetr.cli.training_arguments import read
-    from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, table, with_labels
+    from steadydetr.cli.training_arguments import read_training_arguments
+    from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels
 
     data = [] if arguments.data is None else ["--data", arguments.data]
     entries = []
     for text in arguments.recipes:
         name, *flags = shlex.split(text)
         label, _, recipe = name.rpartition("=")
-        entries.append((label or recipe.replace(":", "-"), read(recipe, [*data, *shared, *flags])[0]))
+        entries.append((label or recipe.replace(":", "-"), read_training_arguments(recipe, [*data, *shared, *flags])[0]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
     console = Console(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
     outcomes = compare_recipes(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
-    header, *rows = table(outcomes)
+    header, *rows = comparison_table(outcomes)
     shown = Table(*header)
     shown.columns[0].overflow = "fold"  # labels are never cut
     for row in rows:

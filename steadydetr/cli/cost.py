@@ -24,11 +24,11 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name a recipe first, as in `steadydetr cost deformable-detr-r50-50ep`")
     from rich.console import Console
 
-    from steadydetr.cli.cost_arguments import read, tables
+    from steadydetr.cli.cost_arguments import read_cost_arguments, tables
     from steadydetr.config import write_json
     from steadydetr.tools.cost import measure_cost
 
-    arguments = read(words[0], words[1:], USAGE)
+    arguments = read_cost_arguments(words[0], words[1:], USAGE)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
         Console().print(table)

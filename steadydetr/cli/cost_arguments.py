@@ -29,13 +29,13 @@ class CostArguments:
     """JSON file for the numbers."""
 
 
-def read(name: str, words: Sequence[str], description: str) -> CostArguments:
+def read_cost_arguments(name: str, words: Sequence[str], description: str) -> CostArguments:
     recipe, words = choose(find_or_read(name), words)
     return parse(CostArguments, words, f"cost {name}", description, CostArguments(recipe))
 
 
 def tables(cost: Cost) -> list[Table]:
-    """Models; then the parts of a training step."""
+    """A table of the models, and one of the parts of a training step."""
     models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs")
     for name, size in ({"student": cost.student} | cost.teachers).items():
         models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference))

@@ -94,13 +94,13 @@ def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:
 
 
 def role_of(hint: Any) -> type | None:
-    """What the parts of a tuple are, where each has a name of its own: `tuple[Objective, ...]`."""
+    """The class of the parts that a tuple field holds, such as Objective for `tuple[Objective, ...]`; None if they have no names."""
     role = get_args(hint)[0] if get_origin(hint) is tuple and Ellipsis in get_args(hint) else None
     return role if isinstance(role, ABCMeta) and hasattr(role, "name") else None
 
 
 def _named_choices(items: tuple[Any, ...], role: type, here: tuple[str, ...]) -> Iterator[Choice]:
-    """Those that are there can be exchanged or left out; one of another name can be added."""
+    """The choices in a tuple of named parts: each can be exchanged or left out, and one of another name can be added."""
     kinds: dict[str, type | None] = {**options(role)}
     for item in items:
         yield Choice((*here, item.name), kinds | {NONE: None}, word_of(type(item)))

@@ -77,7 +77,7 @@ def run(words: Sequence[str]) -> None:
 
 
 def named(m: Stability) -> dict[str, float]:
-    """The measures by what the table calls them."""
+    """The measures, by the names that the table shows."""
     rows = {f"unstable score, layer {layer}, %": score for layer, score in m.unstable_score.items()}
     rows |= {f"IS, stages {k} and {k + 1}": value for k, value in enumerate(m.between_stages, 1)}
     if m.between_epochs is not None:

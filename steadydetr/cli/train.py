@@ -35,9 +35,9 @@ def run(words: Sequence[str]) -> None:
             print(USAGE)
             return
         raise ValueError("name a recipe first, as in `steadydetr train quickstart`; `steadydetr recipes` lists them")
-    from steadydetr.cli.training_arguments import read
+    from steadydetr.cli.training_arguments import read_training_arguments
 
-    start(*read(words[0], words[1:]))
+    start(*read_training_arguments(words[0], words[1:]))
 
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:

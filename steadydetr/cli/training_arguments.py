@@ -31,7 +31,7 @@ class TrainArguments:
     """cpu keeps a GPU out of it."""
 
 
-def read(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
+def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
     return override(find_or_read(name), words, f"train {name}")
 

@@ -15,9 +15,9 @@ from rich.table import Table
 from steadydetr.data.dataset import Dataset, FolderDataset, parts_of
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import Finding
-from steadydetr.data.opening import layout_of, open_data, places
+from steadydetr.data.opening import joined_places, layout_of, open_data
 
-SMALL, MEDIUM = 32**2, 96**2  # areas in pixels that COCO's sizes part at
+SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "te
     datasets: dict[str, Dataset] = {}
     problems: list[ValueError] = []
     for split in splits:
-        raw = [finding for place in places(where) for finding in layout_of(place).check(place, split)]
+        raw = [finding for place in joined_places(where) for finding in layout_of(place).check(place, split)]
         findings += raw
         try:
             datasets[split] = open_data(where, split)
@@ -91,7 +91,7 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
 
 
 def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
-    """Every file is decoded: a truncated one opens well and fails in the middle of an epoch."""
+    """Decode every image file, because a truncated one can be opened and fails only when it is decoded, in the middle of an epoch."""
     with ThreadPoolExecutor(workers) as pool:
         found = pool.map(lambda position: _check_image(dataset, position), range(len(dataset.index)))
         return [finding for finding in found if finding is not None]
@@ -115,7 +115,7 @@ def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
 
 
 def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Images of one name in two splits: what is measured there has been trained on."""
+    """Findings for images of the same name in two splits: the metric would then count images that were trained on."""
     seen: dict[str, str] = {}
     for split, dataset in datasets.items():
         if not all(isinstance(part, FolderDataset) for part in parts_of(dataset)):

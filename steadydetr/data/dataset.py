@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from steadydetr.data.images import open_picture
-from steadydetr.data.index import AnnotationIndex, join
+from steadydetr.data.index import AnnotationIndex, join_indices
 
 
 class Dataset(Protocol):
@@ -47,7 +47,7 @@ class FolderDataset:
         return pixels
 
     def missing_files(self) -> list[str]:
-        """Names of the index that are not on disk; one listing a folder, not one look a file."""
+        """The files of the index that are not on disk. Each folder is listed once, which is faster than a look at every file."""
         names = [self.index.file(i) for i in range(len(self.index))]
         present: dict[str, set[str]] = {}
         for parent in {os.path.dirname(name) for name in names}:
@@ -92,14 +92,14 @@ class JoinedDataset:
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
-    """The data sets that it takes its images from."""
+    """The data sets on disk, or generated ones, that a data set takes its images from."""
     if isinstance(dataset, Subset):
         return parts_of(dataset.source)
     return tuple(p for part in dataset.parts for p in parts_of(part)) if isinstance(dataset, JoinedDataset) else (dataset,)
 
 
 def join_data(parts: list[Dataset]) -> JoinedDataset:
-    return JoinedDataset(join([part.index for part in parts]), tuple(parts))
+    return JoinedDataset(join_indices([part.index for part in parts]), tuple(parts))
 
 
 def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None = None) -> tuple[Dataset, int]:

@@ -122,7 +122,7 @@ class AnnotationIndex:
         )
 
 
-def join(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
+def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
     """One index of several data sets with the same classes; ids that are used twice are numbered anew."""
     first = parts[0]
     for part in parts[1:]:

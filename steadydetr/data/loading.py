@@ -163,6 +163,9 @@ def _loader(samples: Samples, keys: list[list[tuple[int, int]]], workers: int) -
 
 
 def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Schedulers and Ctrl-C signal the whole process group; a loader that died of it would cost the trainer its chance to save."""
+    """Ignore SIGTERM and SIGINT in a loading process.
+
+    Schedulers and Ctrl-C signal the whole process group; if loading processes ended, the trainer could not end its step and save.
+    """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""From what a user says after `--data` to a data set: its layout is recognised."""
+"""Opens the data set that `--data` names, whose layout is recognised from the files that are there."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def open_data(where: str | Path, split: str = "train") -> Dataset:
     Raises:
         ValueError: the layout is not recognised or has no such split; says what was looked for and what is there.
     """
-    parts = [layout_of(place).open(place, split) for place in places(where)]
+    parts = [layout_of(place).open(place, split) for place in joined_places(where)]
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 
-def places(where: str | Path) -> list[str]:
-    """What is joined by `+`, unless that is the name of one place."""
+def joined_places(where: str | Path) -> list[str]:
+    """The places that `+` joins in `where`; `where` itself if a folder has that very name."""
     text = str(where)
     return [part.strip() for part in text.split("+")] if "+" in text and not Path(text).exists() else [text]
 

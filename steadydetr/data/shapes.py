@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from steadydetr.data.index import AnnotationIndex
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring", "star")
-SMALL_SHARE = 0.4  # drawn small; a little more than the 30% that are promised, because crowded images drop large ones first
+SMALL_SHARE = 0.4  # share of objects that are drawn small; above the promised 30%, because crowded images drop large ones first
 VISIBLE_SHARE = 0.7  # of an object that later ones must leave uncovered
 SPLITS = {"train": 0, "val": 1, "test": 2}
 
 
 @dataclass(frozen=True)
 class ShapesConfig:
-    """What `shapes:size=128,images=2000,seed=0` says."""
+    """The options of `shapes:size=128,images=2000,seed=0`."""
 
     size: int = 128  # pixels, square
     images: int | None = None  # None: 3200 to train, 400 to validate
@@ -39,7 +39,7 @@ class ShapesConfig:
 
 
 @dataclass(frozen=True)
-class Figure:
+class ShapePatch:
     """One object: its class, and its visible pixels as a patch of the image."""
 
     label: int
@@ -59,16 +59,16 @@ class ShapesDataset:
     @cached_property
     def index(self) -> AnnotationIndex:
         layouts = [self._layout(i) for i in range(self.images)]
-        figures = [figure for layout in layouts for figure in layout]
-        boxes = np.array([_box(figure) for figure in figures], dtype=np.float32).reshape(-1, 4)
+        patches = [patch for layout in layouts for patch in layout]
+        boxes = np.array([_box(patch) for patch in patches], dtype=np.float32).reshape(-1, 4)
         return AnnotationIndex.build(
             image_ids=np.arange(1, self.images + 1),
             files=[f"shapes/{self.split}/{i:06d}" for i in range(self.images)],
             sizes=np.full((self.images, 2), self.config.size),
             counts=np.array([len(layout) for layout in layouts]),
             boxes_xyxy=boxes,
-            labels=np.array([figure.label for figure in figures], dtype=np.int32),
-            areas=np.array([figure.mask.sum() for figure in figures], dtype=np.float32),
+            labels=np.array([patch.label for patch in patches], dtype=np.int32),
+            areas=np.array([patch.mask.sum() for patch in patches], dtype=np.float32),
             classes=CLASSES,
             category_ids=tuple(range(1, len(CLASSES) + 1)),
         )
@@ -78,12 +78,12 @@ class ShapesDataset:
         rng = self._rng(position, stream=1)
         size = self.config.size
         canvas = _texture(rng, size, size, contrast=22.0, colour=rng.uniform(40, 215, 3))
-        for figure in self._layout(position):
-            height, width = figure.mask.shape
-            rows, columns = slice(figure.top, figure.top + height), slice(figure.left, figure.left + width)
-            behind = canvas[rows, columns][figure.mask].mean(0)
+        for patch in self._layout(position):
+            height, width = patch.mask.shape
+            rows, columns = slice(patch.top, patch.top + height), slice(patch.left, patch.left + width)
+            behind = canvas[rows, columns][patch.mask].mean(0)
             paint = _texture(rng, height, width, contrast=12.0, colour=_contrasting(rng, behind))
-            canvas[rows, columns][figure.mask] = paint[figure.mask]
+            canvas[rows, columns][patch.mask] = paint[patch.mask]
         canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
         return canvas.clip(0, 255).astype(np.uint8)
 
@@ -91,15 +91,15 @@ class ShapesDataset:
         """Visible pixels of every object of the index, [n, size, size]."""
         layout = self._layout(position)
         masks = np.zeros((len(layout), self.config.size, self.config.size), dtype=bool)
-        for mask, figure in zip(masks, layout, strict=True):
-            height, width = figure.mask.shape
-            mask[figure.top : figure.top + height, figure.left : figure.left + width] = figure.mask
+        for mask, patch in zip(masks, layout, strict=True):
+            height, width = patch.mask.shape
+            mask[patch.top : patch.top + height, patch.left : patch.left + width] = patch.mask
         return masks
 
     def _rng(self, position: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.config.seed, SPLITS[self.split], position, stream))
 
-    def _layout(self, position: int) -> list[Figure]:
+    def _layout(self, position: int) -> list[ShapePatch]:
         """Objects from back to front; one that would hide another, or be hidden, is left out."""
         rng = self._rng(position, stream=0)
         size = self.config.size
@@ -159,19 +159,19 @@ def _hides(covered: NDArray[np.int16], owner: NDArray[np.int16], placed: list[tu
     return False
 
 
-def _visible(owner: NDArray[np.int16], number: int, label: int, top: int, left: int, mask: NDArray[np.bool_]) -> Figure:
+def _visible(owner: NDArray[np.int16], number: int, label: int, top: int, left: int, mask: NDArray[np.bool_]) -> ShapePatch:
     seen = owner[top : top + mask.shape[0], left : left + mask.shape[1]] == number
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
-    return Figure(label, top + int(rows[0]), left + int(columns[0]), seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
+    return ShapePatch(label, top + int(rows[0]), left + int(columns[0]), seen[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1])
 
 
-def _box(figure: Figure) -> tuple[int, int, int, int]:
-    height, width = figure.mask.shape
-    return figure.left, figure.top, figure.left + width, figure.top + height
+def _box(patch: ShapePatch) -> tuple[int, int, int, int]:
+    height, width = patch.mask.shape
+    return patch.left, patch.top, patch.left + width, patch.top + height
 
 
 def _contrasting(rng: np.random.Generator, behind: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Any colour that stands out from what it covers; the class has no say in it."""
+    """A random colour, of any class alike, that stands out from what it covers."""
     while True:
         colour = rng.uniform(0, 255, 3)
         if np.abs(colour - behind).max() > 90:

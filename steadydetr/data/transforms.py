@@ -47,7 +47,7 @@ class EvalTransform(Transform):
 @register("detr-transform", "detr")
 @dataclass(frozen=True)
 class DetrTransform(TrainTransform):
-    """The recipe of DETR: flip, then either resize, or resize, crop and resize again."""
+    """The augmentation of DETR: flip, then either resize, or resize, crop and resize again."""
 
     shortest: tuple[int, ...] = tuple(range(480, 801, 32))
     longest: int = 1333
@@ -64,12 +64,15 @@ class DetrTransform(TrainTransform):
 @register("fixed-size-transform", "fixed-size")
 @dataclass(frozen=True)
 class FixedSizeTransform(TrainTransform):
-    """Every image to one size, for small detectors; `zoom` < 1 crops that share of the sides at the least, at random."""
+    """Every image is resized to one size, for small detectors.
+
+    With `zoom` below 1 it is cropped at random first, as in SSD: a side of the crop is at least `zoom` times that of the image.
+    """
 
     height: int = 128
     width: int = 128
     flip: float = 0.5
-    transpose: float = 0.0  # probability of swapping x and y; not where up and down mean something
+    transpose: float = 0.0  # probability of swapping x and y; 0 where classes depend on what is up
     zoom: float = 1.0
 
     def build(self) -> v2.Transform:
@@ -107,7 +110,7 @@ class FixedSize(EvalTransform):
 
 
 class RandomSizeCrop(v2.Transform):
-    """A window whose sides are drawn from [low, high], as far as the image goes."""
+    """Crop a random window, whose sides are drawn between `low` and `high` but are at most those of the image."""
 
     def __init__(self, low: int, high: int) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ def _draw(low: int, high: int) -> int:
 
 
 def apply(transform: v2.Transform, sample: Sample) -> Sample:
-    """The sample under `transform`; what is random in it comes from torch's generator."""
+    """The transformed sample. Random numbers come from torch's generator."""
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
     out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})

@@ -26,6 +26,6 @@ def draw_boxes(image: Image.Image, boxes_xyxy: list[list[float]], labels: list[i
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """Colours whose hues are a golden angle apart, so that classes with neighbouring labels look different."""
+    """The colour of a class. Hues are a golden angle apart, so that classes with neighbouring labels look different."""
     red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.65, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)

@@ -14,7 +14,7 @@ from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.folder import run_criterion
-from steadydetr.runs.records import WEIGHTS, Records, read_all
+from steadydetr.runs.records import WEIGHTS, Records, read_runs
 
 
 def write_figures(
@@ -37,7 +37,7 @@ def write_figures(
     Returns:
         The files, and for every figure that could not be drawn the reason.
     """
-    found = read_all(runs)
+    found = read_runs(runs)
     output.mkdir(parents=True, exist_ok=True)
     written, missing = _write_panels(found, output, suffix)
     if data is None:

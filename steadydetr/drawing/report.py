@@ -9,7 +9,7 @@ from pathlib import Path
 
 from steadydetr.config import write_text
 from steadydetr.drawing.report_sections import page_sections
-from steadydetr.runs.records import Records, read_all
+from steadydetr.runs.records import Records, read_runs
 
 GENERATOR = "steadydetr report"  # by which the page of an earlier report is known
 
@@ -25,7 +25,7 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
         FileExistsError: `output` is there and no report.
         ValueError: a file of a run is damaged; names it, and the line.
     """
-    found = read_all(runs)
+    found = read_runs(runs)
     if output is None:
         output = (found[0].folder if len(found) == 1 else Path()) / "report.html"
     if output.exists() and not is_report(output):
@@ -56,7 +56,7 @@ def report_page(runs: Sequence[Records]) -> str:
 
 
 def is_missing(value: object) -> bool:
-    """There is no number; COCO's -1 stands for no object of that size."""
+    """Whether there is no number. COCO's metrics are -1 where there is no object of that size."""
     return value is None or value == -1
 
 

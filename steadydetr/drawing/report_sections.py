@@ -35,7 +35,7 @@ class RunName:
 
 @dataclass(frozen=True)
 class Lack:
-    """Runs that have nothing to show, and why."""
+    """The runs that have nothing to show in one place of the page, and the reason."""
 
     labels: tuple[str, ...]
     what: str
@@ -59,8 +59,8 @@ def page_sections(runs: Sequence[Records]) -> list[Any]:
     """Every section of the page, in order."""
     learning, *other_figures = figure_sections(runs)
     sections = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
-    sections.append(run_pictures("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
-    sections.append(run_pictures("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
+    sections.append(picture_section("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
+    sections.append(picture_section("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
     if len(runs) > 1:
         sections.append(differing(runs))
     sections.append(Configurations([Configuration(run.label, configuration_text(run)) for run in runs]))
@@ -253,7 +253,7 @@ def figure_sections(runs: Sequence[Records]) -> list[FigureSection]:
 
 
 def figure_section(section: Section, panels: Sequence[Panel], runs: Sequence[Records]) -> FigureSection:
-    """A run that has none of the figures is named once, for the whole section."""
+    """A section with its panels. A run that has none of them is named once, for the whole section."""
     with_lines = {line.label for panel in panels for line in panel.lines}
     present = [run for run in runs if run.label in with_lines]
     colour = run_colours(runs)
@@ -298,7 +298,7 @@ class PictureSection:
     layout: str = "pictures"
 
 
-def run_pictures(title: str, text: str, runs: Sequence[Records], file_name: str, described: str) -> PictureSection:
+def picture_section(title: str, text: str, runs: Sequence[Records], file_name: str, described: str) -> PictureSection:
     pictures = []
     for run in runs:
         found = run_picture(run, file_name, described)

@@ -9,7 +9,7 @@ from steadydetr.metrics.results import Results
 
 
 def explain_low_ap(results: Results, index: AnnotationIndex) -> tuple[str, ...]:
-    """What the detections show of why they match no object; nothing where they look as they should."""
+    """Likely reasons why the detections match no object; empty where they look as they should."""
     if not len(results.scores):
         return ("there is not one detection",)
     notes = []

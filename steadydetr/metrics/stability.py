@@ -72,7 +72,7 @@ def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, co
 
 
 def _match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> DatasetMatches:
-    """By the encoder tokens that the queries come from, or by the numbers of learned queries."""
+    """Match one batch; queries are identified by the encoder token that they come from, learned ones by their number."""
     found = match_batch(detector, criterion, batch)
     token, targets = found.queries.token, batch.targets
     tables = [found.matched_queries] if found.proposal_queries is None else [found.matched_queries, found.proposal_queries]

@@ -116,11 +116,11 @@ class TeacherInit(Objective):
         require_teacher(self.name, self.teacher, teachers)
         teacher = teachers[self.teacher]
         mine, given = student.learned_queries(), teacher.learned_queries()
-        if not mine or shapes(mine) != shapes(given):
+        if not mine or named_shapes(mine) != named_shapes(given):
             raise ValueError(
                 "objective assignment: Teacher Init needs learned queries of equal number and width in student and teacher, but"
-                f" the student ({student.architecture}) has {shapes(mine) or 'none'}, the teacher ({teacher.architecture})"
-                f" {shapes(given) or 'none'}"
+                f" the student ({student.architecture}) has {named_shapes(mine) or 'none'}, the teacher ({teacher.architecture})"
+                f" {named_shapes(given) or 'none'}"
             )
 
     @torch.no_grad()
@@ -139,6 +139,6 @@ class TeacherInit(Objective):
         """None: it acts before the first step."""
 
 
-def shapes(parameters: Mapping[str, Tensor]) -> str:
+def named_shapes(parameters: Mapping[str, Tensor]) -> str:
     """Names and shapes for a message."""
     return ", ".join(f"{name.removesuffix('.weight')} {list(p.shape)}" for name, p in parameters.items())

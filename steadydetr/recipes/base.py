@@ -46,11 +46,11 @@ class Recipe:
 
         Args:
             classes: of the data set, whose names a trained teacher must know; or only their number.
-            total_steps: of the run, which an average's horizon may depend on; None: unknown.
+            total_steps: of the run, from which the decay of an averaged teacher may be computed; None: unknown.
         """
         student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
         teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
         method = Method(student, self.criterion, self.objectives, teachers)
-        if method.ema is not None:  # an objective may have given the student another start
+        if method.ema is not None:  # objectives may have changed the initial weights, as teacher-init does
             method.ema.model.load_state_dict(student.state_dict())
         return method

@@ -78,7 +78,7 @@ def detrdistill_deformable_detr_r101_r50_50ep() -> Recipe:
 
 @recipe
 def detrdistill_deformable_detr_r50_r50_50ep() -> Recipe:
-    """Self-distillation."""
+    """Teacher and student of the same size: self-distillation."""
     return _deformable("r50", "r50")
 
 
@@ -112,7 +112,7 @@ def detrdistill_dino_4scale_r101_r18_12ep() -> Recipe:
 
 @recipe
 def detrdistill_dino_4scale_r101_r50_12ep() -> Recipe:
-    """300 queries, of a teacher with 900."""
+    """A student with 300 queries, whose teacher has 900."""
     start = dino_4scale_r50_12ep()
     notes = "DINO, 4 scales, r50 with 300 queries taught by r101 with 900 (DETRDistill)"
     start = replace(start, detector=start.detector.changed(queries=300))

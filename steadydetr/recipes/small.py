@@ -99,7 +99,7 @@ def small_refine_deformable_detr() -> Recipe:
 
 @recipe
 def small_od_deformable_detr() -> Recipe:
-    """The teacher's horizon is the same share of the run as in the paper (EMATeacher.decay None)."""
+    """OD-DETR, whose teacher averages over the same share of the run as in the paper (`EMATeacher.decay` None, D-31)."""
     return online(small_refine_deformable_detr(), "small-od-deformable-detr", teacher=EMATeacher())
 
 

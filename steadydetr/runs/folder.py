@@ -89,12 +89,12 @@ class RunFolder:
         return RunConfig(upgrade(content["recipe"]), tuple(content.get("classes", ())), tuple(content.get("category_ids", ())), str(path))
 
     def refuse_another_run(self) -> None:
-        """A FileExistsError if the folder is taken."""
+        """Raise FileExistsError if the folder holds a run or a checkpoint."""
         if self.is_started:
             raise FileExistsError(f"{self.path} already holds a run: go on with it by --resume, or choose another --output")
 
     def start(self, config: RunConfig) -> None:
-        """Make the folder that of a new run."""
+        """Start a new run in this folder."""
         self.refuse_another_run()
         write_json(self.path / CONFIG, config.as_plain())
 
@@ -154,7 +154,7 @@ class RunFolder:
             os.replace(fresh, path)
 
     def read_summary(self) -> dict[str, Any] | None:
-        """None: the run is not finished."""
+        """What summary.json holds; None if the run is not finished."""
         path = self.path / SUMMARY
         return read_json(path) if path.exists() else None
 

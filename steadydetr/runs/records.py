@@ -72,7 +72,7 @@ class Records:
         return max(self.by_kind["eval"], key=lambda record: record["ap"], default=None)
 
 
-def read_all(places: Sequence[Path]) -> list[Records]:
+def read_runs(places: Sequence[Path]) -> list[Records]:
     """The runs at `places`, each a run or a folder with runs below it, in order; a run that is met twice is taken once.
 
     Raises:
@@ -89,7 +89,7 @@ def read_all(places: Sequence[Path]) -> list[Records]:
         for folder in below:
             short = _name(folder.resolve()) if folder == place else folder.relative_to(place).as_posix()
             shorts.setdefault(folder.resolve(), short)
-    return [read(folder, _label(folder, shorts)) for folder in shorts]
+    return [read_run(folder, _label(folder, shorts)) for folder in shorts]
 
 
 def _name(folder: Path) -> str:
@@ -120,7 +120,7 @@ def _by_numbers(path: Path) -> list[tuple[int, str]]:
     return [(int(word), "") if word.isdigit() else (-1, word) for word in re.split(r"(\d+)", path.as_posix())]
 
 
-def read(folder: Path, label: str) -> Records:
+def read_run(folder: Path, label: str) -> Records:
     """One run, called `label`; a ValueError names a damaged file."""
     run = RunFolder(folder)
     config = run.read_config()

@@ -45,7 +45,7 @@ class Difference:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Difference:
-    """Of two recipes that were trained with the same seeds, in the same order."""
+    """The difference `values` - `baseline` between two recipes that were trained with the same seeds, in the same order."""
     mean = fmean(a - b for a, b in zip(values, baseline, strict=True))
     if len(values) < 2:
         return Difference(mean, None, None)
@@ -65,7 +65,7 @@ class Outcome:
 
 
 def read_outcome(folder: Path, seed: int) -> Outcome | None:
-    """None: the run is not finished."""
+    """What the run in `folder` came to; None if it is not finished."""
     run = RunFolder(folder)
     summary = run.read_summary()
     if summary is None:
@@ -194,7 +194,7 @@ def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     """comparison.json with every number, and comparison.md with the table."""
     plain: dict[str, Any] = {label: [asdict(outcome) for outcome in found] for label, found in outcomes.items()}
     write_json(output / "comparison.json", plain)
-    header, *rows = table(outcomes)
+    header, *rows = comparison_table(outcomes)
     lines = [header, ["---"] * len(header), *rows]
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     write_text(output / "comparison.md", f"{text}\n{NOTE}\n")
@@ -206,7 +206,7 @@ NOTE = (
 )
 
 
-def table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
+def comparison_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
     """Header and a row for every label; the first is the baseline. Columns that no run fills are left out."""
     known = {name for found in outcomes.values() for outcome in found for name in outcome.metrics}
     titles = {

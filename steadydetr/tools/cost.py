@@ -87,7 +87,7 @@ class Cost:
         return asdict(self) | {"shares": shares, "whole_share": self.whole_share}
 
 
-def count(run: Callable[[], object]) -> int:
+def count_multiplications(run: Callable[[], object]) -> int:
     """The multiplications that a function does when it is run."""
     with FlopCounterMode(display=False, custom_mapping=SAMPLING) as counter:
         run()
@@ -110,15 +110,16 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     student = measure_size(method.student, batch)
     teaching = sum(teachers[name].inference for name in method.active_teachers)
     method.train()
-    contexts: list[StepContext] = []  # a list, because `count` does not give what the function returns
-    encoding = count(lambda: contexts.append(method.step_context(batch))) - teaching  # the student's backbone, encoder and queries
+    contexts: list[StepContext] = []  # a list, because `count_multiplications` does not give what the function returns
+    # the student's backbone, encoder and queries
+    encoding = count_multiplications(lambda: contexts.append(method.step_context(batch))) - teaching
 
     def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
         losses: list[Losses] = []
-        return count(lambda: losses.append(method.losses(contexts[0], objectives))), losses[0]
+        return count_multiplications(lambda: losses.append(method.losses(contexts[0], objectives))), losses[0]
 
     def backward(losses: Losses) -> int:
-        return count(lambda: losses.total.backward(retain_graph=True))
+        return count_multiplications(lambda: losses.total.backward(retain_graph=True))
 
     plain = without_distillation(method.objectives)
     base, losses = forward(plain)
@@ -133,7 +134,10 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
 
 
 def without_distillation(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
-    """Those that are more than distillation. The teacher's match in `SetPrediction` stays: it costs no multiplications."""
+    """The objectives by which a detector learns without a teacher.
+
+    A teacher's match in `SetPrediction` (matching distillation) is left in it, because it needs no multiplications.
+    """
     return tuple(o for o in objectives if not o.distils)
 
 
@@ -159,10 +163,10 @@ def detector_of(teacher: str) -> DetectorConfig:
 
 
 def measure_size(detector: Detector, batch: Batch) -> Size:
-    """Of a detector, whose inference is run on a batch of one image."""
+    """The size of a detector, whose inference is run on a batch of one image."""
     detector.eval()
     with torch.no_grad():
-        inference = count(lambda: detector(batch.images, batch.padding))
+        inference = count_multiplications(lambda: detector(batch.images, batch.padding))
     return Size(*count_parameters(detector), inference)
 
 

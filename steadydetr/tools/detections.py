@@ -34,7 +34,7 @@ class Detections:
         return [self.names[label] for label in self.labels.tolist()]
 
     def above(self, threshold: float) -> Detections:
-        """Those with at least this score."""
+        """The detections with at least this score."""
         keep = self.scores >= threshold
         return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
 

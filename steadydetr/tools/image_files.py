@@ -22,7 +22,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageFile:
     """An image file and the id that its results are written with."""
 
     path: Path
@@ -40,7 +40,7 @@ class ImageList(msgspec.Struct):
     images: list[ImageEntry]
 
 
-def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> list[Source]:
+def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> list[ImageFile]:
     """The images that paths stand for, in order. A path is an image file, a folder of them or a COCO image list.
 
     Args:
@@ -49,29 +49,29 @@ def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> lis
     Raises:
         ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
-    sources: list[Source] = []
+    sources: list[ImageFile] = []
     for path in paths:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            sources += [Source(p, len(sources) + i + 1) for i, p in enumerate(found)]
+            sources += [ImageFile(p, len(sources) + i + 1) for i, p in enumerate(found)]
         elif path.suffix.lower() == ".json" and path.exists():
             sources += list(_read_list(path, image_folder or path.parent))
         elif path.exists():
-            sources.append(Source(path, len(sources) + 1))
+            sources.append(ImageFile(path, len(sources) + 1))
         else:
             raise ValueError(f"there is no image or folder {path}")
     return sources
 
 
-def _read_list(path: Path, folder: Path) -> Iterator[Source]:
+def _read_list(path: Path, folder: Path) -> Iterator[ImageFile]:
     try:
         listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
     except msgspec.DecodeError as error:
         raise ValueError(f"{path} is not a COCO image list: {error}") from error
     for entry in listed.images:
-        yield Source(folder / entry.file_name, entry.id)
+        yield ImageFile(folder / entry.file_name, entry.id)
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _results_of_image(image_id: int, found: Detections) -> Results:
     return Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy())
 
 
-def _readable(sources: Sequence[Source], failures: list[str]) -> Iterator[tuple[Source, Image.Image]]:
+def _readable(sources: Sequence[ImageFile], failures: list[str]) -> Iterator[tuple[ImageFile, Image.Image]]:
     """The images that can be read; why the others cannot is added to `failures`."""
     for source in sources:
         try:

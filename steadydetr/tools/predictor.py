@@ -30,7 +30,7 @@ class Predictor:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the classes, by label."""
+        """The names of the classes, by label."""
         return self.card.classes
 
     @overload

@@ -14,7 +14,7 @@ from steadydetr.training.optimiser import first_drop
 
 
 class Averages:
-    """Stop Update (OD-DETR) freezes the average that teaches from some step on; the one that is evaluated never stops.
+    """The average that teaches and the one that is evaluated. Stop Update (OD-DETR) freezes the first from some step on, never the second.
 
     As long as both have the same values they are one object, which costs half the memory and time.
     """
@@ -41,7 +41,7 @@ class Averages:
             self.evaluated.update(student)
 
     def part(self) -> None:
-        """Make the evaluated average an object of its own, if it has been the teacher itself."""
+        """Copy the evaluated average, if it has been the teacher itself until now."""
         if self.evaluated is not None and self.evaluated is self.teacher:
             self.evaluated = copy.deepcopy(self.teacher)
 

@@ -48,7 +48,7 @@ def reduce(run: Run, values: dict[str, float], how: str) -> dict[str, float]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """In bytes: on a GPU the most that tensors took, on the CPU the most that the process took."""
+    """The peak memory in bytes: on a GPU the most that tensors took, on the CPU the most that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -10,7 +10,7 @@ from torch import nn
 from steadydetr.runs.training_config import TrainingConfig
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
-OFFSETS = ("sampling_offsets", "query_reference")  # what `training.offset_lr_factor` is for, in the names of parameters
+OFFSETS = ("sampling_offsets", "query_reference")  # parameters with one of these in their name have the rate of `training.offset_lr_factor`
 
 
 def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str, object]]:

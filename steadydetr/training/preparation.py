@@ -96,7 +96,7 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
 def open_log(
     recipe: Recipe, folder: RunFolder, config: RunConfig, state: State, resume: bool, accelerator: Accelerator, progress: Progress
 ) -> RunLog:
-    """Make the folder that of a new run, or ready to go on with, and open what the run writes to; nothing in other processes."""
+    """Start the run's folder, or make it ready for going on, and open what the run writes to. Only the main process does."""
     log = RunLog()
     accelerator.wait_for_everyone()  # all have seen that the folder is free, or have read its checkpoint
     if accelerator.is_main_process:

@@ -102,7 +102,7 @@ class CocoFile(msgspec.Struct):
 
 
 def decode_coco(path: Path) -> CocoFile:
-    """Only the fields that are used are decoded: polygons, most of the file, are skipped without building them."""
+    """Decode only the fields that are used. Polygons, most of the file, are skipped."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=CocoFile)
     except msgspec.DecodeError as error:
@@ -110,7 +110,7 @@ def decode_coco(path: Path) -> CocoFile:
 
 
 def read_coco(path: Path, folder: Path, name: str) -> FolderDataset:
-    """COCO JSON. Classes are the file's categories in the order of their ids, whatever gaps those have."""
+    """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have."""
     data = decode_coco(path)
     categories = sorted((c for c in data.categories if _is_used(c, data)), key=lambda c: c.id)
     image_ids = np.fromiter((image.id for image in data.images), np.int64, len(data.images))
@@ -144,7 +144,7 @@ def read_coco(path: Path, folder: Path, name: str) -> FolderDataset:
 
 
 def _is_used(category: CocoCategory, data: CocoFile) -> bool:
-    """Roboflow writes a category 0 that stands for all others and that no box has."""
+    """Whether a category is a class. Roboflow writes a category 0 that stands for all others and that no box has."""
     return category.id != 0 or any(a.category_id == 0 for a in data.annotations)
 
 

@@ -26,7 +26,7 @@ VOC_CLASSES = (
 @register("voc-layout")
 @dataclass(frozen=True)
 class Voc(DataLayout):
-    """JPEGImages, Annotations and ImageSets/Main/SPLIT.txt."""
+    """A folder with JPEGImages, Annotations and ImageSets/Main/SPLIT.txt."""
 
     looked_for = "VOC        JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
 
@@ -95,7 +95,7 @@ def read_voc_image(root: Path, stem: str) -> VocImage:
 
 
 def _voc_file(root: Path, stem: str, written: str) -> str:
-    """The image beside the annotation goes by its stem; what the XML says only gives the ending, for it is often wrong."""
+    """The file name of an annotation's image: the stem of the annotation, with the ending that the XML names; its stem is often wrong."""
     suffix = Path(written).suffix
     return f"{stem}{suffix}" if suffix and (root / "JPEGImages" / f"{stem}{suffix}").exists() else f"{stem}.jpg"
 
@@ -132,7 +132,7 @@ def voc_split(root: Path, split: str) -> list[str]:
 
 
 def voc_image_ids(stems: list[str]) -> NDArray[np.int64]:
-    """Numbers of their own for images: the digits of the name where those are unique, else 1, 2, ..."""
+    """A number for every image: the digits of its name where those are unique, else 1, 2, ..."""
     digits = ["".join(c for c in stem if c.isdigit()) for stem in stems]
     if all(digits) and len({int(d) for d in digits}) == len(stems) and all(len(d) < 18 for d in digits):
         return np.array([int(d) for d in digits], dtype=np.int64)

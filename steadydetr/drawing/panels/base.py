@@ -8,14 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from markupsafe import Markup
 
+from steadydetr.runs.folder import Record
 from steadydetr.runs.records import WEIGHTS, Records
 
 MOST_POINTS = 300  # of a line; of more, neighbours are averaged
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ def at_last_measurement(runs: Sequence[Records], values: Callable[[Record], Mapp
     return tuple(line for line in found if line.x)
 
 
-def places(runs: Sequence[Records], of: Callable[[Record], list[str]]) -> tuple[str, ...]:
+def measured_places(runs: Sequence[Records], of: Callable[[Record], list[str]]) -> tuple[str, ...]:
     """All places, in order, that the last measurements of stability have values for."""
     found = [of(last) for run in runs for weights in WEIGHTS if (last := run.last("stability", weights))]
     return tuple(sorted({name for names in found for name in names}, key=lambda name: int(name.split("–")[0])))

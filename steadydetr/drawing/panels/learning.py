@@ -12,12 +12,12 @@ from steadydetr.metrics.table import METRICS
 from steadydetr.runs.records import Records
 from steadydetr.runs.training_config import drops_of
 
-NEEDS = "not evaluated yet"
+NOT_EVALUATED = "not evaluated yet"
 
 
 def metric_by_step(metric: Metric, runs: Sequence[Records]) -> list[Panel]:
-    """Files of older versions have no values of a metric that came later."""
-    needs = NEEDS if metric.required else f"{NEEDS}, or by a version without this metric"
+    """One metric over the steps. Runs of older versions have no values of metrics that were added since."""
+    needs = NOT_EVALUATED if metric.required else f"{NOT_EVALUATED}, or by a version without this metric"
     return [Panel(f"{metric.label}, %", "step", over_measurements(runs, "eval", "step", lambda record: record.get(metric.name)), needs)]
 
 
@@ -26,7 +26,7 @@ def ap_around_drop(runs: Sequence[Records]) -> list[Panel]:
     plans = [run.recipe["training"] for run in runs]
     drops = {drop for plan in plans for drop in drops_of(plan.get("schedule", ""), plan.get("drop_epochs", ()), plan["epochs"])}
     lines = over_measurements(runs, "eval", "epoch", itemgetter("ap"))
-    return [Panel("AP around the drop of the learning rate, %", "epoch", lines, NEEDS, drops=tuple(sorted(drops)))]
+    return [Panel("AP around the drop of the learning rate, %", "epoch", lines, NOT_EVALUATED, drops=tuple(sorted(drops)))]
 
 
 FIGURES = (

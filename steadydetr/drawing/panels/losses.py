@@ -14,7 +14,7 @@ def total_loss(runs: Sequence[Records]) -> list[Panel]:
 
 
 def loss_terms(runs: Sequence[Records]) -> list[Panel]:
-    """A panel for every term that any run has."""
+    """A panel for every loss term that any run has."""
     terms = dict.fromkeys(name for run in runs for record in run.by_kind["train"] for name in record["losses"])
     return [loss_term(term, runs) for term in terms]
 

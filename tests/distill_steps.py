@@ -1,0 +1,54 @@
+"""What tests of offline distillation share: a student and a teacher with other queries, stages and width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.teachers import Frozen
+from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
+from steadydetr.objectives.method import Method
+from tests import steps
+from tests.conftest import CLASSES, DETECTORS, TINY
+
+assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
+ALL: tuple[Objective, ...] = (SetPrediction(), LogitsDistillation(), AssignmentDistillation())
+OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
+
+
+def perturb(model: nn.Module, seed: int) -> None:
+    """Random weights; scores around one half, where they start near 0."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+            if name.startswith("decoder.class_heads") and name.endswith("bias"):
+                parameter.add_(4 + torch.randn_like(parameter))
+
+
+def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives: Sequence[Objective] = ALL) -> Method:
+    """In float64 and evaluation mode, with random weights; DINO denoises besides, so that all of its parameters learn."""
+    torch.manual_seed(0)
+    models = [config.build(CLASSES) for config in (student, teacher)]
+    for seed, model in enumerate(models):
+        perturb(model, seed)
+    objectives = tuple(objectives)
+    if isinstance(student, DINOConfig):
+        objectives += (Denoising(number=4, box_noise=0.4),)
+    return Method(models[0], Criterion(), objectives, {"teacher": Frozen(models[1])}).double().eval()
+
+
+def other(name: str, **changes: Any) -> DetectorConfig:
+    return replace(DETECTORS[name], **(OTHER | changes))
+
+
+def learned(method: Method) -> dict[str, nn.Parameter]:
+    parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
+    return {name: parameter for name, parameter in parts if parameter.requires_grad}
