@@ -29,14 +29,12 @@ class Coco(DataLayout):
         return any(Path(where).expanduser().glob("annotations/instances_*.json"))
 
     def open(self, where: str, split: str) -> FolderDataset:
-        root = Path(where).expanduser()
-        files = sorted(root.glob("annotations/instances_*.json"))
-        matching = [f for f in files if f.stem.removeprefix("instances_") == split]
-        matching = matching or [f for f in files if f.stem.removeprefix("instances_").startswith(split)]
+        root, matching = Path(where).expanduser(), self._files(where, split)
         if len(matching) != 1:
             what = "no annotation file" if not matching else "several annotation files"
+            present = ", ".join(path.name for path in self._files(where, ""))
             raise ValueError(
-                f"{root / 'annotations'} has {what} for split {split!r}; it holds {', '.join(f.name for f in files)}."
+                f"{root / 'annotations'} has {what} for split {split!r}; it holds {present}."
                 " Name one with --data.train-split or --data.val-split"
             )
         name = matching[0].stem.removeprefix("instances_")
@@ -45,8 +43,14 @@ class Coco(DataLayout):
         return read_coco(matching[0], images, f"{root.name}-{name}")
 
     def check(self, where: str, split: str) -> Iterator[Finding]:
-        files = sorted(Path(where).expanduser().glob(f"annotations/instances_{split}*.json"))
-        return check_coco(files[0]) if files else iter(())
+        for path in self._files(where, split)[:1]:
+            yield from check_coco(path)
+
+    def _files(self, where: str, split: str) -> list[Path]:
+        """The annotation file of that very split, or else those whose split begins like it."""
+        files = sorted(Path(where).expanduser().glob("annotations/instances_*.json"))
+        names = {path: path.stem.removeprefix("instances_") for path in files}
+        return [path for path in files if names[path] == split] or [path for path in files if names[path].startswith(split)]
 
 
 @register("roboflow-layout")
@@ -60,15 +64,18 @@ class Roboflow(DataLayout):
         return bool(self._splits(where))
 
     def open(self, where: str, split: str) -> FolderDataset:
-        root, present = Path(where).expanduser(), self._splits(where)
-        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in present]
-        if not names:
-            raise ValueError(f"{root} has no split {split!r}; it holds {', '.join(present)}")
-        return read_coco(root / names[0] / ROBOFLOW, root / names[0], f"{root.name}-{names[0]}")
+        folder = self._folder(where, split)
+        if folder is None:
+            raise ValueError(f"{Path(where).expanduser()} has no split {split!r}; it holds {', '.join(self._splits(where))}")
+        return read_coco(folder / ROBOFLOW, folder, f"{folder.parent.name}-{folder.name}")
 
     def check(self, where: str, split: str) -> Iterator[Finding]:
-        path = Path(where).expanduser() / {"val": "valid"}.get(split, split) / ROBOFLOW
-        return check_coco(path) if path.exists() else iter(())
+        folder = self._folder(where, split)
+        return iter(()) if folder is None else check_coco(folder / ROBOFLOW)
+
+    def _folder(self, where: str, split: str) -> Path | None:
+        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in self._splits(where)]
+        return Path(where).expanduser() / names[0] if names else None
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in Path(where).expanduser().glob(f"*/{ROBOFLOW}"))
