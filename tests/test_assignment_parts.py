@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import torch
 
-from steadydetr.learning.matching import cheapest_queries, query_of_targets
-from steadydetr.structures import Match
+from steadydetr.learning.matching import cheapest_queries
+from steadydetr.structures import Match, MatchedQueries, Targets
 
 
-def test_targets_without_a_query_have_minus_one() -> None:
+def test_objects_without_a_query_have_minus_one() -> None:
+    targets = Targets(torch.zeros(4, dtype=torch.int64), torch.rand(4, 4), (4,))
     match = Match(torch.tensor([0, 0]), torch.tensor([4, 1]), torch.tensor([2, 0]))
-    assert query_of_targets(match, 4).tolist() == [1, -1, 4, -1]
+    assert MatchedQueries.of(match, targets, 1).query.tolist() == [[1, -1, 4, -1]]
     nothing = torch.zeros(0, dtype=torch.int64)
-    assert query_of_targets(Match(nothing, nothing, nothing), 2).tolist() == [-1, -1]
+    assert MatchedQueries.of(Match(nothing, nothing, nothing), targets, 2).query.tolist() == [[-1] * 4] * 2
 
 
 def test_cheapest_queries_by_hand() -> None:

@@ -13,7 +13,7 @@ from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import score_classes
-from steadydetr.runs.folder import run_criterion
+from steadydetr.runs.folder import RunFolder, run_criterion
 from steadydetr.runs.records import WEIGHTS, Records, read_runs
 
 
@@ -76,7 +76,7 @@ def _write_panels(runs: Sequence[Records], output: Path, suffix: str) -> tuple[l
 def _models_that_sample_points(runs: Sequence[Records]) -> tuple[dict[str, Detector], Path]:
     """The trained and the averaged weights of every run, by the titles of their columns, and the checkpoint whose images all get."""
     models: dict[str, Detector] = {}
-    folders = [find_checkpoint(run.folder, prefer=("last", "best")) for run in runs]
+    folders = [RunFolder(run.folder).find_checkpoint() for run in runs]
     for run, folder in zip(runs, folders, strict=True):
         for name, model in load_models(folder, "cpu").items():
             if model.samples_points:

@@ -17,6 +17,7 @@ from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import REPORT_FIGURES, Panel, Section
 from steadydetr.drawing.recipe_text import flatten, recipe_outline
 from steadydetr.metrics.table import METRICS
+from steadydetr.runs.folder import PREDICTIONS, SAMPLING
 from steadydetr.runs.records import WEIGHTS, Records, by_recipe
 
 PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
@@ -59,8 +60,8 @@ def page_sections(runs: Sequence[Records]) -> list[Any]:
     """Every section of the page, in order."""
     learning, *other_figures = figure_sections(runs)
     sections = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
-    sections.append(picture_section("Predictions", PREDICTIONS_TEXT, runs, "predictions.png", "Ground truth and detections"))
-    sections.append(picture_section("Where queries look", SAMPLING_TEXT, runs, "sampling.png", "Sampling points"))
+    sections.append(picture_section("Predictions", PREDICTIONS_TEXT, runs, PREDICTIONS, "Ground truth and detections"))
+    sections.append(picture_section("Where queries look", SAMPLING_TEXT, runs, SAMPLING, "Sampling points"))
     if len(runs) > 1:
         sections.append(differing(runs))
     sections.append(Configurations([Configuration(run.label, configuration_text(run)) for run in runs]))

@@ -26,7 +26,6 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Losses, Targets
 
 OBJECTS = 7  # in the made-up image, as in a mean image of COCO
-MAIN = "main"  # the name of the objective that owns the detector's main queries
 
 
 def bag_flops(table: Sequence[int], indices: Sequence[int], *rest: Any, out_val: Any = None, **options: Any) -> int:
