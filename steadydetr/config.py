@@ -30,9 +30,11 @@ def to_plain(value: Any, where: str = "config") -> Any:
         return {"kind": kind} | {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
     if isinstance(value, FunctionType):
         return {"kind": _saved_kind(value, where)}
-    if isinstance(value, (tuple, list)):
+    if isinstance(value, list):
+        raise ValueError(f"{where} cannot be saved: a list would come back as a tuple, so use a tuple: {tuple(value)!r}")
+    if isinstance(value, tuple):
         return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or type(value) in (bool, int, float, str):  # an enumeration or a number of numpy would come back as another type
         return value
     raise ValueError(
         f"{where} cannot be saved: a config holds plain values, tuples, and parts with a kind, not {type(value).__name__}: {value!r}"

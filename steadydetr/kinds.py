@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FunctionType
@@ -26,7 +27,7 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 _parts: dict[str, Any] = {}  # by kind
 _words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the first one in help
 _kinds: dict[Any, str] = {}  # by part
-_failed: dict[str, Exception] = {}  # plugins that could not be imported, by the name of their package
+_failed: dict[str, BaseException] = {}  # plugins that could not be imported, by the name of their package
 _installed_are_loaded = False
 plugins_in_use: list[str] = []  # as the user named them, for processes that are started with the same ones
 
@@ -50,6 +51,8 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
             raise TypeError(f"{value.__qualname__} must be a function or a dataclass: @register({kind!r}) above @dataclass(frozen=True)")
         origin = value.__module__.partition(".")[0]
         full = kind if origin == PACKAGE else f"{origin}:{kind}"
+        if origin != PACKAGE and isinstance(value, type):
+            _check_fields(value)
         before = _parts.get(full)
         if before is not None and (before.__module__, before.__qualname__) != (value.__module__, value.__qualname__):
             raise ValueError(f"the kind {full!r} is taken by {before.__module__}.{before.__qualname__}")
@@ -61,7 +64,15 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
 
 
 def _is_frozen_dataclass(value: Any) -> bool:
-    return is_dataclass(value) and value.__dataclass_params__.frozen  # type: ignore[union-attr]
+    """By itself, not only by what it derives from: fields of its own would not be saved."""
+    return is_dataclass(value) and "__dataclass_params__" in vars(value) and vars(value)["__dataclass_params__"].frozen
+
+
+def _check_fields(value: Any) -> None:
+    """A part of another package is made by the command line without arguments, and from a file with all its fields."""
+    for field in fields(value):
+        if not field.init or field.default is field.default_factory is MISSING:
+            raise TypeError(f"the field {field.name} of {value.__qualname__} needs a default, and must be one that can be given (init)")
 
 
 def kind_of(value: Any) -> str | None:
@@ -100,9 +111,11 @@ def find_part(kind: str, where: str) -> Any:
         raise ValueError(f"{where}: {kind!r} belongs to the plugin {package}, which could not be imported: {_failed[package]}")
     if known := [other for other in _parts if other.startswith(f"{package}:")]:
         raise ValueError(f"{where}: the plugin {package} has no {kind!r}{nearest(kind, known)}")
+    if package in {Path(name).stem.partition(".")[0] for name in plugins_in_use}:
+        raise ValueError(f"{where}: the plugin {package} is in use, but it registers no part at all")
     raise ValueError(
-        f"{where}: {kind!r} belongs to the package {package}, which is not in use. Name it, --plugin {package} or"
-        f" steadydetr.use({package!r}), if you trust it"
+        f"{where}: {kind!r} belongs to the package {package}, which is not in use. Name it, --plugin {package} (or"
+        f" the path of its file) or steadydetr.use({package!r}), if you trust it"
     )
 
 
@@ -144,7 +157,7 @@ def load_installed() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             importlib.import_module(entry.module)
-        except Exception as error:  # whatever a foreign module raises
+        except (Exception, SystemExit) as error:  # whatever a foreign module raises
             _failed[entry.module.partition(".")[0]] = error
             print(f"the plugin {entry.name} ({entry.module}) could not be imported: {type(error).__name__}: {error}", file=sys.stderr)
 
@@ -156,27 +169,40 @@ def use(name: str) -> None:
         name: `mylab`, `mylab.detectors`, or by its path a file or the folder of a package, `path/to/mylab.py`, `path/to/mylab`.
 
     Raises:
-        ValueError: there is no such module or file, or it cannot be imported; says why.
+        ValueError: there is no such module or file, another one of that name comes first, or it cannot be imported; says why.
     """
-    if not name or name.startswith("-"):
-        raise ValueError("--plugin names no module: give mylab or path/to/mylab.py after it")
-    path, module = Path(name).expanduser(), name
-    if name.endswith(".py") or path.name != name:
-        if not path.is_file() and not (path / "__init__.py").is_file():
-            raise ValueError(f"--plugin {name}: there is no such file, and no package in such a folder")
-        module, folder = path.stem, path.resolve().parent
-    else:
-        folder = Path.cwd()  # where python -m looks as well, but not the command steadydetr
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
+    module = _find_plugin(name)
     try:
         importlib.import_module(module)
-    except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
-            raise ValueError(f"--plugin {name}: there is no module {module!r}, neither installed nor in the current folder") from None
+    except (Exception, SystemExit) as error:
         raise ValueError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
     if name not in plugins_in_use:
         plugins_in_use.append(name)
+
+
+def _find_plugin(name: str) -> str:
+    """The module that a user means, which Python now finds. Nothing of it is run yet."""
+    if not name or name.startswith("-"):
+        raise ValueError("--plugin names no module: give mylab or path/to/mylab.py after it")
+    path, file, module, folder = Path(name).expanduser().absolute(), None, name, Path.cwd()  # python -m looks there too, the command not
+    if name.endswith(".py") or Path(name).name != name:
+        file, module, folder = (path / "__init__.py" if path.is_dir() else path), path.stem, path.parent
+        if not file.is_file():
+            raise ValueError(f"--plugin {name}: there is no such file, and no package in such a folder")
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    top = module.partition(".")[0]
+    try:
+        found = importlib.util.find_spec(top)
+    except ValueError:  # a module that was made by hand
+        found = None
+    if found is None:
+        raise ValueError(f"--plugin {name}: there is no module {top!r}, neither installed nor in the current folder")
+    if found.origin is None:
+        raise ValueError(f"--plugin {name}: {top!r} is a folder without __init__.py, not a package")
+    if file is not None and not (Path(found.origin).is_file() and file.samefile(found.origin)):
+        raise ValueError(f"--plugin {name}: another module called {top!r} comes first, {found.origin}; rename one of the two")
+    return module
 
 
 def nearest(wanted: str, known: Sequence[str]) -> str:

@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import steadydetr
@@ -90,7 +92,7 @@ def test_what_does_not_come_back_is_refused() -> None:
         names: Any = None
 
         def __post_init__(self) -> None:
-            object.__setattr__(self, "names", [*(self.names or ()), "again"])
+            object.__setattr__(self, "names", (*(self.names or ()), "again"))
 
         def __call__(self, terms: Any) -> Any: ...
 
@@ -144,7 +146,7 @@ def test_unknown_kinds_name_the_mend(kind: str, said: str) -> None:
         find_part(kind, "config.json")
 
 
-def test_use_names_what_is_wrong(tmp_path: Path) -> None:
+def test_use_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="there is no module 'no_such_lab'"):
         use("no_such_lab")
     with pytest.raises(ValueError, match="there is no such file"):
@@ -152,6 +154,20 @@ def test_use_names_what_is_wrong(tmp_path: Path) -> None:
     (tmp_path / "broken_lab.py").write_text("import no_such_dependency")
     with pytest.raises(ValueError, match="cannot be imported: ModuleNotFoundError: No module named 'no_such_dependency'"):
         use(str(tmp_path / "broken_lab.py"))
+    (tmp_path / "leaving_lab.py").write_text("raise SystemExit('bye')")
+    with pytest.raises(ValueError, match="cannot be imported: SystemExit: bye"):
+        use(str(tmp_path / "leaving_lab.py"))
+    (tmp_path / "code.py").write_text("")
+    with pytest.raises(ValueError, match="another module called 'code' comes first"):
+        use(str(tmp_path / "code.py"))
+    (tmp_path / "bare_lab").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"'bare_lab' is a folder without __init__\.py"):
+        use("bare_lab")
+    (tmp_path / "empty_lab.py").write_text("")
+    use(str(tmp_path / "empty_lab.py"))
+    with pytest.raises(ValueError, match="the plugin empty_lab is in use, but it registers no part at all"):
+        find_part("empty_lab:entropy", "config.json")
     for name in ("", "--data"):
         with pytest.raises(ValueError, match="names no module"):
             use(name)
@@ -159,3 +175,34 @@ def test_use_names_what_is_wrong(tmp_path: Path) -> None:
 
 def test_public_names() -> None:
     assert all(getattr(steadydetr, name) is not None for name in steadydetr.__all__)
+
+
+class Mode(StrEnum):
+    A = "a"
+
+
+@pytest.mark.parametrize("value", [[1, 2], Mode.A, np.float64(1.0), {"a": 1}])
+def test_values_that_would_come_back_as_others_are_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"criterion\.gamma cannot be saved"):
+        check_savable(Criterion(gamma=value), "criterion")
+
+
+@pytest.mark.usefixtures("table")
+def test_half_made_parts_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be a function or a dataclass"):
+
+        @register("forgotten")
+        class Forgotten(FocalCost):
+            power: float = 3.0
+
+    with pytest.raises(TypeError, match="Required needs a default"):
+
+        @register("required")
+        @dataclass(frozen=True)
+        class Required:
+            power: float
+
+
+def test_fields_called_type_are_nobodys_kind() -> None:
+    plain = {"kind": "mylab:x", "type": "a", "function": "b", "n": 1}
+    assert upgrade(plain) == plain and upgrade({"type": 3, "recipe": {}}) == {"type": 3, "recipe": {}}
