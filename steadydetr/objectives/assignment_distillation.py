@@ -70,7 +70,7 @@ class AssignmentDistillation(Objective):
         criterion = context.criterion
         w = criterion.loss_weights
         weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
-        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), context.targets, context.normaliser, weights)
+        criterion.add_losses(losses, self.name, predicted, Assignment.of(match), context.targets, context.normaliser, weights)
 
     def _queries(self, context: StepContext) -> Queries:
         """The teacher's queries. Their references have a size only where the student's own have, so that its first stage sees one kind."""

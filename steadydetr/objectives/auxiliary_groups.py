@@ -79,8 +79,7 @@ class AuxiliaryGroups(Objective):
         if self.matching == "both":
             assignment = self.distillation.assign(own, teacher, predicted, context.targets)
         else:
-            match = own.match if self.matching == "own" else teacher.pairs()
-            assignment = Assignment((match,), match)
+            assignment = Assignment.of(own.match if self.matching == "own" else teacher.pairs())
         groups = len(context.teacher_outputs[self.teacher].stages.logits) if self.reduction == "mean" else 1
         context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * groups)
 

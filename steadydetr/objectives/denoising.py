@@ -83,8 +83,8 @@ class Denoising(Objective):
         most = context.batch.global_totals.most_objects
         count = denoising_groups(self.number, most)
         match = repeat_stages(known_match(context.targets, count, most), predicted, len(context.targets.labels))
-        assignment = Assignment((match,), match)
-        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * count, self.weights)
+        assignment, normaliser = Assignment.of(match), context.normaliser * count
+        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, normaliser, self.weights)
 
 
 def denoising_groups(number: int, most_objects: int) -> int:

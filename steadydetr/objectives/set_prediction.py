@@ -50,12 +50,12 @@ class SetPrediction(Objective):
         criterion.add_losses(losses, "main", main, assignment, context.targets, normaliser)
         if context.proposals is not None:
             match, targets = matched["proposals"].match, proposal_targets(context.student, context.targets)
-            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, normaliser)
+            criterion.add_losses(losses, "proposals", context.proposals, Assignment.of(match), targets, normaliser)
 
     def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
         """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
         if self.teacher_match is None:
-            return Assignment((matched.match,), matched.match)
+            return Assignment.of(matched.match)
         teacher_output = context.teacher_outputs[self.teacher_match.teacher]
         teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
         own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)

@@ -177,7 +177,7 @@ def add_denoising(
     match = known_match(targets, groups, meta["pad_size"] // (2 * groups))
     match = repeat_stages(match, stages, len(targets.labels))
     normaliser = float(max(len(targets.labels), 1) * groups)
-    criterion.add_losses(losses, "denoising", stages, Assignment((match,), match), targets, normaliser, weights)
+    criterion.add_losses(losses, "denoising", stages, Assignment.of(match), targets, normaliser, weights)
 
 
 def check_matching(
