@@ -176,6 +176,15 @@ class Match:
     target: Tensor  # [P]
     weight: Tensor | None = None  # [P], None: 1
 
+    @staticmethod
+    def cat(parts: Sequence[Match]) -> Match:
+        """The pairs of all parts, one part after the other. Where only some have weights, those of the others are 1."""
+        image, query, target = (torch.cat([getattr(part, name) for part in parts]) for name in ("image", "query", "target"))
+        if all(part.weight is None for part in parts):
+            return Match(image, query, target)
+        weights = [torch.ones_like(part.query, dtype=torch.float32) if part.weight is None else part.weight for part in parts]
+        return Match(image, query, target, torch.cat(weights))
+
 
 @dataclass(frozen=True)
 class MatchResult:
@@ -241,6 +250,11 @@ class Assignment:
 
     classes: tuple[Match, ...]
     boxes: Match
+
+    @staticmethod
+    def of(match: Match) -> Assignment:
+        """Class and box are learned of the same pairs."""
+        return Assignment((match,), match)
 
 
 @dataclass(frozen=True)

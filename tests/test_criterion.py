@@ -25,7 +25,7 @@ def targets_of(counts: tuple[int, ...]) -> Targets:
 
 def matched(criterion: Criterion, stages: Stages, targets: Targets) -> Assignment:
     match = solve([criterion.problem(stages, targets, "main")])[0].match
-    return Assignment((match,), match)
+    return Assignment.of(match)
 
 
 def losses_of(criterion: Criterion, stages: Stages, assignment: Assignment, targets: Targets, normaliser: float = 3.0) -> Losses:
@@ -81,7 +81,7 @@ def test_two_class_matches_are_a_union() -> None:
     boxes, wanted = stages.boxes[0, 0].tolist(), targets.boxes.tolist()
     positives = {(q, c): slow_boxes.iou_and_giou(boxes[q], wanted[t])[0] for q, c, t in ((0, 0, 0), (1, 1, 1), (2, 0, 0))}
     assert float(losses["main/class"]) == pytest.approx(slow.class_loss(stages.logits[0, 0].tolist(), positives, None))
-    alone = losses_of(criterion, stages, Assignment((own,), own), targets, 1.0)
+    alone = losses_of(criterion, stages, Assignment.of(own), targets, 1.0)
     assert torch.equal(losses["main/l1"], alone["main/l1"])  # boxes follow their own match
 
 

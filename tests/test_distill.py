@@ -188,7 +188,7 @@ def test_normalisers_are_of_the_whole_step() -> None:
         context = StepContext.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
         stages = {"main": method.student.decode(context.memory, SetPrediction().query_groups(context))["main"]}
         pairs = objective.stage_pairs(context, stages["main"])
-        _, negative = (solution.match for solution in solve(objective.problems(context, stages, method.criterion)))
+        _, negative = (solution.match for solution in solve(objective.problems(context, stages)))
         assert objective.normalisers(pairs, context) == {"positive": 5.0, "negative": expected}
         assert len(negative.query) == 2 * expected  # at two stages
 

@@ -292,6 +292,6 @@ def test_the_whole_objective_never_holds_a_mask_of_every_channel(variant: str) -
     tokens, width = context.memory.tokens.shape[1:]
     losses = Losses()
     with Largest() as largest:
-        objective.add_losses(losses, context, {}, {}, method.criterion)
+        objective.add_losses(losses, context, {}, {})
         torch.autograd.grad(own_total(losses), context.memory.tokens)
     assert 2 * tokens * width <= largest.entries <= 2 * width * (tokens + 120) < 2 * 120 * tokens * width

@@ -112,7 +112,7 @@ def test_garbage_in_invalid_rows_changes_nothing(detector_config: DetectorConfig
         from steadydetr.learning.matching import solve
 
         match = solve([problem])[0].match
-        method.criterion.add_losses(losses, "a", stages["a"], Assignment((match,), match), batch.targets, 1.0)
+        method.criterion.add_losses(losses, "a", stages["a"], Assignment.of(match), batch.targets, 1.0)
         assert valid[match.image % 2, match.query].all()
         parameters = [p for p in detector.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(losses.total, parameters, retain_graph=True, allow_unused=True)
@@ -135,11 +135,11 @@ def test_folded_stages_equal_looped_stages(detector_config: DetectorConfig) -> N
 
     folded = Losses()
     match = solve([criterion.problem(stages, batch.targets, "m")])[0].match
-    criterion.add_losses(folded, "m", stages, Assignment((match,), match), batch.targets, 5.0)
+    criterion.add_losses(folded, "m", stages, Assignment.of(match), batch.targets, 5.0)
     for s in range(len(stages.logits)):
         single, one = Losses(), stages[s : s + 1]
         match = solve([criterion.problem(one, batch.targets, "m")])[0].match
-        criterion.add_losses(single, "m", one, Assignment((match,), match), batch.targets, 5.0)
+        criterion.add_losses(single, "m", one, Assignment.of(match), batch.targets, 5.0)
         for name, values, _ in single:
             torch.testing.assert_close(folded[name][s], values[0])
 

@@ -54,7 +54,7 @@ def stages_of(counts: tuple[int, ...]) -> Stages:
 
 def matched(criterion: Criterion, stages: Stages, targets: Targets) -> Assignment:
     match = solve([criterion.problem(stages, targets, "main")])[0].match
-    return Assignment((match,), match)
+    return Assignment.of(match)
 
 
 def losses_of(criterion: Criterion, stages: Stages, assignment: Assignment, targets: Targets) -> Losses:

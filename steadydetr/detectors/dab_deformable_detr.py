@@ -16,13 +16,13 @@ from steadydetr.detectors.deformable import (
     ProposalHead,
     TransformerConfig,
     infer_transformer,
-    selected_proposals,
+    select_tokens,
 )
 from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.nn.named_tensors import NamedTensors
-from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
+from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
 
 DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
 
@@ -75,18 +75,11 @@ class DABDeformableDETR(DeformableDetector):
             else:
                 decoder.start_small()
 
-    def with_proposals(self, memory: Memory) -> Memory:
-        return TwoStageMemory.of(memory, self.proposal_head(memory)) if self.config.two_stage else memory
-
     def queries(self, memory: Memory) -> dict[str, Queries]:
         if not self.config.two_stage:
             images = memory.tokens.shape[0]
             content, anchor = (e.weight.expand(images, -1, -1) for e in (self.query_content, self.query_anchor))
             return {"main": Queries(content, anchor.sigmoid())}
         dense = dense_proposals(memory)
-        token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
+        token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
         return {"main": Queries(take_rows(dense.content, token).detach(), reference, token=token)}
-
-    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        return None if queries.token is None else selected_proposals(dense_proposals(memory), queries.token)

@@ -27,7 +27,17 @@ from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
 from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.nn.positions import feature_position
-from steadydetr.structures import DecodedStages, DenseProposals, Memory, QueryGroup, Stages, take_rows
+from steadydetr.structures import (
+    DecodedStages,
+    DenseProposals,
+    Memory,
+    Queries,
+    QueryGroup,
+    Stages,
+    TwoStageMemory,
+    dense_proposals,
+    take_rows,
+)
 
 
 @register("transformer")
@@ -180,6 +190,7 @@ class DeformableDetector(Detector):
             c.checkpointing,
         )
         self.decoder = decoder
+        self.proposal_head: ProposalHead | None = None  # two-stage detectors make one
         initialise(self.encoder)
         initialise(self.decoder.layers)
         if self.decoder.position is not None:
@@ -198,11 +209,16 @@ class DeformableDetector(Detector):
         flat_padding = torch.cat([mask.flatten(1) for mask in masks], 1)
         valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1)
         encoded = self.encoder(tokens, torch.cat(position, 1).to(tokens.dtype), flat_padding, valid_ratios, levels)
-        return self.with_proposals(Memory(encoded, flat_padding, levels, valid_ratios, tokens))
+        memory = Memory(encoded, flat_padding, levels, valid_ratios, tokens)
+        return memory if self.proposal_head is None else TwoStageMemory.of(memory, self.proposal_head(memory))
 
-    def with_proposals(self, memory: Memory) -> Memory:
-        """Two-stage detectors make a `TwoStageMemory` of it."""
-        return memory
+    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
+        """Those that the queries come from, which are supervised with true labels."""
+        if queries.token is None:
+            return None
+        dense = dense_proposals(memory)
+        logits, boxes = (take_rows(values, queries.token) for values in (dense.logits, dense.boxes_unsigmoid))
+        return Stages(logits[None], boxes.sigmoid()[None])
 
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
         """Those whose names begin with `query_`: content, position vectors and the layer that makes references of them, or anchors."""
@@ -341,6 +357,7 @@ class ProposalHead(nn.Module):
         return DenseProposals(logits, boxes, unsigmoid.sigmoid(), content)
 
 
-def selected_proposals(dense: DenseProposals, token: Tensor) -> Stages:
-    """The proposals of the chosen tokens [B, K], as one stage. DINO and DAB-Deformable-DETR supervise them with true labels."""
-    return Stages(take_rows(dense.logits, token)[None], take_rows(dense.boxes_unsigmoid, token).sigmoid()[None])
+def select_tokens(dense: DenseProposals, score: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The best tokens by their score [B, L], at most `count`: token [B, K] and its box as a constant reference [B, K, 4]."""
+    token = score.topk(min(count, score.shape[1])).indices
+    return token, take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()

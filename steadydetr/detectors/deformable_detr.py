@@ -16,12 +16,13 @@ from steadydetr.detectors.deformable import (
     ProposalHead,
     TransformerConfig,
     infer_transformer,
+    select_tokens,
 )
 from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.nn.positions import box_position
-from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
+from steadydetr.structures import Memory, Queries, Stages, dense_proposals
 
 
 @register("deformable-detr")
@@ -91,9 +92,6 @@ class DeformableDETR(DeformableDetector):
             else:
                 decoder.start_small()
 
-    def with_proposals(self, memory: Memory) -> Memory:
-        return TwoStageMemory.of(memory, self.proposal_head(memory)) if self.config.two_stage else memory
-
     def queries(self, memory: Memory) -> dict[str, Queries]:
         return {"main": self._from_proposals(memory) if self.config.two_stage else self._learned(memory)}
 
@@ -113,8 +111,7 @@ class DeformableDETR(DeformableDetector):
     def _from_proposals(self, memory: Memory) -> Queries:
         """Position and content are both made of the box. Tokens are ranked by the logit of class 0, which means "object" here."""
         dense = dense_proposals(memory)
-        token = dense.logits[..., 0].topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
+        token, reference = select_tokens(dense, dense.logits[..., 0], self.config.queries)
         sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)
         position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
         return Queries(content, reference, position=position, token=token)

@@ -15,13 +15,13 @@ from steadydetr.detectors.deformable import (
     ProposalHead,
     TransformerConfig,
     infer_transformer,
-    selected_proposals,
+    select_tokens,
 )
 from steadydetr.kinds import register
 from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.nn.named_tensors import NamedTensors
-from steadydetr.structures import Memory, Queries, Stages, TwoStageMemory, dense_proposals, take_rows
+from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
 
 DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
 
@@ -78,22 +78,15 @@ class DINO(DeformableDetector):
             nn.init.xavier_uniform_(self.query_content.weight)
         self.label_content = nn.Embedding(num_classes + config.spare_label, width)
 
-    def with_proposals(self, memory: Memory) -> Memory:
-        return TwoStageMemory.of(memory, self.proposal_head(memory))
-
     def queries(self, memory: Memory) -> dict[str, Queries]:
         """The best tokens by their largest class logit; learned content goes with them by rank."""
         dense = dense_proposals(memory)
-        token = dense.logits.amax(-1).topk(min(self.config.queries, memory.tokens.shape[1])).indices
-        reference = take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
+        token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
         if self.query_content is None:
             content = take_rows(dense.content, token).detach()
         else:
             content = self.query_content.weight[: token.shape[1]].expand(len(token), -1, -1)
         return {"main": Queries(content, reference, token=token)}
-
-    def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
-        return None if queries.token is None else selected_proposals(dense_proposals(memory), queries.token)
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         reference = inverse_sigmoid(boxes, self.eps).sigmoid()  # never quite 0 or 1

@@ -20,6 +20,7 @@ class StepContext:
 
     batch: Batch
     student: Detector
+    criterion: Criterion
     memory: Memory
     queries: dict[str, Queries]  # the student's own, "main" and perhaps others
     proposals: Stages | None  # the encoder's predictions that are supervised, of two-stage detectors
@@ -46,7 +47,7 @@ class StepContext:
         proposals = student.proposals(memory, queries["main"])
         solved = zip(predictions.items(), solve(problems), strict=True)
         outputs = {name: TeacherOutput.of(found, matched, batch.targets) for (name, found), matched in solved}
-        return StepContext(batch, student, memory, queries, proposals, outputs, adapters or {}, teachers)
+        return StepContext(batch, student, criterion, memory, queries, proposals, outputs, adapters or {}, teachers)
 
     @property
     def targets(self) -> Targets:

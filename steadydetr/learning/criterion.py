@@ -106,7 +106,8 @@ class Criterion:
 
     def _pairs(self, stages: Stages, matches: Sequence[Match], targets: Targets, folded: Targets) -> MatchedPairs:
         """The pairs of all matches together, because the largest target of an image is the largest of all its pairs."""
-        image, query, target = (torch.cat([getattr(match, part) for match in matches]) for part in ("image", "query", "target"))
+        pairs = Match.cat(matches)
+        image, query, target = pairs.image, pairs.query, pairs.target
         logits, boxes = (at_least_float32(tensor).detach() for tensor in stages.flat)
         score = logits[image, query, folded.labels[target]].sigmoid()
         iou = paired_iou(boxes[image, query], folded.boxes[target], self.giou_eps)

@@ -77,6 +77,11 @@ class Teacher(ABC):
         """
 
 
+def relative_decay(total_steps: int) -> float:
+    """The decay of an average over the share `HORIZON` of so many steps."""
+    return max(1 - 1 / (HORIZON * total_steps), 0.0)
+
+
 @register("ema-teacher")
 @dataclass(frozen=True)
 class EMATeacher(Teacher):
@@ -97,7 +102,7 @@ class EMATeacher(Teacher):
         """The decay of a run of so many steps; None: of unknown length."""
         if self.decay is not None:
             return self.decay
-        return 0.9996 if total_steps is None else max(1 - 1 / (HORIZON * total_steps), 0.0)
+        return 0.9996 if total_steps is None else relative_decay(total_steps)
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Average[Detector]:
         return Average(student, self.decay_for(total_steps))

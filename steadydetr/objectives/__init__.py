@@ -2,7 +2,7 @@
 
 from steadydetr.objectives.assignment_distillation import AssignmentDistillation, TeacherInit
 from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
-from steadydetr.objectives.base import Objective
+from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.denoising import Denoising
 from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.feature_peers import FGD, FGFI, FKD, MGD
@@ -24,9 +24,11 @@ __all__ = [
     "FeatureDistillation",
     "JoinedMatches",
     "LogitsDistillation",
+    "Matched",
     "MatchingDistillation",
     "NaivePrediction",
     "Objective",
+    "Predicted",
     "PredictionDistillation",
     "ReleasedFeatures",
     "ReleasedLogits",

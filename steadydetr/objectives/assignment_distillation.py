@@ -13,10 +13,10 @@ from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import teacher_stages
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.criterion import Weights
 from steadydetr.learning.matching import Problem
-from steadydetr.objectives.base import Objective, require_teacher
-from steadydetr.structures import Assignment, DecodedStages, Losses, Match, MatchResult, Queries, QueryGroup
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
+from steadydetr.structures import Assignment, Losses, Match, Queries, QueryGroup
 
 
 @register("assignment-distillation")
@@ -61,22 +61,16 @@ class AssignmentDistillation(Objective):
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         return [QueryGroup(self.name, self._queries(context))]
 
-    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
-        return [] if self.matching == "teacher" else [criterion.problem(stages[self.name], context.targets, self.name)]
+    def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
+        return [] if self.matching == "teacher" else [context.criterion.problem(stages[self.name], context.targets, self.name)]
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         predicted = stages[self.name]
         match = matched[self.name].match if self.matching == "own" else self._teacher_match(context, len(predicted.logits))
+        criterion = context.criterion
         w = criterion.loss_weights
         weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
-        criterion.add_losses(losses, self.name, predicted, Assignment((match,), match), context.targets, context.normaliser, weights)
+        criterion.add_losses(losses, self.name, predicted, Assignment.of(match), context.targets, context.normaliser, weights)
 
     def _queries(self, context: StepContext) -> Queries:
         """The teacher's queries. Their references have a size only where the student's own have, so that its first stage sees one kind."""
@@ -128,14 +122,7 @@ class TeacherInit(Objective):
         for mine, given in zip(student.learned_queries().values(), teachers[self.teacher].learned_queries().values(), strict=True):
             mine.copy_(given)
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         """None: it acts before the first step."""
 
 

@@ -16,16 +16,13 @@ from torch import Tensor
 from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, cheapest_queries
-from steadydetr.objectives.base import Objective, require_alike
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
 from steadydetr.objectives.matching_distillation import JoinedMatches
 from steadydetr.structures import (
     Assignment,
-    DecodedStages,
     Losses,
     MatchedQueries,
-    MatchResult,
     Queries,
     QueryGroup,
     Stages,
@@ -71,17 +68,10 @@ class AuxiliaryGroups(Objective):
         blocks = torch.arange(count, device=chosen.device).repeat_interleave(slots)
         return [QueryGroup(self.name, queries, blocks=blocks)]
 
-    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
-        return [criterion.problem(self._fold(stages[self.name], context), context.targets, self.name)]
+    def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
+        return [context.criterion.problem(self._fold(stages[self.name], context), context.targets, self.name)]
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         predicted, own = self._fold(stages[self.name], context), matched[self.name]
         teacher = self._teacher_slots(context)
         losses.measure(f"{self.name}/targets_outside", (~teacher.valid).sum() / max(teacher.query.numel(), 1))
@@ -89,10 +79,9 @@ class AuxiliaryGroups(Objective):
         if self.matching == "both":
             assignment = self.distillation.assign(own, teacher, predicted, context.targets)
         else:
-            match = own.match if self.matching == "own" else teacher.pairs()
-            assignment = Assignment((match,), match)
+            assignment = Assignment.of(own.match if self.matching == "own" else teacher.pairs())
         groups = len(context.teacher_outputs[self.teacher].stages.logits) if self.reduction == "mean" else 1
-        criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * groups)
+        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * groups)
 
     def _chosen(self, context: StepContext) -> tuple[Tensor, Tensor]:
         """The teacher's queries in the slots of every group and which slots hold one, [T, B, K] each.

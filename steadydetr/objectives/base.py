@@ -9,9 +9,11 @@ from torch import nn
 
 from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem
 from steadydetr.structures import DecodedStages, Losses, MatchResult, QueryGroup
+
+Predicted = Mapping[str, DecodedStages]  # the predictions of all query groups of a step, by the group's name
+Matched = Mapping[str, MatchResult]  # the solutions of all assignment problems of a step, by the problem's name
 
 
 class Objective(ABC):
@@ -55,25 +57,13 @@ class Objective(ABC):
         """Queries for the decoder's pass, whose predictions `add_losses` gets by the group's name."""
         return []
 
-    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
         """Assignment problems. Those of all objectives are solved together, with one fetch to the host."""
         return []
 
     @abstractmethod
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
-        """Add this objective's terms.
-
-        Args:
-            stages: the predictions of all query groups of the step, by name.
-            matched: the solutions of all assignment problems of the step, by name.
-        """
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
+        """Add this objective's terms."""
 
 
 def require_teacher(objective: str, name: str, teachers: Mapping[str, Detector]) -> None:

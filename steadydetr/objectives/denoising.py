@@ -19,15 +19,13 @@ from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives.base import Objective
+from steadydetr.learning.criterion import Weights
+from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.structures import (
     Assignment,
     Batch,
-    DecodedStages,
     Losses,
     Match,
-    MatchResult,
     Queries,
     QueryGroup,
     Stages,
@@ -80,20 +78,13 @@ class Denoising(Objective):
         blocks = torch.arange(rows, device=labels.device) // max(2 * most, 1)
         return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks)]
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         predicted = stages[self.name]
         most = context.batch.global_totals.most_objects
         count = denoising_groups(self.number, most)
         match = repeat_stages(known_match(context.targets, count, most), predicted, len(context.targets.labels))
-        assignment = Assignment((match,), match)
-        criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser * count, self.weights)
+        assignment, normaliser = Assignment.of(match), context.normaliser * count
+        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, normaliser, self.weights)
 
 
 def denoising_groups(number: int, most_objects: int) -> int:

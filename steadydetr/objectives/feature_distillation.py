@@ -19,12 +19,11 @@ from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import over_tokens, quality_score, token_error, weighted_squares
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
 from steadydetr.learning.predictions import TeacherOutput
-from steadydetr.objectives.base import Objective
+from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, shared_levels
-from steadydetr.structures import DecodedStages, Losses, Match, MatchResult, Stages, Targets, take_rows
+from steadydetr.structures import Losses, Match, Stages, Targets, take_rows
 
 
 @register("feature-distillation")
@@ -56,14 +55,7 @@ class FeatureDistillation(Objective):
             nn.init.zeros_(phi.bias)
         return phi
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             values = self._terms(levels, context.teacher_outputs[self.teacher], context)

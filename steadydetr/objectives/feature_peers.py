@@ -30,11 +30,10 @@ from steadydetr.equations.distill import (
 )
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.anchors import token_anchors
-from steadydetr.objectives.base import Objective
+from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, common_strides, shared_levels
-from steadydetr.structures import Batch, DecodedStages, Losses, MatchResult, Targets, seed_of
+from steadydetr.structures import Batch, Losses, Targets, seed_of
 
 COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
 
@@ -61,14 +60,7 @@ class FeaturePeer(Objective):
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
         """The terms of one level with their weights, by name; `module` is what `self.module` made for it."""
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
         modules = cast(nn.ModuleList, context.adapters[self.name])
         with torch.autocast(context.memory.tokens.device.type, enabled=False):

@@ -25,7 +25,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import FORBIDDEN, Problem
 from steadydetr.learning.predictions import TeacherOutput
-from steadydetr.objectives.base import Objective, require_teacher
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
 from steadydetr.structures import DecodedStages, Losses, MatchResult, take_rows
 
 MOST_SCORED = 100  # positives of an image that are chosen by their score
@@ -88,24 +88,17 @@ class LogitsObjective(Objective):
         """What the student learns of the teacher's boxes."""
         return boxes
 
-    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
         with torch.no_grad(), torch.autocast(context.memory.tokens.device.type, enabled=False):
             pairs = self.stage_pairs(context, stages["main"])
-            return [self.problem(pairs, slots, part, criterion) for part, slots in self.slots(pairs, context).items()]
+            return [self.problem(pairs, slots, part, context.criterion) for part, slots in self.slots(pairs, context).items()]
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             pairs = self.stage_pairs(context, stages["main"])
             normalisers = self.normalisers(pairs, context)
             for part, slots in self.slots(pairs, context).items():
-                terms = self.terms(part, pairs, slots, matched[f"{self.name}/{part}"], criterion)
+                terms = self.terms(part, pairs, slots, matched[f"{self.name}/{part}"], context.criterion)
                 for term, (value, weight) in terms.items():
                     losses.add(f"{self.name}/{part}_{term}", value / normalisers[part], self.weight * weight)
 

@@ -58,7 +58,7 @@ class JoinedMatches:
         )
         chosen = added.boxes & self.boxes
         own_boxes = weigh(match, chosen & own_is_costlier, self.box_weight)
-        return Assignment(classes, concatenate(own_boxes, weigh(teacher.pairs(chosen), added.costlier, self.box_weight)))
+        return Assignment(classes, Match.cat((own_boxes, weigh(teacher.pairs(chosen), added.costlier, self.box_weight))))
 
 
 @register("matching-distillation")
@@ -75,13 +75,6 @@ def weigh(match: Match, costlier: Tensor, weight: float) -> Match:
     if weight == 1:
         return match
     return Match(match.image, match.query, match.target, torch.where(costlier[match.target], weight, 1.0))
-
-
-def concatenate(a: Match, b: Match) -> Match:
-    """The pairs of both, with their weights."""
-    weights = [torch.ones_like(m.query, dtype=torch.float32) if m.weight is None else m.weight for m in (a, b)]
-    image, query, target = (torch.cat((getattr(a, name), getattr(b, name))) for name in ("image", "query", "target"))
-    return Match(image, query, target, torch.cat(weights))
 
 
 def teacher_queries(teacher_output: TeacherOutput, student: Queries, by: Counterparts) -> MatchedQueries:

@@ -83,9 +83,9 @@ class Method(nn.Module):
         """The losses of these objectives, which are all of the method's or, to see what each costs, some of them."""
         groups = [group for objective in objectives for group in objective.query_groups(context)]
         stages = self.student.decode(context.memory, groups)
-        problems = [problem for objective in objectives for problem in objective.problems(context, stages, self.criterion)]
+        problems = [problem for objective in objectives for problem in objective.problems(context, stages)]
         matched = {problem.name: result for problem, result in zip(problems, solve(problems), strict=True)}
         losses = Losses()
         for objective in objectives:
-            objective.add_losses(losses, context, stages, matched, self.criterion)
+            objective.add_losses(losses, context, stages, matched)
         return losses

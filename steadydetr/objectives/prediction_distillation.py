@@ -22,8 +22,8 @@ from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
-from steadydetr.objectives.base import Objective, require_alike
-from steadydetr.structures import DecodedStages, Losses, Match, MatchResult, QueryGroup, Stages, Targets
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
+from steadydetr.structures import Losses, Match, QueryGroup, Stages, Targets
 
 Position = Literal["teacher", "student"]
 
@@ -52,26 +52,17 @@ class PredictionObjective(Objective):
             queries = replace(queries, position=context.queries["main"].position)
         return [QueryGroup(self.name, queries)]
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
-        teacher_output, weights = context.teacher_outputs[self.teacher], criterion.loss_weights
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
+        teacher_output, weights = context.teacher_outputs[self.teacher], context.criterion.loss_weights
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             student, teacher = stages[self.name].in_float32(), teacher_output.stages.in_float32()
-            label, l1, giou = self.terms(student, teacher, teacher_output.matched.match, context, criterion)
+            label, l1, giou = self.terms(student, teacher, teacher_output.matched.match, context)
         losses.add(f"{self.name}/class", label, weights.label)
         losses.add(f"{self.name}/l1", l1, weights.l1)
         losses.add(f"{self.name}/giou", giou, weights.giou)
 
     @abstractmethod
-    def terms(
-        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, student: Stages, teacher: Stages, match: Match, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
         """The class, L1 and GIoU terms, [S] each; `match` is the teacher's."""
 
 
@@ -84,11 +75,9 @@ class PredictionDistillation(PredictionObjective):
     listen: bool = True  # learn a box only where the teacher's is better (Listen2stu)
     position: Position = "teacher"  # whose position vectors the queries have, where they bring some  # D-35
 
-    def terms(
-        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(self, student: Stages, teacher: Stages, match: Match, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
         """Eq. 5 and 6."""
-        targets = context.targets.repeat_batch(len(student.logits))
+        criterion, targets = context.criterion, context.targets.repeat_batch(len(student.logits))
         wanted, weight, iou = teacher_target(teacher, match, targets)
         label = classification_loss(student.flat[0], wanted, wanted > 0, None, criterion.gamma)
         ours, theirs = (part.flat[1][match.image, match.query] for part in (student, teacher))
@@ -109,10 +98,8 @@ class NaivePrediction(PredictionObjective):
     teacher: str = "ema"
     position: Position = "teacher"  # whose position vectors the queries have, where they bring some  # D-35
 
-    def terms(
-        self, student: Stages, teacher: Stages, match: Match, context: StepContext, criterion: Criterion
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], criterion)
+    def terms(self, student: Stages, teacher: Stages, match: Match, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
+        return naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], context.criterion)
 
 
 def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,11 +17,10 @@ from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import released_mask
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
-from steadydetr.objectives.base import Objective
+from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_distillation import best_iou
 from steadydetr.objectives.feature_levels import Level, check_levels, shared_levels
-from steadydetr.structures import DecodedStages, Losses, MatchResult, Targets, take_rows
+from steadydetr.structures import DecodedStages, Losses, Targets, take_rows
 
 MOST_PAIRS = 100  # pairs of a query and a class that are used, the best by score
 
@@ -46,14 +45,7 @@ class ReleasedFeatures(Objective):
                 f" the teacher {teachers[self.teacher].width}"
             )
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, "inputs", losses, with_padding=True)
         with torch.autocast(context.memory.tokens.device.type, enabled=False):
             stages_of_teacher = context.teacher_outputs[self.teacher].stages.in_float32()

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem
 from steadydetr.learning.predictions import proposal_targets
-from steadydetr.objectives.base import Objective, require_alike
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
 from steadydetr.structures import Assignment, DecodedStages, Losses, MatchedQueries, MatchResult, QueryGroup
 
@@ -38,31 +37,25 @@ class SetPrediction(Objective):
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         return [QueryGroup("main", context.queries["main"])]
 
-    def problems(self, context: StepContext, stages: Mapping[str, DecodedStages], criterion: Criterion) -> list[Problem]:
+    def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
+        criterion = context.criterion
         problems = [criterion.problem(stages["main"], context.targets, "main")]
         if context.proposals is not None:
             problems.append(criterion.problem(context.proposals, proposal_targets(context.student, context.targets), "proposals"))
         return problems
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
-        main, normaliser = stages["main"], context.normaliser
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
+        criterion, main, normaliser = context.criterion, stages["main"], context.normaliser
         assignment = self._assign(losses, context, main, matched["main"])
         criterion.add_losses(losses, "main", main, assignment, context.targets, normaliser)
         if context.proposals is not None:
             match, targets = matched["proposals"].match, proposal_targets(context.student, context.targets)
-            criterion.add_losses(losses, "proposals", context.proposals, Assignment((match,), match), targets, normaliser)
+            criterion.add_losses(losses, "proposals", context.proposals, Assignment.of(match), targets, normaliser)
 
     def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
         """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
         if self.teacher_match is None:
-            return Assignment((matched.match,), matched.match)
+            return Assignment.of(matched.match)
         teacher_output = context.teacher_outputs[self.teacher_match.teacher]
         teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
         own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)

@@ -12,7 +12,7 @@ from torch import nn
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
-from steadydetr.learning.teachers import HORIZON, EMATeacher
+from steadydetr.learning.teachers import EMATeacher, relative_decay
 from steadydetr.nn.decoder import DecoderLayer
 from steadydetr.nn.encoder import EncoderLayer
 from steadydetr.objectives.method import Method
@@ -138,6 +138,6 @@ def remarks(recipe: Recipe, total_steps: int) -> list[str]:
         if decay and horizon > LONG_HORIZON * total_steps:
             found.append(
                 f"{option} = {decay} averages over the last {horizon:.0f} steps, but the run has {total_steps}, so that the average is far"
-                f" behind; 2.8% of the run, as in OD-DETR, is {max(1 - 1 / (HORIZON * total_steps), 0):.4f} (None for a teacher)"
+                f" behind; 2.8% of the run, as in OD-DETR, is {relative_decay(total_steps):.4f} (None for a teacher)"
             )
     return found

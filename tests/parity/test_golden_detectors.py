@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -147,10 +148,11 @@ def test_training_step(path: Path) -> None:
     context, stages = run(case)
     close(stages["main"].logits, tensors["out.logits"], atol=1e-4, rtol=1e-5)
     criterion, losses, objective = criterion_of(config), Losses(), SetPrediction()
-    problems = objective.problems(context, stages, criterion)
+    context = replace(context, criterion=criterion)
+    problems = objective.problems(context, stages)
     solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
     check_matching(context, stages, solved, criterion, tensors)
-    objective.add_losses(losses, context, stages, solved, criterion)
+    objective.add_losses(losses, context, stages, solved)
     if "denoising" in stages:
         add_denoising(losses, context.targets, stages["denoising"], criterion, config["dn_meta"])
     check_losses(losses, tensors, "loss.", "wloss.")
@@ -175,7 +177,7 @@ def add_denoising(
     match = known_match(targets, groups, meta["pad_size"] // (2 * groups))
     match = repeat_stages(match, stages, len(targets.labels))
     normaliser = float(max(len(targets.labels), 1) * groups)
-    criterion.add_losses(losses, "denoising", stages, Assignment((match,), match), targets, normaliser, weights)
+    criterion.add_losses(losses, "denoising", stages, Assignment.of(match), targets, normaliser, weights)
 
 
 def check_matching(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,10 @@ def test_training_mode(path: Path) -> None:
         close(stages["main"].boxes, tensors[f"{prefix}boxes"], atol=ATOL)
         stable = "stable" in path.name
         criterion, objective, losses = stable_criterion(config) if stable else Criterion(giou_eps=1e-6), SetPrediction(), Losses()
-        problems = objective.problems(context, stages, criterion)
+        context = replace(context, criterion=criterion)
+        problems = objective.problems(context, stages)
         solved = {problem.name: solution for problem, solution in zip(problems, solve(problems), strict=True)}
-        objective.add_losses(losses, context, stages, solved, criterion)
+        objective.add_losses(losses, context, stages, solved)
         if mode == "dn":
             close(stages["denoising"].logits, tensors["out.dn.dn_logits"], atol=ATOL)
             close(stages["denoising"].boxes, tensors["out.dn.dn_boxes"], atol=ATOL)

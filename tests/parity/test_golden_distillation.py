@@ -99,7 +99,7 @@ def test_logits(path: Path, stages: Any) -> None:
     student, objective = method.student, method.objectives[1]
     assert isinstance(student, Given)
     context = StepContext.of(batch(config, tensors), student, CRITERION, method.teaching)  # type: ignore[arg-type]
-    (problem,) = objective.problems(context, student.decode(context.memory, [QueryGroup("main", context.queries["main"])]), CRITERION)
+    (problem,) = objective.problems(context, student.decode(context.memory, [QueryGroup("main", context.queries["main"])]))
     surplus = unmatched_terms(student, problem)
     losses = method(context.batch)
     prefix = "out.loss." if stages == "progressive" else "out.last_stage_teacher.loss."
@@ -120,7 +120,7 @@ def test_logits_costs_and_assignments(path: Path) -> None:
     method = given_method(tensors, (SetPrediction(), ReleasedLogits()), main="student")
     context = StepContext.of(batch(config, tensors), method.student, CRITERION, method.teaching)
     stages = method.student.decode(context.memory, [QueryGroup("main", context.queries["main"])])
-    (problem,) = method.objectives[1].problems(context, stages, CRITERION)
+    (problem,) = method.objectives[1].problems(context, stages)
     match, taught = solve([problem])[0].match, problem.counts[0]
     images = len(context.targets.counts)
     for stage in range(len(stages["main"].logits)):

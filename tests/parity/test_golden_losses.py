@@ -49,13 +49,13 @@ def test_criterion(path: Path) -> None:
         solved = solve([criterion.problem(stages, wanted, suffix)])[0]
         check_assignment(solved.match, tensors, ".".join(filter(None, (suffix.strip("_"),))), wanted, len(stages.logits))
         check_costs(criterion, stages, wanted, tensors, suffix.strip("_"))
-        criterion.add_losses(losses, f"x{suffix}", stages, Assignment((solved.match,), solved.match), wanted, normaliser)
+        criterion.add_losses(losses, f"x{suffix}", stages, Assignment.of(solved.match), wanted, normaliser)
     if config.get("dn") and config.get("pad_size"):
         stages = Stages(inputs["in.dn_logits"], inputs["in.dn_boxes"])
         groups = config["num_dn_group"]
         match = known_match(targets, groups, config["pad_size"] // (2 * groups))
         match = repeat_stages(match, stages, len(targets.labels))
-        criterion.add_losses(losses, "x_dn", stages, Assignment((match,), match), targets, normaliser * groups)
+        criterion.add_losses(losses, "x_dn", stages, Assignment.of(match), targets, normaliser * groups)
     check_values(losses, tensors)
     used = [key for key in inputs if f"grad.{key}" in tensors]
     if used:

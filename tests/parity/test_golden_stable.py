@@ -103,7 +103,7 @@ def test_criterion(path: Path) -> None:
         for name, stages, names in (("main", main, [*(f"aux{i}" for i in range(last)), "final"]), ("proposals", encoder, ["enc"])):
             match = solve([criterion.problem(stages, targets, name)])[0].match
             check_indices(match, tensors, names, targets)
-            criterion.add_losses(losses, name, stages, Assignment((match,), match), targets, float(max(len(targets.labels), 1)))
+            criterion.add_losses(losses, name, stages, Assignment.of(match), targets, float(max(len(targets.labels), 1)))
             check_targets(recording, tensors, prefix, names)
         denoising, groups = Stages(inputs["in.dn_logits"], inputs["in.dn_boxes"]), config["dn_num"]
         meta = {"num_dn_group": groups, "pad_size": groups * config["single_padding"]}

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from steadydetr import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
-from steadydetr.objectives import Objective
-from steadydetr.structures import DecodedStages, Losses, MatchResult
+from steadydetr.objectives import Matched, Objective, Predicted
+from steadydetr.structures import Losses
 
 
 @register("entropy")
@@ -23,14 +21,7 @@ class Entropy(Objective):
     def name(self) -> str:
         return "entropy"
 
-    def add_losses(
-        self,
-        losses: Losses,
-        context: StepContext,
-        stages: Mapping[str, DecodedStages],
-        matched: Mapping[str, MatchResult],
-        criterion: Criterion,
-    ) -> None:
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         score = stages["main"].logits.float().sigmoid()  # [S, B, N, C]
         entropy = -(score * score.clamp(min=1e-6).log()).mean((2, 3))
         losses.add("entropy/scores", entropy.sum(1) / context.batch.global_totals.images, self.weight)
