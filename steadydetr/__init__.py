@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from steadydetr.training.loop import train
     from steadydetr.training.not_finite import replay
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 __all__ = [
     "Detections",
     "Predictor",

@@ -27,11 +27,11 @@ RUNS: dict[str, str] = {
     "dab-two-stage": "train small-dino --detector dab-deformable-detr --detector.two-stage --objectives.denoising none"
     " --criterion.class-target quality --criterion.alpha None",
     "dino": "train small-dino",
-    "dino-od": "train small-od-dino --objectives.main.guide.twins rank --training.schedule step --training.drop-epochs 1",
-    "dino-naive": "train small-od-dino --objectives.prediction.naive --objectives.auxiliary none",
+    "dino-od": "train small-od-dino --objectives.main.teacher-match.counterparts rank --training.schedule step --training.drop-epochs 1",
+    "dino-naive": "train small-od-dino --objectives.prediction naive-prediction --objectives.auxiliary none",
     "distill": "distill small-distill-deformable-detr --teacher {deformable-detr}",
-    "distill-released": "distill small-distill-deformable-detr --teacher {deformable-detr} --objectives.features.as-released"
-    " --objectives.logits.as-released --objectives.assignment.init",
+    "distill-released": "distill small-distill-deformable-detr --teacher {deformable-detr} --objectives.features released-features"
+    " --objectives.logits released-logits --objectives.assignment teacher-init",
     "distill-peers": "distill small-refine-deformable-detr --teacher {dab} --objectives.logits none --objectives.assignment none"
     " --objectives.features none --objectives.fgd fgd --objectives.mgd mgd --objectives.fkd fkd --objectives.fgfi fgfi",
     "steady": "distill small-od-dino --teacher {dino} --criterion.class-cost position-modulated --detector.transformer.fusion dense",
@@ -50,19 +50,19 @@ def write(folder: Path, name: str, stop: int | None) -> Path:
 
 
 def train(words: list[str], output: str, stop: int | None) -> None:
-    import steadydetr.train as loop
     import torch
 
     from steadydetr.cli import run_command
+    from steadydetr.training import loop
 
     torch.set_num_threads(1)
-    agree = loop.agree
+    synchronise_step = loop.synchronise_step
 
     def until(run, local):  # type: ignore[no-untyped-def]
         run.stop = run.stop or run.state.step == stop
-        return agree(run, local)
+        return synchronise_step(run, local)
 
-    loop.agree = until
+    loop.synchronise_step = until
     run_command(words[0], [*words[1:], "--output", output])
 
 
