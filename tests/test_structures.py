@@ -97,6 +97,16 @@ def test_matched_queries_are_a_match_as_a_table(counts: tuple[int, ...]) -> None
     assert torch.equal(table.repeated(2).query, table.query[[0, 1, 0, 1]])
 
 
+def test_matches_one_after_the_other() -> None:
+    """Weights of 1 are made only where another part has some."""
+    plain = Match(torch.tensor([0, 1]), torch.tensor([4, 5]), torch.tensor([2, 3]))
+    heavy = replace(plain, query=torch.tensor([6, 7]), weight=torch.tensor([0.5, 2.0]))
+    both = Match.cat((plain, heavy))
+    assert both.image.tolist() == [0, 1, 0, 1] and both.query.tolist() == [4, 5, 6, 7] and both.target.tolist() == [2, 3, 2, 3]
+    assert both.weight is not None and both.weight.tolist() == [1.0, 1.0, 0.5, 2.0]
+    assert Match.cat((plain, plain)).weight is None
+
+
 def test_rows_are_taken_image_by_image() -> None:
     tensor, rows = torch.rand(2, 3, 5, 4), torch.randint(5, (2, 3, 2))
     taken = take_rows(tensor, rows)
