@@ -81,14 +81,19 @@ def _build(plain: Any, where: str) -> Any:
     for key in values:
         if key not in names:
             raise ValueError(f"{where}: {plain['kind']} has no field {key!r}{nearest(key, names)}")
-    return part(**values)
+    try:
+        return part(**values)
+    except TypeError as error:  # a field is missing, or a value is of a type that it cannot compare or count with
+        raise ValueError(f"{where}: {plain['kind']} cannot be made of these values: {error}") from None
 
 
 def check_format(plain: dict[str, Any], where: str) -> None:
     """Raise ValueError for a file that a newer version wrote."""
     found = plain.get("format", 1)
-    if not isinstance(found, int) or found > FORMAT:
-        raise ValueError(f"{where}: its format is {found!r}, this version of steadydetr reads up to {FORMAT}: update steadydetr")
+    if type(found) is not int or found < 1:
+        raise ValueError(f"{where}: its format is {found!r}, which no version of steadydetr has written")
+    if found > FORMAT:
+        raise ValueError(f"{where}: its format is {found}, this version of steadydetr reads up to {FORMAT}: update steadydetr")
 
 
 def check_savable(value: Any, where: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -53,6 +54,8 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
         full = kind if origin == PACKAGE else f"{origin}:{kind}"
         if origin != PACKAGE and isinstance(value, type):
             _check_fields(value)
+            if inspect.isabstract(value):
+                raise TypeError(f"{value.__qualname__} lacks {', '.join(sorted(vars(value)['__abstractmethods__']))}")
         before = _parts.get(full)
         if before is not None and (before.__module__, before.__qualname__) != (value.__module__, value.__qualname__):
             raise ValueError(f"the kind {full!r} is taken by {before.__module__}.{before.__qualname__}")
@@ -105,7 +108,7 @@ def find_part(kind: str, where: str) -> Any:
     if kind in _parts:
         return _parts[kind]
     package = kind.partition(":")[0]
-    if ":" not in kind:
+    if ":" not in kind or package in ("", PACKAGE):
         raise ValueError(f"{where}: there is no {kind!r} in this version of {PACKAGE}{nearest(kind, own_kinds())}")
     if package in _failed:
         raise ValueError(f"{where}: {kind!r} belongs to the plugin {package}, which could not be imported: {_failed[package]}")

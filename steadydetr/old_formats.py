@@ -66,7 +66,7 @@ def _feature_distillation(plain: Plain) -> Plain:
     """With `as_released` the part is `ReleasedFeatures` today. Without a weight, each of the two has its default."""
     released, weight = plain.pop("as_released", False), plain.get("weight", 20.0)
     if released:
-        return {"kind": "released-features", "teacher": plain["teacher"], "weight": 1.0 if weight is None else weight}
+        return {"kind": "released-features", "teacher": plain.get("teacher", "teacher"), "weight": 1.0 if weight is None else weight}
     return plain | {"weight": 20.0 if weight is None else weight}
 
 
@@ -99,7 +99,7 @@ def _renamed(plain: Plain, **names: str) -> Plain:
 def _parted(plain: Plain, flag: str, kind: str, kept: tuple[str, ...]) -> Plain:
     """Where the flag is set: a part of that kind, with the kept fields. Elsewhere: the same part without the flag."""
     if plain.pop(flag, False):
-        return {"kind": kind} | {name: plain[name] for name in kept}
+        return {"kind": kind} | {name: plain[name] for name in kept if name in plain}
     return plain
 
 

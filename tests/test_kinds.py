@@ -8,18 +8,21 @@ import sys
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import pytest
 
 import steadydetr
+from steadydetr.cli import run_command
 from steadydetr.config import FORMAT, check_savable, from_plain, to_plain
 from steadydetr.kinds import find_part, kind_of, load_own, own_kinds, register, use
 from steadydetr.learning.class_terms import ClassCost, FocalCost, PositionTarget
 from steadydetr.learning.criterion import Criterion
 from steadydetr.old_formats import KINDS_OF_0_1, upgrade
 from steadydetr.recipes import find
+from steadydetr.recipes.base import RECIPES, recipe
 
 # Kinds stand in files that users have: this list only grows.
 RELEASED_KINDS = {*KINDS_OF_0_1.values()}
@@ -206,3 +209,42 @@ def test_half_made_parts_are_refused() -> None:
 def test_fields_called_type_are_nobodys_kind() -> None:
     plain = {"kind": "mylab:x", "type": "a", "function": "b", "n": 1}
     assert upgrade(plain) == plain and upgrade({"type": 3, "recipe": {}}) == {"type": 3, "recipe": {}}
+
+
+@pytest.mark.parametrize("plain", [{"kind": "training", "epochs": "three"}, {"kind": "recipe", "name": "half"}])
+def test_values_of_a_wrong_type_are_one_error(plain: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"config\.json: \w+ cannot be made of these values"):
+        from_plain(plain, "config.json")
+
+
+@pytest.mark.parametrize("found", ["2", 2.0, None, True, 0, -1])
+def test_odd_formats_are_refused(found: Any) -> None:
+    with pytest.raises(ValueError, match="which no version of steadydetr has written"):
+        from_plain({"format": found} | to_plain(Criterion()))
+
+
+def test_recipes_of_a_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that cannot be made costs only itself; capitals do not matter; a name taken twice is an error."""
+    before = dict(RECIPES)
+    lab = tmp_path / "recipe_lab.py"
+    lab.write_text(
+        "import steadydetr\nfrom steadydetr.recipes import find\n"
+        "@steadydetr.recipe\ndef Small_DINO(): return find('small-dino')\n"
+        "@steadydetr.recipe\ndef broken(): raise KeyError('gone')\n"
+        "@steadydetr.recipe\ndef nothing(): return None\n"
+    )
+    use(str(lab))
+    try:
+        assert find("recipe_lab:Small_DINO") == find("small-dino")
+        with pytest.raises(ValueError, match="cannot be made: KeyError: 'gone'"):
+            find("recipe_lab:broken")
+        with pytest.raises(ValueError, match="its function gave a NoneType"):
+            find("recipe_lab:nothing")
+        run_command("recipes", [])
+        assert "small-dino" in capsys.readouterr().out
+        with pytest.raises(ValueError, match="make a recipe called tests:quickstart"):
+            for number in range(2):
+                recipe(FunctionType((lambda: None).__code__, {"__name__": f"tests.{number}"}, "quickstart"))
+    finally:
+        RECIPES.clear()
+        RECIPES.update(before)

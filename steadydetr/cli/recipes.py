@@ -35,6 +35,9 @@ def run(words: Sequence[str]) -> None:
         return
     table = Table("recipe", "what it is", "epochs", "reported COCO AP")
     for name in names():
-        recipe = find(name)
-        table.add_row(name, recipe.notes, str(recipe.training.epochs), recipe.reported or "-")
+        try:
+            recipe = find(name)
+            table.add_row(name, recipe.notes, str(recipe.training.epochs), recipe.reported or "-")
+        except ValueError as error:  # one recipe of a plugin does not cost the list
+            table.add_row(name, str(error), "-", "-")
     console.print(table)

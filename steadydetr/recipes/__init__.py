@@ -34,4 +34,12 @@ def find(name: str) -> Recipe:
         if ":" in name and package != PACKAGE and not any(other.startswith(f"{package}:") for other in names()):
             raise ValueError(f"there is no recipe {name!r}: no plugin {package} is in use. Name it by --plugin {package}")
         raise ValueError(f"there is no recipe {name!r}{nearest(name, names())} `steadydetr recipes` lists them all")
-    return RECIPES[name]()
+    try:
+        found = RECIPES[name]()
+    except Exception as error:
+        if ":" in name:  # a function of somebody else's
+            raise ValueError(f"the recipe {name} cannot be made: {type(error).__name__}: {error}") from error
+        raise
+    if not isinstance(found, Recipe):
+        raise ValueError(f"the recipe {name} cannot be made: its function gave a {type(found).__name__}, not a Recipe")
+    return found

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.kinds import PACKAGE, register
+from steadydetr.kinds import PACKAGE, normal, register
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Teacher
 from steadydetr.objectives import Objective
@@ -20,8 +20,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls 
 
 def recipe(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
     """Enter a function into the list of recipes, by its name with hyphens; one of a package mylab is called `mylab:its-name`."""
-    package, name = function.__module__.partition(".")[0], function.__name__.replace("_", "-")
-    RECIPES[name if package == PACKAGE else f"{package}:{name}"] = function
+    package, name = function.__module__.partition(".")[0], normal(function.__name__)
+    full = name if package == PACKAGE else f"{package}:{name}"
+    before = RECIPES.get(full)
+    if before is not None and (before.__module__, before.__qualname__) != (function.__module__, function.__qualname__):
+        raise ValueError(f"two functions, in {before.__module__} and in {function.__module__}, make a recipe called {full}")
+    RECIPES[full] = function
     return function
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from steadydetr.checkpoints.folder import find_checkpoint, read_card
 from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.detectors.base import evaluating
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
@@ -163,8 +164,7 @@ def detector_of(teacher: str) -> DetectorConfig:
 
 def measure_size(detector: Detector, batch: Batch) -> Size:
     """The size of a detector, whose inference is run on a batch of one image."""
-    detector.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(detector):
         inference = count_multiplications(lambda: detector(batch.images, batch.padding))
     return Size(*count_parameters(detector), inference)
 
