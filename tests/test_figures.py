@@ -154,11 +154,13 @@ def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
 
 def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs' own is taken; without one, or where it is gone, the other figures are drawn all the same."""
-    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
     monkeypatch.setattr(paper_figures, "draw_feature_masks", lambda teacher, *_: [tmp_path / f"{type(teacher).__name__}.png"])
     data = "shapes:size=64,images=5"
     missing = write_figures([run], tmp_path, data=data)[1]
-    assert missing == dict.fromkeys(MASK_FIGURES, "needs a run with a trained teacher, or --teacher CHECKPOINT")
+    assert missing == dict.fromkeys(MASK_FIGURES, "needs a run with a trained teacher, or --teacher CHECKPOINT") | {
+        "sampling-points": "needs a detector with deformable attention"
+    }
     taught = tmp_path / "taught"
     shutil.copytree(run, taught)
     plain = json.loads((taught / "config.json").read_text())
@@ -185,7 +187,7 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
     other.load_state_dict(state)
     save_detector(tmp_path / "other", other.state_dict(), DetectorCard(DETECTORS["refine"], classes, tuple(range(len(classes)))))
     drawn: list[TeacherView] = []
-    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
     monkeypatch.setattr(
         paper_figures, "draw_feature_masks", lambda teacher, *_: drawn.append(view_of_teacher(teacher, Criterion(), batch)) or []
     )
@@ -196,7 +198,7 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
 
 
 def test_a_teacher_of_other_classes_draws_no_masks(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paper_figures, "_sampling_points_of_runs", lambda *_: None)
+    monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
     strangers = save_teacher(tmp_path / "strangers", DETECTORS["refine"], ("cat", "dog"))
     _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=strangers)
     assert all("strangers knows the classes ['cat', 'dog'], but not" in missing[name] for name in MASK_FIGURES)

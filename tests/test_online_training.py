@@ -57,7 +57,7 @@ def teacher_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
 def without_pictures() -> Iterator[None]:
     """They would take most of the time of such short runs."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw_curves", "draw_first_predictions", "draw_looks"):
+        for name in ("draw_curves", "draw_first_predictions", "draw_sampling_points"):
             patch.setattr(steadydetr.training.pictures, name, lambda *_: None)
         yield
 

@@ -9,9 +9,14 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, RandomSizeCrop, Sample, ShortestSide, apply
+from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, RandomSizeCrop, Sample, ShortestSide, apply, seeded
 
 Step = tuple[str, int, int]  # which transform, and the size of the image after it
+
+
+def apply_seeded(transform: v2.Transform, sample: Sample, seed: int) -> Sample:
+    with seeded(seed):
+        return apply(transform, sample)
 
 
 def picture(height: int, width: int, box: tuple[int, int, int, int] | None = None) -> Sample:
@@ -43,7 +48,7 @@ def test_the_branch_with_the_crop_resizes_before_and_after(steps: list[Step]) ->
     paths: list[list[Step]] = []
     for seed in range(60):
         steps.clear()
-        out = apply(DetrTransform().build(), picture(150, 200), seed)
+        out = apply_seeded(DetrTransform().build(), picture(150, 200), seed)
         paths.append(list(steps))
         assert tuple(out.image.shape[-2:]) == paths[-1][-1][1:]
     kinds = Counter(tuple(kind for kind, *_ in path) for path in paths)
@@ -61,18 +66,18 @@ def test_the_branch_with_the_crop_resizes_before_and_after(steps: list[Step]) ->
 def test_the_longest_side_is_limited_at_the_end_alone(steps: list[Step]) -> None:
     for seed in range(12):
         steps.clear()
-        out = apply(DetrTransform().build(), picture(40, 400), seed)
+        out = apply_seeded(DetrTransform().build(), picture(40, 400), seed)
         assert max(out.image.shape[-2:]) <= 1333
         if len(steps) == 3:
             assert max(steps[0][1:]) >= 4000
     steps.clear()
-    apply(DetrTransform(crop=False).build(), picture(40, 400), 0)
+    apply_seeded(DetrTransform(crop=False).build(), picture(40, 400), 0)
     assert steps == [("RandomShortestSize", 133, 1333)]
 
 
 def test_without_the_crop_there_is_one_resize(steps: list[Step]) -> None:
     for seed in range(12):
-        apply(DetrTransform((32, 48), 60, crop=False).build(), picture(150, 200), seed)
+        apply_seeded(DetrTransform((32, 48), 60, crop=False).build(), picture(150, 200), seed)
     assert {step[1:] for step in steps} == {(32, 42), (45, 60)} and len(steps) == 12
 
 
@@ -102,7 +107,7 @@ def test_a_window_takes_every_size_and_place_that_fits() -> None:
 )
 def test_boxes_go_with_the_pixels(transform: Any, expected: tuple[float, ...]) -> None:
     """On an image of 80 x 120 with a box from (20, 10) to (60, 30)."""
-    out = apply(transform.build(), picture(80, 120, (20, 10, 60, 30)), 0)
+    out = apply_seeded(transform.build(), picture(80, 120, (20, 10, 60, 30)), 0)
     assert out.boxes_xyxy.tolist() == [pytest.approx(expected)] and out.labels.tolist() == [3]
     lit = (out.image[0] > 127).nonzero()
     (top, left), (bottom, right) = lit.amin(0).tolist(), (lit.amax(0) + 1).tolist()
@@ -113,22 +118,26 @@ def test_flips_and_swaps_come_as_often_as_asked() -> None:
     """And zoom cuts off at most what it says."""
     flipped = swapped = 0
     for seed in range(40):
-        left = apply(FixedSizeTransform(40, 60).build(), picture(40, 60, (0, 0, 10, 5)), seed).boxes_xyxy[0, 0]
+        left = apply_seeded(FixedSizeTransform(40, 60).build(), picture(40, 60, (0, 0, 10, 5)), seed).boxes_xyxy[0, 0]
         flipped += int(left > 0)
-        height = apply(FixedSizeTransform(40, 40, flip=0.0, transpose=0.5).build(), picture(40, 40, (0, 0, 10, 20)), seed).boxes_xyxy[0, 3]
+        height = apply_seeded(
+            FixedSizeTransform(40, 40, flip=0.0, transpose=0.5).build(), picture(40, 40, (0, 0, 10, 20)), seed
+        ).boxes_xyxy[0, 3]
         swapped += int(height == 10)
-        (box,) = apply(
+        (box,) = apply_seeded(
             FixedSizeTransform(100, 100, flip=0.0, zoom=0.7).build(), picture(100, 100, (45, 45, 55, 55)), seed
         ).boxes_xyxy.tolist()
         assert 9.9 <= box[2] - box[0] <= 100 * 10 / 69
     assert 10 <= flipped <= 30 and 10 <= swapped <= 30
-    assert apply(FixedSizeTransform(40, 60, flip=0.0).build(), picture(40, 60, (0, 0, 10, 5)), 0).boxes_xyxy.tolist() == [[0, 0, 10, 5]]
+    assert apply_seeded(FixedSizeTransform(40, 60, flip=0.0).build(), picture(40, 60, (0, 0, 10, 5)), 0).boxes_xyxy.tolist() == [
+        [0, 0, 10, 5]
+    ]
 
 
 @pytest.mark.parametrize("transform", [FixedSizeTransform(50, 50, flip=0.0), DetrTransform((50,), 60, flip=0.0, crop=False)])
 def test_boxes_below_a_pixel_are_dropped_and_the_others_end_at_the_edge(transform: Any) -> None:
     boxes = torch.tensor([[0.0, 0, 2.4, 40], [0, 0, 1.6, 40], [80, 80, 130, 120]])
-    out = apply(transform.build(), Sample(torch.zeros(3, 100, 100, dtype=torch.uint8), boxes, torch.tensor([1, 2, 3])), 0)
+    out = apply_seeded(transform.build(), Sample(torch.zeros(3, 100, 100, dtype=torch.uint8), boxes, torch.tensor([1, 2, 3])), 0)
     assert out.labels.tolist() == [1, 3] and out.boxes_xyxy[1].tolist() == [40, 40, 50, 50]
 
 
@@ -137,7 +146,7 @@ def test_draws_are_those_of_the_seed_and_leave_the_others_alone() -> None:
     expected = torch.rand(3)
     torch.manual_seed(5)
     transform = DetrTransform().build()
-    first, again, other = (apply(transform, picture(90, 120), seed) for seed in (1, 1, 2))
+    first, again, other = (apply_seeded(transform, picture(90, 120), seed) for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(first.image, again.image) and torch.equal(first.boxes_xyxy, again.boxes_xyxy)
     assert first.image.shape != other.image.shape
