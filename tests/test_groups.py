@@ -46,6 +46,7 @@ def assert_same(a: Stages, b: Stages) -> None:
 @pytest.mark.parametrize("share", [False, True])
 def test_boxes_start_equally_small_at_every_stage(name: str, share: bool) -> None:
     """A box head of all stages must not shrink the box at each of them."""
+    torch.manual_seed(0)
     config = DETECTORS[name]
     transformer = replace(config.transformer, share_decoder=share, decoder_layers=4)
     detector, batch = replace(config, transformer=transformer).build(5).eval(), make_batch((2, 3))  # type: ignore[arg-type]
