@@ -6,10 +6,7 @@ A saved file carries the number of its format. Format 1, of version 0.1, named p
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -117,18 +114,3 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 def renewed(plain: Any, where: str = "config") -> Any:
     """A stored config as this version would write it: fields that were added since have their defaults."""
     return json.loads(json.dumps(to_plain(from_plain(plain, where))))
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file. A crash leaves either the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    os.replace(file.name, path)

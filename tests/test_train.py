@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import load_file
 
 import steadydetr.training.loop
-from steadydetr.config import to_plain, write_json
+from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
+from steadydetr.files import write_json
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig

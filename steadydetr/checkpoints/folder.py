@@ -21,9 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from steadydetr.checkpoints.layouts import known_layouts
-from steadydetr.config import FORMAT, check_format, from_plain, to_plain, write_json
+from steadydetr.config import FORMAT, check_format, from_plain, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.files import write_json
 from steadydetr.kinds import register
 
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"

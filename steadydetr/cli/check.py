@@ -29,8 +29,8 @@ class CheckArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(CheckArguments, words, "check", DESCRIPTION)
-    from steadydetr.config import write_json
     from steadydetr.data.check import check_data, print_report
+    from steadydetr.files import write_json
 
     report = check_data(arguments.data, arguments.splits)
     print_report(report)

@@ -25,7 +25,7 @@ def run(words: Sequence[str]) -> None:
     from rich.console import Console
 
     from steadydetr.cli.cost_arguments import read_cost_arguments, tables
-    from steadydetr.config import write_json
+    from steadydetr.files import write_json
     from steadydetr.tools.cost import measure_cost
 
     arguments = read_cost_arguments(words[0], words[1:], USAGE)

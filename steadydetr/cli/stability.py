@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
     from dataclasses import asdict
 
-    from steadydetr.config import write_json
+    from steadydetr.files import write_json
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 

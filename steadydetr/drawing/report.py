@@ -7,8 +7,8 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
-from steadydetr.config import write_text
 from steadydetr.drawing.report_sections import page_sections
+from steadydetr.files import write_text
 from steadydetr.runs.records import Records, read_runs
 
 GENERATOR = "steadydetr report"  # by which the page of an earlier report is known

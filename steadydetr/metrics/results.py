@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steadydetr.config import write_json
+from steadydetr.files import write_json
 
 Prediction = tuple[Tensor, Tensor, Tensor]  # boxes_xyxy in pixels, scores, labels of one image
 

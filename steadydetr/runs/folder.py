@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, save_detector
-from steadydetr.config import FORMAT, check_format, differences, from_plain, renewed, write_json
+from steadydetr.config import FORMAT, check_format, differences, from_plain, renewed
+from steadydetr.files import write_json
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade

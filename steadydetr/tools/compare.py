@@ -22,7 +22,8 @@ from typing import Any
 
 from scipy import stats
 
-from steadydetr.config import FORMAT, differences, renewed, to_plain, write_json, write_text
+from steadydetr.config import FORMAT, differences, renewed, to_plain
+from steadydetr.files import write_json, write_text
 from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe

@@ -10,8 +10,8 @@ from rich.progress import track
 from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_models, read_card
-from steadydetr.config import write_json
 from steadydetr.data import DataConfig, EvalLoader, open_data
+from steadydetr.files import write_json
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from steadydetr.config import write_json
+from steadydetr.files import write_json
 from steadydetr.training.loop import train
 from tests.test_train import tiny
 

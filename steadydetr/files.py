@@ -1,0 +1,126 @@
+"""Files that are read only if they are what they seem to be, and written whole or not at all, beside or over nothing of the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
+IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
+
+
+# Reading
+
+
+def read_bytes(path: Path, limit: int | None = None) -> bytes:
+    """The content of a regular file.
+
+    Args:
+        limit: bytes that it may have at most.
+
+    Raises:
+        ValueError: it is a folder, a pipe or a device, which could block for ever, or it is longer than `limit`; names it.
+        OSError: it is not there or may not be read.
+    """
+    size = check_regular(path)
+    if limit is not None and size > limit:
+        raise ValueError(f"{printable(path)} has {size / 2**20:.0f} MiB; at most {limit / 2**20:.0f} are read")
+    return path.read_bytes()
+
+
+def check_regular(path: Path) -> int:
+    """The size in bytes of a regular file, which a link may lead to; a ValueError names what is something else."""
+    found = os.stat(path)
+    if not stat.S_ISREG(found.st_mode):
+        kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        what = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        raise ValueError(f"{printable(path)} is {what}, not a file")
+    return found.st_size
+
+
+def printable(value: object) -> str:
+    """A text of a stranger's file, such as a name, for messages: control and direction characters are written as escapes."""
+    return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
+
+
+def _is_hidden(character: str) -> bool:
+    joiners = "\u200c\u200d"  # of Persian, of Indian scripts and of emoji
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in joiners
+
+
+# Writing
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file. A crash leaves either the old file or the new one, never half of it; a link in its place is replaced, not followed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name[:60]}.", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o666 & ~umask())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def umask() -> int:
+    """The process's mask of permissions for new files. It can only be read by setting it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise FileExistsError where a command would replace a file that the user did not offer by `--overwrite`."""
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
+    if path.is_dir():
+        raise FileExistsError(f"{path} is a folder; --output names a file here")
+
+
+def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bool = False) -> None:
+    """Make `path` a folder that the command may write into, and mark it as its own before anything else is written.
+
+    Args:
+        command: its name, which the marker holds.
+        again: whether a folder that the same command has made may be written into again.
+        overwrite: whether any folder may be, files of the same names being replaced.
+
+    Raises:
+        FileExistsError: there is a folder with other things in it, or something that is no folder.
+    """
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is not a folder: choose another --output")
+    if path.is_symlink() and not path.exists():
+        raise FileExistsError(f"{path} is a link to something that is not there: choose another --output")
+    made_by = folder_made_by(path)
+    if not (overwrite or is_free(path) or (again and made_by == command)):
+        what = f"was made by `steadydetr {made_by}`" if made_by else "is not empty, and no command of steadydetr has made it"
+        raise FileExistsError(f"{path} {what}: choose another --output, or add --overwrite to replace files of the same names in it")
+    if made_by != command:
+        write_text(path / MARKER, f"{command}\n")
+
+
+def is_free(path: Path) -> bool:
+    """Whether there is nothing at `path`, or an empty folder."""
+    return not os.path.lexists(path) or (path.is_dir() and not any(not entry.name.startswith(IGNORED) for entry in os.scandir(path)))
+
+
+def folder_made_by(path: Path) -> str:
+    """The command that marked the folder as its own; empty for any other folder."""
+    marker = path / MARKER
+    if not marker.is_file() or marker.is_symlink():
+        return ""
+    return printable(marker.read_text(encoding="utf-8", errors="replace").strip()[:40])
