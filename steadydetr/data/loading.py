@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from steadydetr.boxes import to_cxcywh
+from steadydetr.config import changeable
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
 from steadydetr.kinds import register
@@ -24,15 +25,15 @@ from steadydetr.structures import Batch, Targets, seed_of
 class DataConfig:
     """What is trained and evaluated on, and how it is prepared."""
 
-    source: str = "shapes"  # folder, `shapes`, or several joined by +
-    val_source: str = ""  # where validation images come from, if from another place
+    source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
+    val_source: str = changeable("")  # where validation images come from, if from another place
     train_split: str = "train"
     val_split: str = "val"
     transform: TrainTransform = DetrTransform()
     resize: EvalTransform = ShortestSide()
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
-    workers: int = 4  # processes that load images, per rank; 0: none
+    workers: int = changeable(4)  # processes that load images, per rank; 0: none
 
 
 @dataclass(frozen=True)
