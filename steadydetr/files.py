@@ -8,8 +8,10 @@ import shutil
 import stat
 import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
@@ -67,11 +69,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file. A crash leaves either the old file or the new one, never half of it; a link in its place is replaced, not followed."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the name `path` when the block ends, and is removed if it ends by an exception.
+
+    A crash leaves either the old file or the new one, never half of it. A link in its place is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", suffix=UNFINISHED, delete=False) as file:
         try:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~umask())
