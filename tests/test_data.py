@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
+from steadydetr.cli.check import render
 from steadydetr.data import DataConfig, DetrTransform, EvalLoader, FixedSize, FixedSizeTransform, TrainLoader, for_training, open_data
-from steadydetr.data.check import check_data, render
+from steadydetr.data.check import check_data
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import pad_batch
 from steadydetr.data.shapes import CLASSES, ShapesConfig, ShapesDataset
