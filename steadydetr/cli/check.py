@@ -13,6 +13,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.files import write_json
 
 if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport
@@ -37,7 +38,6 @@ class CheckArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(CheckArguments, words, "check", DESCRIPTION)
     from steadydetr.data.check import check_data
-    from steadydetr.files import write_json
 
     report = check_data(arguments.data, arguments.splits)
     Console().print(render(report))

@@ -37,6 +37,7 @@ from steadydetr.structures import (
     TwoStageMemory,
     dense_proposals,
     take_rows,
+    without_autocast,
 )
 
 
@@ -107,7 +108,7 @@ def infer_fusion(tensors: NamedTensors) -> FusionKind:
     return cast(FusionKind, "_".join(found) or "none")
 
 
-SMALL = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
+START_SIZE = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
 
 
 class Decoder(nn.Module):
@@ -133,9 +134,9 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_head(c.width) for _ in range(heads))
 
     def start_small(self) -> None:
-        """Boxes of the first stage start with sides of `SMALL`."""
+        """Boxes of the first stage start with sides of `START_SIZE`."""
         with torch.no_grad():
-            cast(MLP, self.box_heads[0]).output.bias[2:] = SMALL
+            cast(MLP, self.box_heads[0]).output.bias[2:] = START_SIZE
 
 
 class DeformableDetectorConfig(DetectorConfig):
@@ -350,7 +351,7 @@ class ProposalHead(nn.Module):
         anchors, usable = token_anchors(memory)
         content = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
         # in float32, because rounding to bfloat16 alone would change which tokens are selected
-        with torch.autocast(content.device.type, enabled=False):
+        with without_autocast(content):
             logits = self.class_head(content.to(self.class_head.weight.dtype))
         unsigmoid = torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf)
         boxes = self.box_head(content) + unsigmoid

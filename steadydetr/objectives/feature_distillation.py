@@ -23,7 +23,7 @@ from steadydetr.learning.matching import paired_iou
 from steadydetr.learning.predictions import TeacherOutput
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, shared_levels
-from steadydetr.structures import Losses, Match, Stages, Targets, take_rows
+from steadydetr.structures import Losses, Match, Stages, Targets, take_rows, without_autocast
 
 
 @register("feature-distillation")
@@ -57,7 +57,7 @@ class FeatureDistillation(Objective):
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             values = self._terms(levels, context.teacher_outputs[self.teacher], context)
         losses.add(f"{self.name}/error", values / context.batch.global_totals.images, self.weight)
 

@@ -33,7 +33,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import Level, Source, check_levels, common_strides, shared_levels
-from steadydetr.structures import Batch, Losses, Targets, seed_of
+from steadydetr.structures import Batch, Losses, Targets, seed_of, without_autocast
 
 COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
 
@@ -63,7 +63,7 @@ class FeaturePeer(Objective):
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
         modules = cast(nn.ModuleList, context.adapters[self.name])
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             found = [self.terms(module, level, context) for module, level in zip(modules, levels, strict=True)]
         for part, (_, weight) in found[0].items():
             total = torch.stack([terms[part][0] for terms in found]).sum(0)
