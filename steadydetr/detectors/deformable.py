@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector, DetectorConfig
-from steadydetr.detectors.query_groups import Joined, join
+from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.kinds import register
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention
@@ -248,7 +248,7 @@ class DeformableDetector(Detector):
         self.num_classes = len(rows)
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
-        joined = join(groups)
+        joined = join_groups(groups)
         return joined.split(self._run(memory, joined))
 
     def _run(self, memory: Memory, joined: Joined) -> DecodedStages:

@@ -152,13 +152,13 @@ def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> 
         ValueError: it does not know one of them. `name` is what the message calls the teacher, its checkpoint.
     """
     theirs = teacher.card.classes  # D-42
-    if unknown := [kind for kind in wanted if kind not in theirs]:
+    if unknown := [label for label in wanted if label not in theirs]:
         raise ValueError(
             f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
             " it must have been trained on all of them"
         )
     if theirs != tuple(wanted):
-        teacher.detector.keep_classes([theirs.index(kind) for kind in wanted])
+        teacher.detector.keep_classes([theirs.index(label) for label in wanted])
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -8,7 +8,7 @@ from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.runs.folder import CURVES, PREDICTIONS, SAMPLING
-from steadydetr.runs.records import WEIGHTS
+from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.training.run import Run
 
 
@@ -16,7 +16,7 @@ def draw_pictures(run: Run) -> None:
     """Learning curves, predictions beside ground truth, and where queries look."""
     draw_curves(list(run.folder.read_records()), run.folder.path / CURVES)
     draw_first_predictions(run)
-    models = {WEIGHTS[name]: model for name, model in run.models.items() if model.samples_points}
+    models = {WEIGHTS_LABELS[name]: model for name, model in run.models.items() if model.samples_points}
     draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, run.folder.path / SAMPLING)
 
 

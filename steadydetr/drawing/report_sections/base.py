@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from steadydetr.drawing.colours import run_colours
-from steadydetr.runs.records import WEIGHTS, Records, by_recipe
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, by_recipe
 
 
 class PageSection(Protocol):
@@ -52,7 +52,7 @@ class EmbeddedPicture:
 
 def name_of(run: Records, runs: Sequence[Records], weights: str = "") -> RunName:
     colour = run_colours(runs)[run.label] if len(by_recipe(runs)) > 1 else None
-    return RunName(run.label, colour, WEIGHTS[weights] if weights else "")
+    return RunName(run.label, colour, WEIGHTS_LABELS[weights] if weights else "")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Cell:
 
 def last_evaluations(runs: Sequence[Records]) -> list[tuple[Records, str, dict[str, Any]]]:
     """Run, weights and their last evaluation, where there is one."""
-    return [(run, weights, last) for run in runs for weights in WEIGHTS if (last := run.last("eval", weights)) is not None]
+    return [(run, weights, last) for run in runs for weights in WEIGHTS_LABELS if (last := run.last("eval", weights)) is not None]
 
 
 def mark_highest(values: Sequence[Any]) -> list[Cell]:

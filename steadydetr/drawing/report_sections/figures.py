@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import REPORT_FIGURES, Panel, Section
 from steadydetr.drawing.report_sections.base import EmbeddedPicture, Lack
-from steadydetr.runs.records import WEIGHTS, Records, by_recipe
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, by_recipe
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,6 @@ def panel_figure(panel: Panel, runs: Sequence[Records], colour: Mapping[str, str
     absent = Lack.of([run for run in runs if run.label not in with_lines], panel.needs)
     if not panel.lines:
         return PanelFigure(panel.title, None, absent)
-    ends = (f"{line.label} ({WEIGHTS[line.weights]}) ends at {line.y[-1]:.4g}" for line in panel.lines[:12])
+    ends = (f"{line.label} ({WEIGHTS_LABELS[line.weights]}) ends at {line.y[-1]:.4g}" for line in panel.lines[:12])
     described = f"{panel.title} over {panel.x_name}: {'; '.join(ends)}"
     return PanelFigure(panel.title, EmbeddedPicture.of("svg+xml", panel_svg(panel, colour), described), absent)

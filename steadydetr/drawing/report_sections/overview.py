@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from steadydetr.drawing.report_sections.base import RunName, name_of
-from steadydetr.runs.records import WEIGHTS, Records
+from steadydetr.runs.records import WEIGHTS_LABELS, Records
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run_facts(run: Records, runs: Sequence[Records]) -> RunFacts:
         recipe=str(run.recipe.get("name", "?")),
         best_ap=best.get("ap"),
         best_epoch=best.get("epoch"),
-        best_weights=WEIGHTS[best["weights"]] if best else "",
+        best_weights=WEIGHTS_LABELS[best["weights"]] if best else "",
         finished=run.summary is not None,
         epochs_done=run.epochs_done,
         planned_epochs=run.planned_epochs,
