@@ -240,6 +240,10 @@ class DeformableDetector(Detector):
             for hook in hooks:
                 hook.remove()
 
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """Every layer of encoder and decoder."""
+        return (module for module in self.modules() if isinstance(module, (EncoderLayer, DecoderLayer)))
+
     def keep_classes(self, classes: Sequence[int]) -> None:
         rows = list(classes)
         for head in cast("list[nn.Linear]", list(self.decoder.class_heads)):

@@ -53,11 +53,16 @@ class Teacher(ABC):
     """Where a teacher comes from: a frozen dataclass."""
 
     trained_before: bool = False  # it comes from a checkpoint, with an architecture of its own
+    stop_update: bool = False  # an average that is frozen from the first drop of the learning rate; no drop, no stop  # D-32
 
     @property
     @abstractmethod
     def name(self) -> str:
         """What objectives call it; no two teachers of a recipe share one."""
+
+    def decay_for(self, total_steps: int | None) -> float | None:
+        """The decay of its average in a run of so many steps, None: of unknown length. None where it is no average of the student."""
+        return None
 
     @abstractmethod
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
@@ -88,7 +93,7 @@ class EMATeacher(Teacher):
     """The average of the student's weights as its teacher (OD-DETR)."""
 
     decay: float | None = None  # 0.9996 in the paper; None: an average over about 2.8% of the run's steps  # D-31
-    stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop  # D-32
+    stop_update: bool = True
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
@@ -99,7 +104,6 @@ class EMATeacher(Teacher):
         return "ema"
 
     def decay_for(self, total_steps: int | None) -> float:
-        """The decay of a run of so many steps; None: of unknown length."""
         if self.decay is not None:
             return self.decay
         return 0.9996 if total_steps is None else relative_decay(total_steps)
