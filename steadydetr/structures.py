@@ -30,6 +30,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context for what bfloat16 is too coarse for: operations on the device of `tensor` keep the types of their inputs."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows of every image (and stage): [..., N, D] and [..., K] -> [..., K, D]."""
     return tensor.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))

@@ -6,7 +6,6 @@ there.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -221,26 +220,3 @@ def load_progress(folder: Path) -> dict[str, Any]:
     progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
     check_format(progress, str(folder / PROGRESS))
     return {name: value for name, value in progress.items() if name != "format"}
-
-
-def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state, None if there are none.
-
-    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
-    """
-    if extra["average"] is not None:
-        return extra["average"]
-    prefix = "teachers.ema.model."
-    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
-    return found or None
-
-
-def load_models(folder: Path, device: str) -> dict[str, Detector]:
-    """The detector of a checkpoint with its trained weights, "model", and with their average, "ema", if the checkpoint has one."""
-    loaded = load_detector(folder, device)
-    models = {"model": loaded.detector}
-    average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
-    if average is not None:
-        models["ema"] = copy.deepcopy(loaded.detector)
-        models["ema"].load_state_dict(average)
-    return models

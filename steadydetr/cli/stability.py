@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.files import write_json
 
 if TYPE_CHECKING:
     from steadydetr.metrics.stability import Stability
@@ -47,9 +48,6 @@ class StabilityArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
-    from dataclasses import asdict
-
-    from steadydetr.files import write_json
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 

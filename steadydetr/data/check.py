@@ -1,4 +1,4 @@
-"""`steadydetr check`: what is wrong with a data set, before training finds out. Names file and entry of every finding."""
+"""What is wrong with a data set, before training finds out. Names file and entry of every finding."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 
 from steadydetr.data.dataset import Dataset, FolderDataset, parts_of
 from steadydetr.data.index import AnnotationIndex
@@ -144,34 +142,3 @@ def _describe(split: str, dataset: Dataset) -> SplitReport:
         crowd=int(index.crowd.sum()),
         difficult=int(index.difficult.sum()),
     )
-
-
-def render(report: CheckReport, limit: int = 20) -> RenderableType:
-    """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
-    parts: list[RenderableType] = []
-    overview = Table("split", "images", "without objects", "small", "medium", "large", "crowd", "difficult", title="Splits")
-    for s in report.splits:
-        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.small, s.medium, s.large, s.crowd, s.difficult)))
-    parts.append(overview)
-    if report.splits:
-        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
-        for name in report.splits[0].class_counts:
-            classes.add_row(name, *(str(s.class_counts.get(name, 0)) for s in report.splits))
-        parts.append(classes)
-    for kind in dict.fromkeys(finding.kind for finding in report.findings):
-        parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
-    parts.append("No findings: ready to train." if not report.findings else f"{len(report.findings)} findings.")
-    return Group(*parts)
-
-
-def _render_kind(rows: list[Finding], limit: int) -> Table:
-    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
-    for finding in rows[:limit]:
-        table.add_row(finding.file, finding.entry, finding.message)
-    if len(rows) > limit:
-        table.add_row(f"... and {len(rows) - limit} more", "", "")
-    return table
-
-
-def print_report(report: CheckReport, console: Console | None = None) -> None:
-    (console or Console()).print(render(report))

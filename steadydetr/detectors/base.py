@@ -7,7 +7,7 @@ Objectives, teachers and measures know detectors by this page alone. What not ev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -121,6 +121,10 @@ class Detector(nn.Module, ABC):
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
         """The parameters that its queries are made of, by name: content, anchors or position vectors; none for many two-stage detectors."""
         return {}
+
+    def compiled_parts(self) -> Iterable[nn.Module]:
+        """What `training.compile` compiles, each module by itself, which gives small graphs without breaks; nothing by default."""
+        return ()
 
     def record_sampling_points(self) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         """A context in which `decode` appends to a list, for every stage, where each query samples the image and with which weights.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, load_models, read_card
+from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, read_card
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
@@ -14,7 +14,8 @@ from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.folder import RunFolder, run_criterion
-from steadydetr.runs.records import WEIGHTS, Records, read_runs
+from steadydetr.runs.models import load_models
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs
 
 
 def write_figures(
@@ -80,7 +81,7 @@ def _models_that_sample_points(runs: Sequence[Records]) -> tuple[dict[str, Detec
     for run, folder in zip(runs, folders, strict=True):
         for name, model in load_models(folder, "cpu").items():
             if model.samples_points:
-                models[f"{run.label}, {WEIGHTS[name]}"] = model
+                models[f"{run.label}, {WEIGHTS_LABELS[name]}"] = model
     return models, folders[0]
 
 

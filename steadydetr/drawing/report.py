@@ -7,7 +7,14 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
-from steadydetr.drawing.report_sections import page_sections
+from steadydetr.drawing.report_sections.base import PageSection
+from steadydetr.drawing.report_sections.class_table import class_table
+from steadydetr.drawing.report_sections.configurations import configurations
+from steadydetr.drawing.report_sections.differing import differing
+from steadydetr.drawing.report_sections.figures import figure_sections
+from steadydetr.drawing.report_sections.metric_table import metric_table
+from steadydetr.drawing.report_sections.overview import overview
+from steadydetr.drawing.report_sections.pictures import predictions, sampling_points
 from steadydetr.files import write_text
 from steadydetr.runs.records import Records, read_runs
 
@@ -53,6 +60,16 @@ def report_page(runs: Sequence[Records]) -> str:
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         sections=page_sections(runs),
     )
+
+
+def page_sections(runs: Sequence[Records]) -> list[PageSection]:
+    """Every section of the page, in order."""
+    learning, *other_figures = figure_sections(runs)
+    sections: list[PageSection] = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
+    sections += [predictions(runs), sampling_points(runs)]
+    if len(runs) > 1:
+        sections.append(differing(runs))
+    return [*sections, configurations(runs)]
 
 
 def is_missing(value: object) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.progress import track
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_models, read_card
+from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.files import write_json
 from steadydetr.learning.criterion import Criterion
@@ -17,6 +17,7 @@ from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, predict
 from steadydetr.metrics.results import Results, write_results
 from steadydetr.metrics.stability import Stability, held_out, measure_models
 from steadydetr.runs.folder import BEST, LAST, run_criterion
+from steadydetr.runs.models import load_models
 from steadydetr.tools.predictor import load
 
 

@@ -14,9 +14,7 @@ from torch import nn
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
-from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.nn.decoder import DecoderLayer
-from steadydetr.nn.encoder import EncoderLayer
+from steadydetr.learning.teachers import relative_decay
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
@@ -29,7 +27,6 @@ from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, restore
 
 LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
-COMPILED = (EncoderLayer, DecoderLayer)  # what training.compile compiles, each by itself: small graphs without breaks
 
 
 def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device: str | None) -> Run:
@@ -105,9 +102,8 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(accelerator.device)
     if recipe.training.compile:
-        for module in method.student.modules():
-            if isinstance(module, COMPILED):
-                module.compile()
+        for module in method.student.compiled_parts():
+            module.compile()
     return method
 
 
@@ -158,7 +154,7 @@ def remarks(recipe: Recipe, total_steps: int) -> list[str]:
             " values below 1 are shares of the run, whatever its length"
         )
     decays = {"training.ema_decay": config.ema_decay} | {
-        f"teachers.{teacher.name}.decay": teacher.decay_for(total_steps) for teacher in recipe.teachers if isinstance(teacher, EMATeacher)
+        f"teachers.{teacher.name}.decay": decay for teacher in recipe.teachers if (decay := teacher.decay_for(total_steps)) is not None
     }
     for option, decay in decays.items():
         horizon = 1 / (1 - decay)
