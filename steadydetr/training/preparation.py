@@ -12,6 +12,7 @@ from torch import nn
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
+from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import EMATeacher, relative_decay
 from steadydetr.nn.decoder import DecoderLayer
 from steadydetr.nn.encoder import EncoderLayer
@@ -46,6 +47,8 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
+    if found := where_not_finite(method.state_dict()):
+        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
     run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from steadydetr.data import EvalLoader
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
+from steadydetr.finite import NotFiniteError
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
@@ -17,17 +20,28 @@ from steadydetr.training.run import Run
 
 @torch.no_grad()
 def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
-    """Metrics of the detector on the validation images, which the processes share among them."""
+    """Metrics of the detector on the validation images, which the processes share among them.
+
+    Raises:
+        NotFiniteError: detections are not finite. All processes raise it, whichever met them.
+    """
     accelerator, config = run.accelerator, run.recipe.training
     loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
-        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
+        found: Results | NotFiniteError
+        try:
+            found = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
+        except NotFiniteError as error:
+            found = error
+    parts: list[Any] = [found]
     if accelerator.num_processes > 1:
-        parts: list[Results | None] = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(parts, results)
-        results = Results.cat([part for part in parts if part is not None])
-    return evaluate(results, run.val_data.index)
+        parts = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(parts, found)
+    for part in parts:
+        if isinstance(part, NotFiniteError):
+            raise part
+    return evaluate(Results.cat(parts), run.val_data.index)
 
 
 def measure_stability(run: Run) -> dict[str, Tensor]:
