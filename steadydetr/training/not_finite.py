@@ -63,7 +63,8 @@ def _may_run_again(run: Run) -> bool:
 def _alone(run: Run, batch: Batch) -> str:
     """Which images alone give what is not finite too."""
     found = _rerun(run).images_alone(batch) if len(batch.image_ids) > 1 else []
-    return f" ({images_named(found)} alone too)" if found else ""
+    named = "each of them" if len(found) == len(batch.image_ids) else images_named(found)
+    return f" ({named} alone too)" if found else ""
 
 
 def _loss_of_gradient(run: Run) -> str:
@@ -146,6 +147,18 @@ def _keep(run: Run, batches: Sequence[Batch], step: int, training: bool) -> str:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a file for `replay` holds."""
+
+    batches: list[Batch]  # of a step in this process, or the one of an evaluation
+    method: dict[str, Tensor]  # its training state
+    training: bool = True  # False: of an evaluation
+    average: dict[str, Tensor] | None = None  # the averaged weights; None: there are none, or they are the teacher's
+    process: int = 0
+    device: str = "cpu"  # its type
+
+
+@dataclass(frozen=True)
 class Rerun:
     """A step of a process that is computed again, with the random numbers that it had, but not taken."""
 
@@ -220,19 +233,19 @@ def replay(run_folder: str | Path, saved: str | Path, device: str | None = None)
         FloatingPointError: costs of the matching or detections are not finite, as they were in the run.
         FileNotFoundError, ValueError: there is no such file, or it is damaged or something else.
     """
-    config, content = RunFolder(Path(run_folder)).read_config(), _read(Path(saved))
+    config, kept = RunFolder(Path(run_folder)).read_config(), _read(Path(saved))
     recipe: Recipe = config.recipe()
-    usual = "cuda" if content["device"] == "cuda" and torch.cuda.is_available() else "cpu"
-    place, bf16 = torch.device(device or usual), recipe.training.precision == "bf16"
+    usual = "cuda" if kept.device == "cuda" and torch.cuda.is_available() else "cpu"
+    place = torch.device(device or usual)
     method = replace(recipe, detector=recipe.detector.without_pretrained()).build(config.classes)
-    method.load_training_state(content["method"])
+    method.load_training_state(kept.method)
     method.to(place)
-    if content["training"]:
-        return Rerun(method, place, bf16, content["process"]).values(content["batches"])
-    _detect(method.student, recipe, content["batches"], place)
-    if (average := average_state(content)) is not None:
+    if kept.training:
+        return Rerun(method, place, recipe.training.precision == "bf16", kept.process).values(kept.batches)
+    _detect(method.student, recipe, kept.batches, place)
+    if (average := average_state({"method": kept.method, "average": kept.average})) is not None:
         method.student.load_state_dict(average)
-        _detect(method.student, recipe, content["batches"], place)
+        _detect(method.student, recipe, kept.batches, place)
     return {}
 
 
@@ -250,14 +263,12 @@ def _plain(batch: Batch) -> dict[str, Any]:
     return vars(batch) | {"targets": vars(batch.targets), "totals": batch.totals and vars(batch.totals)}
 
 
-def _from_plain(plain: Batch | Mapping[str, Any]) -> Batch:
-    if isinstance(plain, Batch):
-        return plain
+def _from_plain(plain: Mapping[str, Any]) -> Batch:
     return Batch(**{**plain, "targets": Targets(**plain["targets"]), "totals": plain["totals"] and Totals(**plain["totals"])})
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What `_keep` saved, with the batches as they were, or what version 0.1 saved: a single `Batch`. No code in the file is run.
+def _read(path: Path) -> Kept:
+    """What `_keep` saved, or version 0.1: a single `Batch` with its weights. No code in the file is run.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is damaged or something else; names it.
@@ -267,9 +278,9 @@ def _read(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([Batch, Targets, Totals]):
             content = torch.load(path, map_location="cpu", weights_only=True)
         check_format(content, str(path))
-        if "batch" in content:
-            content = {"training": True, "process": 0, "device": "cpu", "batches": [content["batch"]], "method": content["method"]}
-        return content | {"batches": [_from_plain(batch) for batch in content["batches"]]}
+        if isinstance(content.get("batch"), Batch):
+            return Kept([content["batch"]], content["method"])
+        return Kept([_from_plain(batch) for batch in content.pop("batches")], **{k: v for k, v in content.items() if k != "format"})
     except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as the batch and the weights of a run that stopped ({type(error).__name__}):"
