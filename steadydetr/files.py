@@ -151,7 +151,11 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 def is_free(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder."""
-    return not os.path.lexists(path) or (path.is_dir() and not any(not entry.name.startswith(IGNORED) for entry in os.scandir(path)))
+    return not os.path.lexists(path) or (path.is_dir() and all(map(_counts_for_nothing, os.scandir(path))))
+
+
+def _counts_for_nothing(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(IGNORED) or entry.name.endswith(UNFINISHED)
 
 
 def folder_made_by(path: Path) -> str:

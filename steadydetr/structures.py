@@ -114,6 +114,12 @@ class Batch:
         counts = self.targets.counts
         return self.totals or Totals(sum(counts), max(counts, default=0), len(counts))
 
+    def split(self) -> list[Batch]:
+        """One `Batch` per image, as a part of the same step."""
+        parts = zip(self.images.split(1), self.padding.split(1), self.targets.split(), self.image_ids, self.original_sizes, strict=True)
+        step = replace(self, totals=self.global_totals)
+        return [replace(step, images=i, padding=p, targets=t, image_ids=(n,), original_sizes=(size,)) for i, p, t, n, size in parts]
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy on the device; the host does not wait for it."""
         images, padding = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.padding))

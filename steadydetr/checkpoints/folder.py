@@ -27,6 +27,7 @@ from steadydetr.config import FORMAT, check_format, from_plain, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.files import UNFINISHED, first_line, remove_tree, umask, write_bytes, write_json
+from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
 
 WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
@@ -184,12 +185,13 @@ def load_weights(detector: Detector, folder: Path) -> None:
     """Load a checkpoint folder's weights into a detector.
 
     Raises:
-        ValueError: the file is damaged, or has other parameters than the detector; lists them.
+        ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    _refuse_not_finite(state, folder / WEIGHTS)
     missing, unexpected = detector.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing}, left over {unexpected}")
@@ -200,12 +202,20 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
+        ValueError: it holds NaN or infinite values, or is of a newer format.
     """
     if not (folder / STATE).exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     check_format(state, str(folder / STATE))
+    _refuse_not_finite(dict(tensors_in(state)), folder / STATE)
     return state
+
+
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError if one of the tensors that were read from the file is not finite."""
+    if found := where_not_finite(tensors):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values. Take an earlier checkpoint, such as best of the run")
 
 
 def load_progress(folder: Path) -> dict[str, Any]:

@@ -161,7 +161,10 @@ def postprocess(
     Args:
         sizes: (height, width) in pixels that the normalised boxes of each image span.
     """
-    scores = stages.logits[-1].float().sigmoid()
+    logits = stages.logits[-1].float()
+    scores = logits.sigmoid().masked_fill(
+        logits == torch.inf, torch.nan
+    )  # an overflow is no certainty; NaN sorts first, so that it is seen
     classes = scores.shape[-1]
     best, index = scores.flatten(1).topk(min(top, scores.shape[1] * classes))
     labels, rows = index % classes, index // classes

@@ -12,6 +12,7 @@ from torch import Tensor
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.files import write_json
+from steadydetr.finite import said_of
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
@@ -42,7 +43,8 @@ def evaluate_checkpoint(
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
-    results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
+    with said_of(checkpoint):
+        results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index)
     if output is not None:
@@ -78,8 +80,10 @@ def measure_checkpoint(
     before: dict[str, Tensor] = {}
     if against is not None:
         other = load_models(find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST)), device)
-        _, before = measure_models(other, matcher, dataset, config, batch_size, {})
-    return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+        with said_of(against):
+            _, before = measure_models(other, matcher, dataset, config, batch_size, {})
+    with said_of(checkpoint):
+        return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
 
 
 def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:

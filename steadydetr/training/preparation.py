@@ -14,6 +14,7 @@ from torch import nn
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
+from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
@@ -55,6 +56,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
+    if found := where_not_finite(method.state_dict()):
+        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
     data = {"train": train_data.index.identity, "val": val_data.index.identity}
