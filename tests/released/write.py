@@ -8,11 +8,18 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from unittest import mock
+
+import torch
+
+from steadydetr.cli import run_command
+from steadydetr.config import to_plain
+from steadydetr.recipes import find, names
+from steadydetr.training import loop
 
 HERE = Path(__file__).parent
 DATA = "shapes:size=64,images=8,most=4"
@@ -45,17 +52,18 @@ COMPARED = ["small-dino", "cost=small-dino --criterion.class-cost position-modul
 COMPARE_FLAGS = [*TINY, "--training.epochs", "1"]
 
 
-def main(version: str, names: list[str]) -> None:
+def main(version: str, wanted: list[str]) -> None:
     archive = HERE / f"{version}.tar.xz"
     if archive.exists():
         raise SystemExit(f"{archive} is there: what a released version wrote is never written again")
-    names = names or list(RUNS)
-    teachers = {name: teacher_of(name) for name in names}
+    torch.set_num_threads(1)
+    wanted = wanted or list(RUNS)
+    teachers = {name: teacher_of(name) for name in wanted}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        for name in dict.fromkeys([*filter(None, teachers.values()), *names]):
+        for name in dict.fromkeys([*filter(None, teachers.values()), *wanted]):
             write_run(folder, name, None)
-        for name in names:
+        for name in wanted:
             keep_stopped(folder, name)
         for teacher in filter(None, teachers.values()):
             shutil.copytree(folder / "whole" / teacher / "best", folder / "teachers" / teacher, dirs_exist_ok=True)
@@ -75,30 +83,18 @@ def teacher_of(name: str) -> str | None:
 
 
 def write_run(folder: Path, name: str, stop: int | None) -> Path:
-    """Train one run in a process of its own, whole or stopped after a step."""
+    """Train one run, whole or stopped after a step."""
     output = folder / ("whole" if stop is None else "runs") / name
-    words = RUNS[name].format(**{other: f"{folder}/whole/{other}" for other in RUNS}).split()
-    order = f"write.train({[*words, *TINY]!r}, {str(output)!r}, {stop})"
-    script = f"import sys; sys.path.insert(0, {str(HERE)!r}); import write; {order}"
-    subprocess.run([sys.executable, "-c", script], check=True)
-    return output
-
-
-def train(words: list[str], output: str, stop: int | None) -> None:
-    import torch
-
-    from steadydetr.cli import run_command
-    from steadydetr.training import loop
-
-    torch.set_num_threads(1)
+    command, *words = RUNS[name].format(**{other: f"{folder}/whole/{other}" for other in RUNS}).split()
     synchronise_step = loop.synchronise_step
 
     def until(run, local):  # type: ignore[no-untyped-def]
         run.stop = run.stop or run.state.step == stop
         return synchronise_step(run, local)
 
-    loop.synchronise_step = until
-    run_command(words[0], [*words[1:], "--output", output])
+    with mock.patch.object(loop, "synchronise_step", until):
+        run_command(command, [*words, *TINY, "--output", str(output)])
+    return output
 
 
 def keep_stopped(folder: Path, name: str) -> None:
@@ -117,8 +113,7 @@ def keep_stopped(folder: Path, name: str) -> None:
 
 def write_comparison(output: Path) -> None:
     """A finished comparison; the checkpoint of its first run alone is kept."""
-    script = f"from steadydetr.cli import main; main({['compare', *COMPARED, '--output', str(output), '--', *COMPARE_FLAGS]!r})"
-    subprocess.run([sys.executable, "-c", script], check=True)
+    run_command("compare", [*COMPARED, "--output", str(output), "--", *COMPARE_FLAGS])
     for run in output.glob("*/seed*"):
         for path in [run / "best", run / "ema", *run.glob("*.png"), *run.parent.glob("*.log")]:
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
@@ -129,9 +124,6 @@ def write_comparison(output: Path) -> None:
 
 def write_recipes(path: Path) -> None:
     """Every recipe of this version; those of plugins are not ours."""
-    from steadydetr.config import to_plain
-    from steadydetr.recipes import find, names
-
     path.write_text(json.dumps({name: to_plain(find(name)) for name in names() if ":" not in name}))
 
 
