@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from steadydetr.kinds import PACKAGE, load_installed, nearest, normal
+from steadydetr.kinds import load_installed, normal, not_found, package_of
 from steadydetr.recipes.base import RECIPES, Recipe
 
 for _family in pkgutil.iter_modules(__path__):
@@ -30,10 +30,8 @@ def find(name: str) -> Recipe:
     """
     name = normal(name)
     if name not in names():
-        package = name.partition(":")[0]
-        if ":" in name and package != PACKAGE and not any(other.startswith(f"{package}:") for other in names()):
-            raise ValueError(f"there is no recipe {name!r}: no plugin {package} is in use. Name it by --plugin {package}")
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, names())} `steadydetr recipes` lists them all")
+        more = "" if package_of(name) else " `steadydetr recipes` lists them all"
+        raise ValueError(not_found(name, names(), "recipe") + more)
     try:
         found = RECIPES[name]()
     except Exception as error:
