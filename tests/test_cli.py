@@ -110,7 +110,7 @@ def test_putting_a_part_into_a_tuple_leaves_the_others() -> None:
 def test_shorthands() -> None:
     recipe, arguments = read_training_arguments("quickstart", ["--data", "somewhere", "--seed", "7", "--output", "out", "--resume"])
     assert (recipe.data.source, recipe.training.seed) == ("somewhere", 7)
-    assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), True, "auto")
+    assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), "yes", "auto")
 
 
 # errors

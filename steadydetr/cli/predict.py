@@ -43,6 +43,10 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
     if not arguments.images:
         raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size {arguments.batch_size} must be at least 1")
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
     from steadydetr.tools.image_files import predict_files
     from steadydetr.tools.predictor import load
 

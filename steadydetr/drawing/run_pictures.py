@@ -35,7 +35,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     figure = Figure(figsize=(14, 4), layout="constrained")
     total, ap, parts = figure.subplots(1, 3)
     steps = [r["step"] for r in training]
-    total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8)
+    total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8, marker=_marker(steps))
     total.set_title("loss")
     _plot_ap(ap, evaluations)
     _plot_parts(parts, training)
@@ -47,6 +47,11 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     figure.savefig(output, dpi=110)
 
 
+def _marker(values: Sequence[object]) -> str:
+    """A line of one point would not be seen."""
+    return "o" if len(values) == 1 else ""
+
+
 def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
     """A line for every loss: its colour is that of its objective, its stroke that of its term."""
     names = [name.partition("/")[::2] for name in training[-1]["losses"]] if training else []
@@ -54,7 +59,8 @@ def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
     for objective, term in names:
         values = [r["losses"].get(f"{objective}/{term}" if term else objective, float("nan")) for r in training]
         label = f"{objective} {term}".strip()
-        axes.plot([r["step"] for r in training], values, STROKES.get(term, "-"), color=colours[objective], linewidth=0.9, label=label)
+        style: dict[str, Any] = {"linestyle": STROKES.get(term, "-"), "color": colours[objective], "linewidth": 0.9, "marker": _marker(values)}
+        axes.plot([r["step"] for r in training], values, label=label, **style)
     axes.set_title("losses by term, summed over stages")
     axes.set_yscale("log")
 
@@ -64,7 +70,7 @@ def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         chosen = [r for r in evaluations if r["weights"] == weights]
         for metric, colour in AP_COLOURS.items():
             if chosen:
-                label = f"{LABELS[metric]}{'' if weights == 'model' else ' (EMA)'}"
+                label = f"{LABELS[metric]}{'' if weights == 'model' else ' (average)'}"
                 values = [r[metric] for r in chosen]
                 axes.plot([r["step"] for r in chosen], values, style, color=colour, marker="o", markersize=3, label=label)
     axes.set_title("AP on held-out images")
@@ -78,7 +84,9 @@ def draw_predictions(
 ) -> None:
     """One PNG: each column an image, ground truth above, detections at or above `threshold` below."""
     margin, title = 6, 18
-    sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * (side + title) + margin), "white")
+    tallest = max((min(1.0, data.index.sizes[position][0] / data.index.sizes[position][1]) for position in positions), default=1.0)
+    row = round(side * tallest) + title
+    sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * row + margin), "white")
     for column, (position, (boxes, scores, labels)) in enumerate(zip(positions, predictions, strict=True)):
         index = data.index
         image = Image.fromarray(data.load_image(position))
@@ -93,7 +101,7 @@ def draw_predictions(
         drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, side + title))
+        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, row))
     sheet.save(output)
 
 

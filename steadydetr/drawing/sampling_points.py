@@ -47,7 +47,11 @@ def draw_sampling_points(
                 axes.set_axis_off()
             else:
                 plot_sampling_points(axes, picture, sampled, to_xyxy(batch.targets.boxes[target]), name)
+    figure.supxlabel(KEY, fontsize=8)
     figure.savefig(output, dpi=110)
+
+
+KEY = "dots: sampling points, brighter = more weight     star: reference point\ngreen: true box     white, dashed: predicted box"
 
 
 def plot_sampling_points(axes: Axes, picture: np.ndarray, sampled: SamplingPoints, target_xyxy: Tensor, name: str) -> None:

@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 
-from steadydetr.kinds import load_installed, normal, not_found, package_of
+from steadydetr.kinds import did_you_mean, load_installed, normal, not_found, package_of
 from steadydetr.recipes.base import RECIPES, Recipe
 
 for _family in pkgutil.iter_modules(__path__):
@@ -30,8 +31,11 @@ def find(name: str) -> Recipe:
     """
     name = normal(name)
     if name not in names():
-        more = "" if package_of(name) else " `steadydetr recipes` lists them all"
-        raise ValueError(not_found(name, names(), "recipe") + more)
+        if package_of(name):
+            raise ValueError(not_found(name, names(), "recipe"))
+        close = difflib.get_close_matches(name, names(), cutoff=0.4)
+        meant = did_you_mean(close) if close else "; a saved one is named by its file, such as runs/mine/config.json."
+        raise ValueError(f"there is no recipe {name!r}{meant} `steadydetr recipes` lists all")
     try:
         found = RECIPES[name]()
     except Exception as error:

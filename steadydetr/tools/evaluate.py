@@ -38,6 +38,10 @@ def evaluate_checkpoint(
         output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
         nms: IoU of class-wise suppression instead of the checkpoint's own.
     """
+    refuse_below("--batch-size", batch_size, 1)
+    refuse_below("--workers", workers, 0)
+    if nms is not None and not 0 <= nms <= 1:
+        raise ValueError(f"--nms {nms:g} must lie in 0 to 1: it is an IoU")
     loaded = load(checkpoint, device)
     dataset = open_data(data, split)
     index = align_classes(dataset.index.classes, loaded.card)
@@ -71,6 +75,9 @@ def measure_checkpoint(
         against: another checkpoint of the same detector, for the instability between the two.
         criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
     """
+    refuse_below("--images", images, 1)
+    refuse_below("--batch-size", batch_size, 1)
+    refuse_below("--workers", workers, 0)
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
     dataset = held_out(open_data(data, split), images)
@@ -79,11 +86,20 @@ def measure_checkpoint(
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)
     before: dict[str, Tensor] = {}
     if against is not None:
-        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST)), device)
+        earlier = find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST))
+        if (known := read_card(earlier).classes) != card.classes:
+            raise ValueError(f"--against {against} knows other classes, {list(known)[:20]}, than the checkpoint: {list(card.classes)[:20]}")
+        other = load_models(earlier, device)
         with said_of(against):
             _, before = measure_models(other, matcher, dataset, config, batch_size, {})
     with said_of(checkpoint):
         return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+
+
+def refuse_below(option: str, value: int | None, least: int) -> None:
+    """Raise ValueError for a number that is too small; None is not looked at."""
+    if value is not None and value < least:
+        raise ValueError(f"{option} {value} must be at least {least}")
 
 
 def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:

@@ -33,7 +33,7 @@ from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.validation import evaluate_detector, measure_stability
 
 
-def train(recipe: Recipe, output: Path, resume: bool | Literal["auto"] = False, device: str | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = False, device: str | None = None) -> dict[str, Any]:
     """Train a recipe in the folder `output`; returns what summary.json says.
 
     Args:
@@ -44,7 +44,9 @@ def train(recipe: Recipe, output: Path, resume: bool | Literal["auto"] = False, 
         ValueError, FileNotFoundError, FileExistsError: before training, where data, recipe or folder cannot work.
         FloatingPointError: losses, costs, gradients, weights or detections are not finite; see `not_finite`.
     """
-    run = prepare(recipe, output, resume, device)
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
+    run = prepare(recipe, Path(output).expanduser(), resume, device)
     with run.lock, closing(run.log):
         with stop_on_signal(run), run.progress, keeping_what_is_not_finite(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
