@@ -59,8 +59,8 @@ def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
     for objective, term in names:
         values = [r["losses"].get(f"{objective}/{term}" if term else objective, float("nan")) for r in training]
         label = f"{objective} {term}".strip()
-        style: dict[str, Any] = {"linestyle": STROKES.get(term, "-"), "color": colours[objective], "linewidth": 0.9, "marker": _marker(values)}
-        axes.plot([r["step"] for r in training], values, label=label, **style)
+        style: dict[str, Any] = {"linestyle": STROKES.get(term, "-"), "color": colours[objective], "marker": _marker(values)}
+        axes.plot([r["step"] for r in training], values, linewidth=0.9, label=label, **style)
     axes.set_title("losses by term, summed over stages")
     axes.set_yscale("log")
 
