@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, save_detector
+from steadydetr.config import from_plain, to_plain
 from steadydetr.finite import images_named, tensors_in, where_not_finite
 from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.preparation import prepare
 from tests.conftest import CLASSES, DETECTORS
 from tests.test_train import tiny
@@ -46,3 +48,9 @@ def test_weights_that_are_read_are_finite(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="the weights to start with are not finite"):
         prepare(tiny(), tmp_path / "run", resume=False, device="cpu")
     assert not (tmp_path / "run").exists()
+
+
+def test_float16_is_not_offered() -> None:
+    """Not in a saved recipe either: its gradients overflow as a matter of course."""
+    with pytest.raises(ValueError, match=r"training\.precision = 'fp16' must be no or bf16"):
+        from_plain(to_plain(TrainingConfig()) | {"precision": "fp16"})

@@ -55,6 +55,8 @@ class TrainingConfig:
             raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
         if self.lr <= 0:
             raise ValueError(f"training.lr = {self.lr} must be positive")
+        if self.precision not in ("no", "bf16"):  # float16 needs its gradient scaled
+            raise ValueError(f"training.precision = {self.precision!r} must be no or bf16")
         if any(drop <= 0 for drop in self.drop_epochs):
             raise ValueError(f"training.drop_epochs = {self.drop_epochs} must be positive: epochs, or below 1 shares of the run")
 
