@@ -15,7 +15,16 @@ from typing import IO, Any
 
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
-IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
+IGNORED = (
+    ".DS_Store",
+    "Thumbs.db",
+    "desktop.ini",
+    ".gitkeep",
+    ".gitignore",
+    ".nfs",
+    MARKER,
+    ".lock",
+)  # a folder that holds only these is empty
 
 
 # Reading
@@ -118,12 +127,14 @@ def umask() -> int:
     return mask
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path | None, overwrite: bool) -> None:
     """Raise FileExistsError where a command would replace a file that the user did not offer by `--overwrite`."""
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
+    if path is None:
+        return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; --output names a file here")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
 
 
 def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bool = False) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from steadydetr.cli.words import take_recipe
-from steadydetr.files import write_json
+from steadydetr.files import refuse_existing, write_json
 
 USAGE = """steadydetr cost RECIPE [--size H W] [--teacher RECIPE_OR_CHECKPOINT] [flags]
 
@@ -27,6 +27,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.tools.cost import measure_cost
 
     arguments = read_cost_arguments(name, rest, USAGE)
+    refuse_existing(arguments.output, arguments.overwrite)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
         Console().print(table)

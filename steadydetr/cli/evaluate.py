@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
 
@@ -35,6 +35,8 @@ class EvalArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the metrics; the detections go beside it as COCO results."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
     nms: float | None = None
     """IoU of class-wise suppression; the checkpoint's own setting if not given."""
 

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from itertools import pairwise, takewhile
-from typing import Any, TypeVar, get_origin
+from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
 
@@ -18,6 +18,7 @@ from steadydetr.kinds import did_you_mean, functions, kind_of, normal, not_found
 from steadydetr.old_formats import upgrade
 
 T = TypeVar("T")
+Overwrite = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # a flag without --no-overwrite
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 

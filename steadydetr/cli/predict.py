@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
@@ -25,7 +24,7 @@ class PredictArguments:
     """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
     output: Path = Path("predictions")
     """New or empty folder for results.json (COCO results) and the pictures."""
-    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    overwrite: Overwrite = False
     """Write into a folder that holds files already, and replace those of the same names; never an image that is read."""
     image_folder: Path | None = None
     """Where the images of a COCO image list are; beside it if not given."""

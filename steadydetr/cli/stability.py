@@ -11,8 +11,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
-from steadydetr.files import write_json
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import refuse_existing, write_json
 
 if TYPE_CHECKING:
     from steadydetr.metrics.stability import Stability
@@ -44,6 +44,8 @@ class StabilityArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the measures."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -51,6 +53,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
+    refuse_existing(arguments.output, arguments.overwrite)
     measured = measure_checkpoint(
         arguments.checkpoint,
         arguments.data,

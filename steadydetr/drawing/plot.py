@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import Line, Panel
+from steadydetr.files import replacing
 from steadydetr.runs.records import WEIGHTS_LABELS, Records, without_seed
 
 
@@ -42,7 +43,13 @@ def save_panel(panel: Panel, runs: Sequence[Records], output: Path) -> None:
         for name, weights in sorted(shown)
     ]
     figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False)
-    figure.savefig(output, dpi=150)
+    save_figure(figure, output, dpi=150)
+
+
+def save_figure(figure: Figure, output: Path, dpi: int = 110) -> None:
+    """The figure as a file, PNG, SVG or PDF by its name, whole or not at all."""
+    with replacing(output) as file:
+        figure.savefig(file, format=output.suffix.removeprefix("."), dpi=dpi)
 
 
 def _by_recipe(lines: Sequence[Line]) -> list[list[Line]]:

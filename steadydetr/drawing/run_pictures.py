@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from steadydetr.data import Dataset
 from steadydetr.drawing.boxes import draw_boxes
 from steadydetr.drawing.colours import COLOURS
+from steadydetr.files import replacing
 from steadydetr.metrics.results import Prediction
 from steadydetr.metrics.table import LABELS
 
@@ -29,6 +30,8 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    from steadydetr.drawing.plot import save_figure
+
     records = list(metrics)
     training = [r for r in records if r["kind"] == "train"]
     evaluations = [r for r in records if r["kind"] == "eval"]
@@ -44,7 +47,7 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     for axes in (total, ap, parts):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def _marker(values: Sequence[object]) -> str:
@@ -102,7 +105,8 @@ def draw_predictions(
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
         sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, row))
-    sheet.save(output)
+    with replacing(output) as file:
+        sheet.save(file, "PNG")
 
 
 def _with_title(image: Image.Image, text: str, side: int, height: int) -> Image.Image:

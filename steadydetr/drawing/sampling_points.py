@@ -32,6 +32,8 @@ def draw_sampling_points(
     """
     from matplotlib.figure import Figure
 
+    from steadydetr.drawing.plot import save_figure
+
     rows = list(first_objects(dataset, config, objects))
     if not rows or not models:
         return
@@ -48,7 +50,7 @@ def draw_sampling_points(
             else:
                 plot_sampling_points(axes, picture, sampled, to_xyxy(batch.targets.boxes[target]), name)
     figure.supxlabel(KEY, fontsize=8)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 KEY = "dots: sampling points, brighter = more weight     star: reference point\ngreen: true box     white, dashed: predicted box"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.files import write_json
+from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import said_of
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
@@ -20,6 +20,8 @@ from steadydetr.metrics.stability import Stability, held_out, measure_models
 from steadydetr.runs.folder import BEST, LAST, run_criterion
 from steadydetr.runs.models import load_models
 from steadydetr.tools.predictor import load
+
+RESULTS = ".results.json"  # how the name of the detections ends, beside that of the metrics
 
 
 def evaluate_checkpoint(
@@ -31,13 +33,18 @@ def evaluate_checkpoint(
     device: str = "auto",
     output: Path | None = None,
     nms: float | None = None,
+    overwrite: bool = False,
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
 
     Args:
         output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
         nms: IoU of class-wise suppression instead of the checkpoint's own.
+        overwrite: whether these files may be there already, and are replaced.
     """
+    if output is not None:
+        for path in (output, output.with_suffix(RESULTS)):
+            refuse_existing(path, overwrite)
     refuse_below("--batch-size", batch_size, 1)
     refuse_below("--workers", workers, 0)
     if nms is not None and not 0 <= nms <= 1:
@@ -53,7 +60,7 @@ def evaluate_checkpoint(
     evaluation = evaluate(results, dataset.index)
     if output is not None:
         write_json(output, evaluation.as_dict())
-        write_results(output.with_suffix(".results.json"), results, dataset.index.category_ids)
+        write_results(output.with_suffix(RESULTS), results, dataset.index.category_ids)
     return evaluation
 
 
