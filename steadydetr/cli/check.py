@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.files import Limits, printable, write_json
 
 if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport
@@ -32,15 +33,15 @@ class CheckArguments:
     """Splits to look at, those that are there."""
     output: Path | None = None
     """JSON file for every finding; the console shows the first of each kind."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(CheckArguments, words, "check", DESCRIPTION)
     from steadydetr.data.check import check_data
-    from steadydetr.files import write_json
 
-    report = check_data(arguments.data, arguments.splits)
-    Console().print(render(report))
+    report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
+    Console(markup=False, emoji=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
     if report.fatal:
@@ -57,7 +58,7 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
     if report.splits:
         classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
         for name in report.splits[0].class_counts:
-            classes.add_row(name, *(str(s.class_counts.get(name, 0)) for s in report.splits))
+            classes.add_row(printable(name), *(str(s.class_counts.get(name, 0)) for s in report.splits))
         parts.append(classes)
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_models, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.files import write_json
+from steadydetr.files import DEFAULT_LIMITS, Limits, write_json
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
@@ -29,15 +29,17 @@ def evaluate_checkpoint(
     device: str = "auto",
     output: Path | None = None,
     nms: float | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
 
     Args:
         output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
         nms: IoU of class-wise suppression instead of the checkpoint's own.
+        limits: what may be read of the data set.
     """
     loaded = load(checkpoint, device)
-    dataset = open_data(data, split)
+    dataset = open_data(data, split, limits)
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
@@ -60,6 +62,7 @@ def measure_checkpoint(
     batch_size: int = 4,
     workers: int = 4,
     device: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
 ) -> dict[str, Stability]:
     """How steadily a checkpoint matches, of its trained weights ("model") and, where it has one, their average ("ema").
 
@@ -67,10 +70,11 @@ def measure_checkpoint(
         images: only the first images with objects; None: all.
         against: another checkpoint of the same detector, for the instability between the two.
         criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
+        limits: what may be read of the data set.
     """
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
-    dataset = held_out(open_data(data, split), images)
+    dataset = held_out(open_data(data, split, limits), images)
     if dataset.index.classes != card.classes:
         raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)

@@ -62,17 +62,15 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
 def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """Training and validation data; a ValueError if their classes differ or an image file is missing."""
     data = recipe.data
-    train_data, dropped = for_training(open_data(data.source, data.train_split), data.filter_empty, data.limit)
-    val_data = first_images(open_data(data.val_source or data.source, data.val_split), data.limit)
+    train_data, dropped = for_training(open_data(data.source, data.train_split, data), data.filter_empty, data.limit)
+    val_data = first_images(open_data(data.val_source or data.source, data.val_split, data), data.limit)
     if train_data.index.classes != val_data.index.classes:
         raise ValueError(
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
         )
     for part in (*parts_of(train_data), *parts_of(val_data)):
-        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
-            raise ValueError(
-                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
-            )
+        if isinstance(part, FolderDataset):
+            part.check_files()
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
     return train_data, val_data

@@ -21,10 +21,16 @@ class Progress:
     """The bars and lines of a run. Only the main process shows any (`enabled`)."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.console = Console(soft_wrap=True)
+        self.console = Console(soft_wrap=True, markup=False, emoji=False)
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("training", total=0)
         self.total, self.last_line = 0, 0.0
