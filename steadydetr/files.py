@@ -45,13 +45,13 @@ def check_regular(path: Path) -> int:
 
 
 def printable(value: object) -> str:
-    """A text of a stranger's file, such as a name, for messages: control and direction characters are written as escapes."""
+    """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
 
 
 def _is_hidden(character: str) -> bool:
     joiners = "\u200c\u200d"  # of Persian, of Indian scripts and of emoji
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in joiners
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in joiners
 
 
 @dataclass(frozen=True, kw_only=True)

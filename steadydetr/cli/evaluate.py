@@ -59,4 +59,4 @@ def run(words: Sequence[str]) -> None:
         classes.add_row(printable(name), *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
     console.print(classes)
     for warning in evaluation.warnings:
-        console.print(f"AP is low: {warning}")
+        console.print(f"AP is low: {printable(warning)}")

@@ -57,26 +57,25 @@ class FolderDataset:
                 f"{printable(self.name)}: {len(missing)} images are not in {printable(self.folder)}, the first is {printable(missing[0])}."
                 " `steadydetr check` lists all"
             )
-        for file in self._links_and_folders():
+        for file in self._files_that_may_lead_out():
             self.data_folder.check_inside(self.folder / file)
 
     def missing_files(self) -> list[str]:
         """The files of the index that are not on disk. Each folder is listed once, which is faster than a look at every file."""
-        present = self._listings()
-        names = [self.index.file(i) for i in range(len(self.index))]
-        return [name for name in names if os.path.basename(name) not in present[os.path.dirname(name)]]
+        paths, listings = self._paths(), self._listings()
+        return [self.index.file(i) for i, path in enumerate(paths) if path.name not in listings[path.parent]]
 
-    def _links_and_folders(self) -> list[str]:
-        """What can lead out of the data folder: every folder of the index's files, and the files that are links."""
-        present = self._listings()
-        names = [self.index.file(i) for i in range(len(self.index))]
-        links = [name for name in names if present[os.path.dirname(name)].get(os.path.basename(name))]
-        return [*present, *links]
+    def _files_that_may_lead_out(self) -> list[Path]:
+        """The files that are links, and one of each folder."""
+        paths, listings = self._paths(), self._listings()
+        return [*{path.parent: path for path in reversed(paths)}.values(), *(p for p in paths if listings[p.parent].get(p.name))]
 
-    def _listings(self) -> dict[str, dict[str, bool]]:
+    def _paths(self) -> list[Path]:
+        return [Path(self.index.file(i)) for i in range(len(self.index))]
+
+    def _listings(self) -> dict[Path, dict[str, bool]]:
         """For each folder of the index's files, what is in it, and whether that is a link."""
-        folders = {os.path.dirname(self.index.file(i)) for i in range(len(self.index))}
-        return {folder: _listing(self.folder / folder) for folder in folders}
+        return {folder: _listing(self.folder / folder) for folder in {path.parent for path in self._paths()}}
 
 
 def _listing(folder: Path) -> dict[str, bool]:
