@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
-from steadydetr.files import refuse_existing, write_json
+from steadydetr.files import Limits, printable, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport
@@ -35,6 +35,7 @@ class CheckArguments:
     """JSON file for every finding; the console shows the first of each kind."""
     overwrite: Overwrite = False
     """Replace --output if it is there."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
@@ -42,8 +43,8 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.data.check import check_data
 
     refuse_existing(arguments.output, arguments.overwrite)
-    report = check_data(arguments.data, arguments.splits)
-    Console().print(render(report))
+    report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
+    Console(markup=False, emoji=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
     if report.fatal:
@@ -60,7 +61,7 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
     if report.splits:
         classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
         for name in report.splits[0].class_counts:
-            classes.add_row(name, *(str(s.class_counts.get(name, 0)) for s in report.splits))
+            classes.add_row(printable(name), *(str(s.class_counts.get(name, 0)) for s in report.splits))
         parts.append(classes)
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))

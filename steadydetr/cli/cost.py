@@ -30,6 +30,6 @@ def run(words: Sequence[str]) -> None:
     refuse_existing(arguments.output, arguments.overwrite)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
     if arguments.output is not None:
         write_json(arguments.output, cost.as_dict())

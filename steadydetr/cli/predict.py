@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
@@ -36,6 +38,7 @@ class PredictArguments:
     """Images in one forward pass."""
     device: str = "auto"
     """cpu, cuda or auto: a GPU if there is one."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
@@ -58,6 +61,7 @@ def run(words: Sequence[str]) -> None:
         draw=arguments.draw,
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
+        limits=arguments.limits,
     )
     print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")
     for failure in report.failures:

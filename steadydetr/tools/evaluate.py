@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.files import refuse_existing, write_json
+from steadydetr.files import DEFAULT_LIMITS, Limits, refuse_existing, write_json
 from steadydetr.finite import said_of
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
@@ -34,6 +34,7 @@ def evaluate_checkpoint(
     output: Path | None = None,
     nms: float | None = None,
     overwrite: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
 
@@ -41,6 +42,7 @@ def evaluate_checkpoint(
         output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
         nms: IoU of class-wise suppression instead of the checkpoint's own.
         overwrite: whether these files may be there already, and are replaced.
+        limits: what may be read of the data set.
     """
     if output is not None:
         for path in (output, output.with_suffix(RESULTS)):
@@ -50,7 +52,7 @@ def evaluate_checkpoint(
     if nms is not None and not 0 <= nms <= 1:
         raise ValueError(f"--nms {nms:g} must lie in 0 to 1: it is an IoU")
     loaded = load(checkpoint, device)
-    dataset = open_data(data, split)
+    dataset = open_data(data, split, limits)
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
@@ -74,6 +76,7 @@ def measure_checkpoint(
     batch_size: int = 4,
     workers: int = 4,
     device: str = "auto",
+    limits: Limits = DEFAULT_LIMITS,
 ) -> dict[str, Stability]:
     """How steadily a checkpoint matches, of its trained weights ("model") and, where it has one, their average ("ema").
 
@@ -81,13 +84,14 @@ def measure_checkpoint(
         images: only the first images with objects; None: all.
         against: another checkpoint of the same detector, for the instability between the two.
         criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
+        limits: what may be read of the data set.
     """
     refuse_below("--images", images, 1)
     refuse_below("--batch-size", batch_size, 1)
     refuse_below("--workers", workers, 0)
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
-    dataset = held_out(open_data(data, split), images)
+    dataset = held_out(open_data(data, split, limits), images)
     if dataset.index.classes != card.classes:
         raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)

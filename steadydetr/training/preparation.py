@@ -78,8 +78,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
 def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """Training and validation data; a ValueError if their classes differ or an image file is missing."""
     data = recipe.data
-    train_data, dropped = for_training(open_data(data.source, data.train_split), data.filter_empty, data.limit)
-    val_data = first_images(open_data(data.val_source or data.source, data.val_split), data.limit)
+    train_data, dropped = for_training(open_data(data.source, data.train_split, data), data.filter_empty, data.limit)
+    val_data = first_images(open_data(data.val_source or data.source, data.val_split, data), data.limit)
     if not len(val_data.index):
         raise ValueError(f"{val_data.name} has no image to validate on: choose another --data.val-split or --data.val-source")
     if train_data.index.classes != val_data.index.classes:
@@ -87,10 +87,8 @@ def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Data
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
         )
     for part in (*parts_of(train_data), *parts_of(val_data)):
-        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
-            raise ValueError(
-                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
-            )
+        if isinstance(part, FolderDataset):
+            part.check_files()
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
     return train_data, val_data
