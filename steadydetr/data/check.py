@@ -92,9 +92,12 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
 
 def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     """Decode every image file, because a truncated one can be opened and fails only when it is decoded, in the middle of an epoch."""
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         found = pool.map(lambda position: _check_image(dataset, position), range(len(dataset.index)))
         return [finding for finding in found if finding is not None]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
 
 
 def _check_image(dataset: FolderDataset, position: int) -> Finding | None:

@@ -192,11 +192,12 @@ class RunFolder:
 def _what_is_trained(plain: dict[str, Any]) -> dict[str, Any]:
     """A run's config without what a resumed run may change.
 
-    Teachers may have been moved: `restore` recognises them by their weights. Sinks only look on.
+    Teachers may have been moved: `restore` recognises them by their weights. Sinks only look on. Loading processes change no batch.
     """
     teachers = [{name: value for name, value in teacher.items() if name != "checkpoint"} for teacher in plain["recipe"]["teachers"]]
     recipe = {name: value for name, value in plain["recipe"].items() if name != "sinks"}
-    return plain | {"recipe": recipe | {"teachers": teachers}}
+    data = {name: value for name, value in recipe["data"].items() if name not in ("workers", "timeout")}
+    return plain | {"recipe": recipe | {"teachers": teachers, "data": data}}
 
 
 def read_json(path: Path) -> dict[str, Any]:

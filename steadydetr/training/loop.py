@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from steadydetr.data import pad_batch
+from steadydetr.data.processes import end_if_script_trains
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, LAST
@@ -42,8 +43,9 @@ def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None
         ValueError, FileNotFoundError, FileExistsError: before training, where data, recipe or folder cannot work.
         FloatingPointError: a loss is not finite; the batch is saved beside the checkpoints.
     """
+    end_if_script_trains()
     run = prepare(recipe, output, resume, device)
-    with closing(run.log):
+    with closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress:
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)

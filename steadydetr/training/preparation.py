@@ -10,7 +10,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from steadydetr.config import check_savable, to_plain
-from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
+from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
 from steadydetr.learning.teachers import EMATeacher, relative_decay
 from steadydetr.nn.decoder import DecoderLayer
@@ -43,6 +43,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     train_data, val_data = open_both(recipe, progress.say)
     processes = accelerator.process_index, accelerator.num_processes
     loader = TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
@@ -53,7 +54,7 @@ def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> R
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
     log = open_log(recipe, folder, run_config, state, resume, accelerator, progress)
-    run = Run(recipe, folder, accelerator, val_data, loader, method, wrapped, optimiser, averages, state, log, progress)
+    run = Run(recipe, folder, accelerator, val_data, loader, val_loader, method, wrapped, optimiser, averages, state, log, progress)
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steadydetr.data import EvalLoader
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
@@ -18,8 +17,7 @@ from steadydetr.training.run import Run
 @torch.no_grad()
 def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
     """Metrics of the detector on the validation images, which the processes share among them."""
-    accelerator, config = run.accelerator, run.recipe.training
-    loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    accelerator, loader = run.accelerator, run.val_loader
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
