@@ -6,31 +6,45 @@ A saved file carries the number of its format. Format 1, of version 0.1, named p
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar
 
 from steadydetr.kinds import find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
 FORMAT = 2
+CHANGEABLE = "changeable"
+T = TypeVar("T")
 
 
-def to_plain(value: Any, where: str = "config") -> Any:
+def changeable(default: T) -> T:
+    """The default of a config's field that does not decide what is learned, such as an interval of logging.
+
+    A resumed run may have another value of it.
+    """
+    return field(default=default, metadata={CHANGEABLE: True})  # type: ignore[no-any-return]
+
+
+def to_plain(value: Any, where: str = "config", *, decisive: bool = False) -> Any:
     """A config as JSON values: {"kind": "focal-cost", field: ...}; a function as {"kind": "half-sine"}.
+
+    Args:
+        decisive: leave out the fields that are `changeable`.
 
     Raises:
         ValueError: something in it cannot be saved; says what, where, and what to do.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kind = _saved_kind(type(value), where)
-        return {"kind": kind} | {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
+        names = [field.name for field in fields(value) if not (decisive and field.metadata.get(CHANGEABLE))]
+        plain = {name: to_plain(getattr(value, name), f"{where}.{name}", decisive=decisive) for name in names}
+        return {"kind": _saved_kind(type(value), where)} | plain
     if isinstance(value, FunctionType):
         return {"kind": _saved_kind(value, where)}
     if isinstance(value, list):
         raise ValueError(f"{where} cannot be saved: a list would come back as a tuple, so use a tuple: {tuple(value)!r}")
     if isinstance(value, tuple):
-        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [to_plain(item, f"{where}[{i}]", decisive=decisive) for i, item in enumerate(value)]
     if value is None or type(value) in (bool, int, float, str):  # an enumeration or a number of numpy would come back as another type
         return value
     raise ValueError(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
 IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
 
@@ -61,11 +65,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file. A crash leaves either the old file or the new one, never half of it; a link in its place is replaced, not followed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the name `path` when the block ends, and is removed if it ends by an exception.
+
+    A crash leaves either the old file or the new one, never half of it. A link in its place is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name[:60]}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", suffix=UNFINISHED, delete=False) as file:
         try:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~umask())
@@ -73,6 +90,25 @@ def write_text(path: Path, text: str) -> None:
         except BaseException:
             os.unlink(file.name)
             raise
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link without what it leads to; nothing happens where there is none."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written into the folder when a program was killed."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        remove_tree(path)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
 
 
 def umask() -> int:

@@ -7,10 +7,13 @@ there.
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,10 @@ from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.config import FORMAT, check_format, from_plain, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import write_json
+from steadydetr.files import UNFINISHED, first_line, remove_tree, umask, write_bytes, write_json
 from steadydetr.kinds import register
 
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
+WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
 
 
 @register("detector-card")
@@ -51,38 +54,75 @@ class LoadedDetector:
     card: DetectorCard
 
 
-def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard, extra: Mapping[str, Any] | None = None) -> None:
+def save_detector(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    card: DetectorCard,
+    extra: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint folder. An older one in its place is removed only when the new one is complete.
 
     Args:
         extra: the state of the training, for resuming. `load_training_state` reads it with `weights_only`, so it may hold only tensors
             and plain values.
+        progress: where the run is, of the same kinds of values; `save_progress` can replace it without the rest.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance; what was there is as it was.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
-    write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
-    if extra is not None:
-        torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
-    for path in fresh.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    _replace_folder(fresh, folder)
+    with reported_writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
+            write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
+            if extra is not None:
+                torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
+            if progress is not None:
+                torch.save({"format": FORMAT} | dict(progress), fresh / PROGRESS)
+            for path in fresh.iterdir():
+                path.chmod(0o666 & ~umask())
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            fresh.chmod(0o777 & ~umask())
+            _replace_folder(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """Replace only where the run is, in a checkpoint that `save_detector` wrote; the weights stay."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT} | dict(progress), content)
+    with reported_writing(folder):
+        write_bytes(folder / PROGRESS, content.getvalue())
+
+
+@contextmanager
+def reported_writing(folder: Path) -> Iterator[None]:
+    """Whatever a library raises where it cannot write becomes an OSError that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = first_line(error)
+        raise OSError(f"the checkpoint {folder} cannot be written: {reason}. What was saved before is as it was") from error
 
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
-    """Put the folder `fresh` in the place of `folder`.
+    """Put the folder `fresh` in the place of `folder`; a link there is replaced, what it leads to stays as it is.
 
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too.
     """
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    remove_tree(old)
+    if os.path.lexists(folder):
         os.rename(folder, old)
     os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
@@ -167,6 +207,20 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     check_format(state, str(folder / STATE))
     return state
+
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """Where the run was when a checkpoint of it was written; version 0.1 kept it in the state of the training.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint of a run.
+    """
+    if not (folder / PROGRESS).exists():
+        progress: dict[str, Any] = load_training_state(folder)["state"]
+        return progress
+    progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
+    check_format(progress, str(folder / PROGRESS))
+    return {name: value for name, value in progress.items() if name != "format"}
 
 
 def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:

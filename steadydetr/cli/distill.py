@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume] [flags]
+USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume [auto]] [flags]
 
   steadydetr distill deformable-detr-r50-50ep --teacher runs/r101 --data path/to/coco
   steadydetr distill detrdistill-dino-4scale-r101-r18-12ep --teacher runs/converted --data path/to/coco

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -23,7 +24,9 @@ class PredictArguments:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
     output: Path = Path("predictions")
-    """Folder for results.json (COCO results) and the pictures."""
+    """New or empty folder for results.json (COCO results) and the pictures."""
+    overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Write into a folder that holds files already, and replace those of the same names; never an image that is read."""
     image_folder: Path | None = None
     """Where the images of a COCO image list are; beside it if not given."""
     threshold: float = 0.3
@@ -51,6 +54,7 @@ def run(words: Sequence[str]) -> None:
         threshold=arguments.threshold,
         draw=arguments.draw,
         batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
     )
     print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")
     for failure in report.failures:

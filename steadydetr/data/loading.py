@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
+from steadydetr.config import changeable
 from steadydetr.data.dataset import Dataset, first_few
-from steadydetr.data.processes import LoadingProcesses, cpu_share
+from steadydetr.data.loading_processes import LoadingProcesses, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
 from steadydetr.files import printable
 from steadydetr.kinds import register
@@ -24,16 +25,16 @@ from steadydetr.structures import Batch, Targets, seed_of
 class DataConfig:
     """What is trained and evaluated on, and how it is prepared."""
 
-    source: str = "shapes"  # folder, `shapes`, or several joined by +
-    val_source: str = ""  # where validation images come from, if from another place
+    source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
+    val_source: str = changeable("")  # where validation images come from, if from another place
     train_split: str = "train"
     val_split: str = "val"
     transform: TrainTransform = DetrTransform()
     resize: EvalTransform = ShortestSide()
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
-    workers: int = 4  # processes that load images, per rank, at most its share of the processors; 0: none
-    timeout: float = 600.0  # seconds that a batch may be waited for where processes load it; 0: no limit
+    workers: int = changeable(4)  # processes that load images, per rank, at most its share of the processors; 0: none
+    timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
 
     def __post_init__(self) -> None:
         if self.workers < 0:

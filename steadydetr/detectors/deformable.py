@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
+from steadydetr.config import changeable
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import Joined, join
 from steadydetr.kinds import register
@@ -61,7 +62,7 @@ class TransformerConfig:
     fusion: FusionKind = "none"  # of the memory with what went into the encoder (Stable-DINO Sec. 3)
     fusion_norm: bool = True  # LayerNorm after each fusion
     share_decoder: bool = False  # one set of parameters, heads included, for all decoder stages
-    checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
+    checkpointing: bool = changeable(False)  # recompute layers in the backward pass: less memory, same gradients
 
     def __post_init__(self) -> None:
         for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):

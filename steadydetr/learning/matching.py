@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
-from steadydetr.data.processes import cpu_share
+from steadydetr.data.loading_processes import cpu_share
 from steadydetr.structures import Match, MatchResult, Stages, Targets
 
 FORBIDDEN = 1e9  # the cost of pairs that must not be; finite, because the solver refuses problems without any finite entry

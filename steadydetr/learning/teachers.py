@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
+from steadydetr.config import changeable
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.kinds import register
 
@@ -117,7 +118,7 @@ class TrainedTeacher(Teacher):
     """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""
 
     trained_before = True
-    checkpoint: str = ""  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
+    checkpoint: str = changeable("")  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
 
     @property
     def name(self) -> str:

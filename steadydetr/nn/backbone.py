@@ -21,6 +21,7 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from steadydetr.config import changeable
 from steadydetr.kinds import register
 from steadydetr.nn.named_tensors import NamedTensors
 
@@ -51,7 +52,7 @@ class TimmBackboneConfig(BackboneConfig):
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
-    weights: str = "hub"  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
+    weights: str = changeable("hub")  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
     drop_path: float = 0.0  # stochastic depth, where the model has it

@@ -11,13 +11,13 @@ import time
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from steadydetr.data import pad_batch
-from steadydetr.data.processes import end_if_script_trains
+from steadydetr.data.loading_processes import end_if_script_trains
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, LAST
@@ -27,16 +27,17 @@ from steadydetr.training.not_finite import check_finite
 from steadydetr.training.optimiser import rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
 from steadydetr.training.preparation import prepare
-from steadydetr.training.run import Run, save
+from steadydetr.training.processes import any_process
+from steadydetr.training.run import Run, save, save_progress
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.validation import evaluate_detector, measure_stability
 
 
-def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, output: Path, resume: bool | Literal["auto"] = False, device: str | None = None) -> dict[str, Any]:
     """Train a recipe in the folder `output`; returns what summary.json says.
 
     Args:
-        resume: go on from `output`'s last checkpoint.
+        resume: go on from `output`'s last checkpoint; "auto": go on if there is a run in `output`, start one if not.
         device: "cpu", or None for what accelerate finds.
 
     Raises:
@@ -45,19 +46,20 @@ def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None
     """
     end_if_script_trains()
     run = prepare(recipe, output, resume, device)
-    with closing(run.log), closing(run.loader), closing(run.val_loader):
+    with run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress:
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)
+                save(run, LAST)  # before the evaluation, so that nothing is lost whatever happens during it
+                if not run.stop:
+                    evaluate(run, epoch)
                 if run.stop:
                     return interrupted(run)
-                run.state.epochs_done = epoch + 1
-                evaluate_and_save(run)
         return finish(run)
 
 
 def train_epoch(run: Run, epoch: int) -> None:
-    """Train from `run.state.step` to the end of the epoch. If the run is asked to stop, save and return after the step."""
+    """Train from `run.state.step` to the end of the epoch, or to the end of the step in which the run is asked to stop."""
     config, state, per_epoch = run.recipe.training, run.state, run.loader.steps_per_epoch
     run.wrapped.train()
     clock = time.perf_counter()
@@ -78,8 +80,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
             save(run, LAST)
-    if run.stop:
-        save(run, LAST)
+    run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
 def train_step(run: Run, batches: list[Batch]) -> StepResult:
@@ -120,7 +121,7 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max(batch.images.shape[k] for batch in local) for k in (2, 3))
-    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.stop)]], device=run.accelerator.device)
+    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.asked_to_stop)]], device=run.accelerator.device)
     if run.accelerator.num_processes > 1:
         facts = run.accelerator.gather(facts)
     height, width, most, _, stop = facts.amax(0).tolist()
@@ -129,22 +130,30 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 
 
-def evaluate_and_save(run: Run) -> None:
-    """After an epoch: evaluate the trained and the averaged weights if it is time to, save `last`, and `best` if AP is the highest yet."""
+def evaluate(run: Run, epoch: int) -> None:
+    """After an epoch: evaluate the trained and the averaged weights if it is time to, and save `best` if AP is the highest yet.
+
+    `best` is saved with its AP, and before `last` gets to know of it. Whenever the program is killed, the two agree: a resumed run
+    repeats an evaluation that `last` does not know of, and takes the AP to surpass from `best`.
+    """
     config, state = run.recipe.training, run.state
-    due = state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs
+    state.epochs_done = epoch + 1
     best = None
-    if due:
+    if state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs:
         for weights, detector in run.models.items():
             evaluation = evaluate_detector(run, detector)
+            if evaluation is None:
+                state.epochs_done, run.stop = epoch, True
+                return
             state.evaluations[weights] = evaluation.as_dict()
             log_evaluation(run, weights, evaluation)
             if evaluation.ap > state.best_ap:
                 state.best_ap, best = evaluation.ap, weights
         state.matched = measure_stability(run)
-    save(run, LAST)
     if best is not None:
         save(run, BEST, best)
+    save_progress(run)
+    run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
 def interrupted(run: Run) -> dict[str, Any]:
@@ -159,7 +168,6 @@ def finish(run: Run) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         run.folder.write_summary(summary)
         draw_pictures(run)
-    run.accelerator.wait_for_everyone()
     return summary
 
 

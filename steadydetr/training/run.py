@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from steadydetr.checkpoints.folder import DetectorCard, load_training_state
+from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
 from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import AVERAGE, LAST, RunFolder
+from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import RunLog
 from steadydetr.training.averages import Averages
 from steadydetr.training.progress import Progress
@@ -40,6 +42,7 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    lock: FolderLock
     accelerator: Accelerator
     val_data: Dataset
     loader: TrainLoader
@@ -51,7 +54,8 @@ class Run:
     state: State
     log: RunLog
     progress: Progress
-    stop: bool = False  # a signal asked for it
+    asked_to_stop: bool = False  # by a signal to this process
+    stop: bool = False  # all processes know that one of them was asked
 
     @property
     def models(self) -> dict[str, Detector]:
@@ -67,7 +71,7 @@ class Run:
 
 
 def save(run: Run, name: str, weights: str = "model") -> None:
-    """Write the checkpoint `name`, from which the run can be resumed, and with `last` also the averaged weights, as `ema`.
+    """Write the checkpoint `name`, from which the run can be resumed, and with `last` first the averaged weights, as `ema`.
 
     Args:
         weights: what the checkpoint's model is: the trained weights ("model") or their average ("ema").
@@ -82,16 +86,28 @@ def save(run: Run, name: str, weights: str = "model") -> None:
             "teachers": {teacher_name: teacher.fingerprint for teacher_name, teacher in method.teachers.items()},
             "average": own_average,  # None: there is none, or it is the teacher, which is part of the method
             "optimiser": run.optimiser.state_dict(),
-            "state": asdict(run.state),
         }
-        run.folder.save_checkpoint(name, run.models[weights].state_dict(), run.card, extra)
         if name == LAST and averages.evaluated is not None:
             run.folder.save_checkpoint(AVERAGE, averages.evaluated.model.state_dict(), run.card)
+        run.folder.save_checkpoint(name, run.models[weights].state_dict(), run.card, extra, asdict(run.state))
     run.accelerator.wait_for_everyone()
 
 
-def restore(checkpoint: Path, method: Method, averages: Averages, optimiser: torch.optim.Optimizer) -> State:
+def save_progress(run: Run) -> None:
+    """Write into `last` what an evaluation has found since it was saved."""
+    if run.accelerator.is_main_process:
+        run.folder.save_progress(LAST, asdict(run.state))
+    run.accelerator.wait_for_everyone()
+
+
+def restore(
+    checkpoint: Path, method: Method, averages: Averages, optimiser: torch.optim.Optimizer, best: Mapping[str, Any] | None = None
+) -> State:
     """Load what `save` wrote into the method, the averages and the optimiser; gives the state.
+
+    Args:
+        best: the progress that the run's `best` was saved with. Its AP is the one to surpass, whatever `checkpoint` knew of it; None:
+            there is no `best`, so that the next evaluation gives one.
 
     Raises:
         ValueError: a trained teacher has other weights than the one that taught until then.
@@ -109,4 +125,4 @@ def restore(checkpoint: Path, method: Method, averages: Averages, optimiser: tor
         averages.part()
         if averages.evaluated is not None:
             averages.evaluated.model.load_state_dict(extra["average"])
-    return State(**extra["state"])
+    return replace(State(**load_progress(checkpoint)), best_ap=-1.0 if best is None else best["best_ap"])

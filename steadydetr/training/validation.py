@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor
 
@@ -10,22 +12,41 @@ from steadydetr.detectors.base import evaluating
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
+from steadydetr.structures import Batch
 from steadydetr.training.log import log_stability
 from steadydetr.training.run import Run
 
 
 @torch.no_grad()
-def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
-    """Metrics of the detector on the validation images, which the processes share among them."""
+def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
+    """Metrics of the detector on the validation images, which the processes share among them.
+
+    A run of one process that is asked to stop leaves at once, and gives None. Of several processes some would wait for the others, so
+    that they end the evaluation first.
+    """
     accelerator, loader = run.accelerator, run.val_loader
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
-        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
+        results = collect(predict, run.progress.track(until_stopped(run, loader), "evaluate", len(loader)))
+    if leaves_alone(run):
+        return None
     if accelerator.num_processes > 1:
         parts: list[Results | None] = [None] * accelerator.num_processes
         torch.distributed.all_gather_object(parts, results)
         results = Results.cat([part for part in parts if part is not None])
     return evaluate(results, run.val_data.index)
+
+
+def until_stopped(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if leaves_alone(run):
+            return
+        yield batch
+
+
+def leaves_alone(run: Run) -> bool:
+    """Whether the run was asked to stop and has no other process that would wait for this one."""
+    return run.asked_to_stop and run.accelerator.num_processes == 1
 
 
 def measure_stability(run: Run) -> dict[str, Tensor]:

@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # results that every process prepares before they are asked for
 GRACE = 1.0  # seconds that a process has to end by itself
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 SCRIPT_TRAINS = 64  # exit code of a process that was to import the user's script, and found it training
 FEWER = "use fewer loading processes (--data.workers, in eval and stability --workers; 0: none)"
 
@@ -54,8 +54,8 @@ def cpu_share() -> int:
 class LoadingProcesses(Generic[Task, Result]):
     """Processes that call one function on task after task.
 
-    They ignore SIGTERM and Ctrl-C: schedulers and terminals signal the whole group, and the trainer wants to end its step. They end by
-    `close`, when nobody refers to this object any more, and when the process that started them exits or is killed.
+    They ignore SIGTERM, SIGHUP and Ctrl-C: schedulers and terminals signal the whole group, and the trainer wants to end its step. They
+    end by `close`, when nobody refers to this object any more, and when the process that started them exits or is killed.
 
     Args:
         load: the function. Where processes are not forked it is pickled, once for each.
