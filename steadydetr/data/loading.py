@@ -13,7 +13,7 @@ from torch import Tensor
 from steadydetr.boxes import to_cxcywh
 from steadydetr.config import changeable
 from steadydetr.data.dataset import Dataset, first_few
-from steadydetr.data.loading_processes import LoadingProcesses, cpu_share
+from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
 from steadydetr.files import printable
 from steadydetr.kinds import register
@@ -128,6 +128,8 @@ class Loader:
         self.dataset, self.config, self.samples = dataset, config, Samples(dataset, transform)
         self.workers = min(config.workers, batches, cpu_share())
         self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
+        if self.workers:
+            check_script()
 
     def load(self, keys: Iterable[Sequence[Key]]) -> Iterator[Batch]:
         """The batches of these keys, in order."""

@@ -6,11 +6,9 @@ shared memory, of which containers have little, and no lock is shared that a kil
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import multiprocessing
-import multiprocessing.util  # registers what waits for all processes at exit, so that `_close_all`, registered later, runs first
 import os
 import pickle
 import selectors
@@ -20,13 +18,14 @@ import sys
 import threading
 import time
 import traceback
-import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -40,7 +39,6 @@ Result = TypeVar("Result")
 AHEAD = 2  # results that every process prepares before they are asked for
 GRACE = 1.0  # seconds that a process has to end by itself
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-SCRIPT_TRAINS = 64  # exit code of a process that was to import the user's script, and found it training
 FEWER = "use fewer loading processes (--data.workers, in eval and stability --workers; 0: none)"
 
 
@@ -68,11 +66,10 @@ class LoadingProcesses(Generic[Task, Result]):
     """
 
     def __init__(self, load: Callable[[Task], Result], name: Callable[[Task], str], count: int, timeout: float = 0.0) -> None:
-        end_if_script_trains()
         self._name, self._timeout, self._sent = name, timeout, 0
         self._workers: list[_Worker] = []
-        self._closing = weakref.finalize(self, _end, self._workers, os.getpid())
-        _open.add(self)
+        # At exit this comes before multiprocessing waits for all processes that still live
+        self._closing = Finalize(self, _end, (self._workers,), exitpriority=10)
         try:
             for number in range(count):
                 _start(load, number, self._workers)
@@ -98,7 +95,7 @@ class LoadingProcesses(Generic[Task, Result]):
 
     @property
     def closed(self) -> bool:
-        return not self._closing.alive
+        return not self._closing.still_active()
 
     def close(self) -> None:
         """End the processes; returns when they have ended."""
@@ -125,13 +122,21 @@ class LoadingProcesses(Generic[Task, Result]):
             raise
 
 
-def end_if_script_trains() -> None:
-    """End this process if it is a loading process that imports the user's script, and the script trains as it is imported.
+def check_script() -> None:
+    """Raise a ValueError if loading processes cannot be started from the user's script.
 
-    Where processes are not forked, each begins by importing the main script. The one that started it says what is missing.
+    Where processes are not forked, each begins by importing the script, and would then do all that the script does.
     """
-    if getattr(multiprocessing.current_process(), "_inheriting", False):
-        raise SystemExit(SCRIPT_TRAINS)
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if multiprocessing.get_start_method() == "fork" or getattr(main, "__spec__", None) is not None or file is None:
+        return
+    with suppress(OSError):
+        if b"__main__" not in Path(file).read_bytes():
+            raise ValueError(
+                f'{file} needs the line `if __name__ == "__main__":` above what it does, because every loading process begins by importing'
+                " it; or load without processes, data.workers = 0"
+            )
 
 
 # In the process that trains
@@ -172,15 +177,6 @@ class _Worker:
         with suppress(IndexError):  # submit and receive may both find out
             while True:
                 self.waiting.popleft().set_exception(error)
-
-
-_open: weakref.WeakSet[LoadingProcesses[Any, Any]] = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all() -> None:
-    for processes in list(_open):
-        processes.close()
 
 
 def _start(load: Callable[[Any], Any], number: int, workers: list[_Worker]) -> None:
@@ -240,10 +236,8 @@ def _receive_all(workers: list[_Worker]) -> None:
                     worker.give_up(error)
 
 
-def _end(workers: list[_Worker], owner: int) -> None:
+def _end(workers: list[_Worker]) -> None:
     """End the processes. One that does not end by itself is killed; one that even so does not end is left to the system."""
-    if os.getpid() != owner:  # in a fork, which has copies of the connections
-        return
     for worker in workers:
         with suppress(OSError):
             worker.connection.shutdown(socket.SHUT_RDWR)
@@ -262,18 +256,16 @@ def _obituary(worker: _Worker, what: str) -> str:
     """Why a process has ended, what it loaded, and what to do."""
     worker.process.join(GRACE)
     code, who = worker.process.exitcode, f"loading process {worker.number}"
-    if code == SCRIPT_TRAINS:
-        script = getattr(sys.modules["__main__"], "__file__", None) or "the script"
-        return (
-            f"{who} could not start: it has to import {script}, which trains or evaluates as it is imported."
-            ' Put that under `if __name__ == "__main__":`, or set data.workers to 0'
-        )
     if code == -signal.SIGKILL:
         return f"{who} was killed by signal 9, probably because memory ran out, while it loaded {what}: {FEWER} or a smaller batch"
     if code is not None and code < 0:
         return f"{who} was ended by signal {-code} ({signal.strsignal(-code)}) while it loaded {what}"
     if not worker.has_begun and multiprocessing.get_start_method() != "fork":
-        return f"{who} ended with exit code {code} before it could load {what}; what it printed above tells why. Or {FEWER}"
+        script = getattr(sys.modules["__main__"], "__file__", "the script")
+        return (
+            f"{who} ended with exit code {code} as it started; what it printed above tells why. It imports {script}: what that does"
+            f' must stand below `if __name__ == "__main__":`. Or {FEWER}'
+        )
     return f"{who} ended with exit code {code} while it loaded {what}"
 
 

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from steadydetr.data import pad_batch
-from steadydetr.data.loading_processes import end_if_script_trains
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, LAST
@@ -44,7 +43,6 @@ def train(recipe: Recipe, output: Path, resume: bool | Literal["auto"] = False, 
         ValueError, FileNotFoundError, FileExistsError: before training, where data, recipe or folder cannot work.
         FloatingPointError: a loss is not finite; the batch is saved beside the checkpoints.
     """
-    end_if_script_trains()
     run = prepare(recipe, output, resume, device)
     with run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress:
