@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -27,7 +29,10 @@ class Sample:
 
 
 class Transform(ABC):
-    """How an image with its boxes becomes a sample: a frozen dataclass. Random numbers are torch's, seeded for every image and epoch."""
+    """How an image with its boxes becomes a sample: a frozen dataclass.
+
+    Random numbers are torch's, numpy's or Python's, which are seeded for every image and epoch.
+    """
 
     def gather(self, load: Callable[[int], Sample], position: int, images: int) -> Sample:
         """What `build` is applied to: the image at `position`. A mosaic loads others of the 0 .. `images` - 1 besides."""
@@ -183,7 +188,14 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator starts from `seed` within the block, and is as it was after it."""
+    """The generators of torch, numpy and Python start from `seed` within the block, and are as they were after it."""
+    before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

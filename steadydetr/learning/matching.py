@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
+from steadydetr.data.loading_processes import cpu_share
 from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.structures import Batch, Match, MatchResult, Stages, Targets
 
@@ -111,7 +112,7 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
     if max((block.size for block in blocks), default=0) < LARGE:
         chosen = [_assign(block) for block in blocks]
     else:
-        with ThreadPoolExecutor() as pool:  # the solver releases the interpreter's lock
+        with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
             chosen = list(pool.map(_assign, blocks))
     columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
     matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0

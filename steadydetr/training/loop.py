@@ -47,7 +47,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
     if not isinstance(recipe, Recipe):
         raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
     run = prepare(recipe, Path(output).expanduser(), resume, device)
-    with run.lock, closing(run.log):
+    with run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress, keeping_what_is_not_finite(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)

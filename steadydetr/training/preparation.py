@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from steadydetr.config import check_savable, to_plain
-from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
+from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
 from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
@@ -53,6 +53,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     train_data, val_data = open_both(recipe, progress.say)
     processes = accelerator.process_index, accelerator.num_processes
     loader = TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
@@ -69,7 +70,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     log = open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress)
     if goes_on and checkpoint is None:
         log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
-    run = Run(recipe, folder, lock, accelerator, val_data, loader, method, wrapped, optimiser, averages, state, log, progress)
+    run = Run(recipe, folder, lock, accelerator, val_data, loader, val_loader, method, wrapped, optimiser, averages, state, log, progress)
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run

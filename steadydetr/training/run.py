@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
-from steadydetr.data import Dataset, TrainLoader
+from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
 from steadydetr.finite import NotFiniteError, tensors_in, where_not_finite
 from steadydetr.objectives.method import Method
@@ -48,6 +48,7 @@ class Run:
     accelerator: Accelerator
     val_data: Dataset
     loader: TrainLoader
+    val_loader: EvalLoader  # this process's share of `val_data`
     method: Method
     wrapped: nn.Module  # the method, or DistributedDataParallel around it
     optimiser: torch.optim.AdamW

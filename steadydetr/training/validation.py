@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadydetr.data import EvalLoader
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
 from steadydetr.finite import NotFiniteError
@@ -30,8 +29,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
     Raises:
         NotFiniteError: detections are not finite. All processes raise it, whichever met them.
     """
-    accelerator, config = run.accelerator, run.recipe.training
-    loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+    accelerator, loader = run.accelerator, run.val_loader
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         found: Results | NotFiniteError
