@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
+from steadydetr.config import check_within
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import Joined, join
 from steadydetr.kinds import register
@@ -64,6 +65,15 @@ class TransformerConfig:
     checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
 
     def __post_init__(self) -> None:
+        counts = {
+            "heads": (1, 1024),
+            "levels": (1, 32),
+            "encoder_points": (1, 1024),
+            "decoder_points": (1, 1024),
+            "norm_groups": (1, 2**16),
+        }
+        layers = {"encoder_layers": (0, 1000), "decoder_layers": (1, 1000), "width": (4, 2**16), "ffn": (1, 2**20)}
+        check_within("transformer", self, **counts, **layers, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
         for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):
             if self.width % divisor:
                 raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")
@@ -144,6 +154,9 @@ class DeformableDetectorConfig(DetectorConfig):
     backbone: BackboneConfig
     transformer: TransformerConfig
     queries: int
+
+    def __post_init__(self) -> None:
+        check_within("detector", self, queries=(1, 10**6))
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())

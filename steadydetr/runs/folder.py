@@ -18,15 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, save_detector
-from steadydetr.config import FORMAT, check_format, differences, from_plain, renewed
-from steadydetr.files import write_json
+from steadydetr.config import FORMAT, check_format, differences, from_plain, refuse_network, renewed
+from steadydetr.files import parse_json, printable, read_bytes, read_json_object, write_json
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade
+from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
+from steadydetr.tensor_files import tensor_shapes
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST, BEST, AVERAGE = "last", "best", "ema"
@@ -56,7 +57,7 @@ class RunConfig:
 
     def criterion(self) -> Criterion:
         """The recipe's criterion alone; the rest of the recipe need not be understood."""
-        found = from_plain(self.plain_recipe["criterion"], f"{self.where}: recipe.criterion")
+        found = from_plain(self.plain_recipe.get("criterion"), f"{self.where}: recipe.criterion")
         if not isinstance(found, Criterion):
             raise ValueError(f"{self.where}: recipe.criterion is a {type(found).__name__}")
         return found
@@ -79,14 +80,15 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether the config.json is that of a run: checkpoints have one too, without a recipe."""
-        return self.is_started and "recipe" in read_json(self.path / CONFIG)
+        return self.is_started and "recipe" in read_json_object(self.path / CONFIG)
 
     def read_config(self) -> RunConfig:
         path = self.path / CONFIG
-        content = read_json(path)
+        content = read_json_object(path)
         if not isinstance(content.get("recipe"), dict):
             raise ValueError(f"{path} holds no recipe, so it is not that of a run")
         check_format(content, str(path))
+        check_types(content, ConfigFile, str(path))
         return RunConfig(upgrade(content["recipe"]), tuple(content.get("classes", ())), tuple(content.get("category_ids", ())), str(path))
 
     def refuse_another_run(self) -> None:
@@ -126,20 +128,23 @@ class RunFolder:
         The last line may be half written, as a running or killed training leaves it: it is passed over.
         """
         path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        lines = read_bytes(path).split(b"\n") if path.exists() else []
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
+            where = f"{printable(path)}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line, where)
             except ValueError:
                 if number == len(lines):
                     return
-                raise ValueError(f"{path}, line {number}: no JSON record; remove the line, or bring the file back from a copy") from None
+                raise ValueError(f"{where}: no JSON record; remove the line, or bring the file back from a copy") from None
             kind = record.get("kind") if isinstance(record, dict) else None
             missing = ["kind"] if not isinstance(kind, str) else [name for name in NEEDED.get(kind, ()) if name not in record]
             if missing:
-                raise ValueError(f"{path}, line {number}: the record has no {', '.join(missing)}; remove the line")
+                raise ValueError(f"{where}: the record has no {', '.join(missing)}; remove the line")
+            if kind in RECORDS:
+                check_types(record, RECORDS[kind], where, "; remove the line")
             yield record
 
     def append_record(self, record: Record) -> None:
@@ -157,7 +162,11 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None if the run is not finished."""
         path = self.path / SUMMARY
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        summary = read_json_object(path)
+        check_types(summary, SummaryFile, str(path))
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, dict(summary))
@@ -179,12 +188,9 @@ class RunFolder:
         for name in (LAST, BEST):
             path = self.path / name / WEIGHTS
             try:
-                with safe_open(path, framework="pt") as file:
-                    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+                shapes = tensor_shapes(path)
             except FileNotFoundError:
                 continue
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged, it cannot be read as a safetensors file: {error}") from None
             return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(NOT_PARAMETERS))
         return None
 
@@ -199,22 +205,13 @@ def _what_is_trained(plain: dict[str, Any]) -> dict[str, Any]:
     return plain | {"recipe": recipe | {"teachers": teachers}}
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a ValueError if there is no object in it."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, no JSON can be read from it: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__} instead of an object")
-    return content
-
-
 def read_recipe(path: Path) -> Any:
     """The recipe in a file: the config.json of a run, or a recipe alone, as `steadydetr compare` writes it."""
-    content = read_json(path)
+    content = read_json_object(path)
     check_format(content, str(path))
-    return from_plain(content.get("recipe", content), str(path))
+    plain = content.get("recipe", content)
+    refuse_network(plain, str(path))
+    return from_plain(plain, str(path))
 
 
 def run_criterion(checkpoint: Path) -> Criterion:

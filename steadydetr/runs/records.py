@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from steadydetr.runs.record_types import PlannedRecipe, check_types
 from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
 
 WEIGHTS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
@@ -124,8 +125,7 @@ def read_run(folder: Path, label: str) -> Records:
     """One run, called `label`; a ValueError names a damaged file."""
     run = RunFolder(folder)
     config = run.read_config()
-    if not {"epochs", "batch_size", "seed"} <= config.plain_recipe.get("training", {}).keys():
-        raise ValueError(f"{config.where}: its recipe has no training with epochs, batch_size and seed")
+    check_types(config.plain_recipe, PlannedRecipe, f"{config.where}: recipe")
     by_kind: dict[str, list[Record]] = {kind: [] for kind in NEEDED}
     for record in run.read_records():
         by_kind.setdefault(record["kind"], []).append(record)
