@@ -15,7 +15,6 @@ from typing import Any, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from steadydetr.files import printable
 from steadydetr.kinds import find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 

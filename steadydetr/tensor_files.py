@@ -73,14 +73,15 @@ def read_pickled(path: Path) -> Any:
 
 def _check_unpacked(path: Path, size: int) -> None:
     """Raise ValueError where a file would grow by being read: torch.save never compresses, and saves no bytearray."""
-    if zipfile.is_zipfile(path):
-        try:
+    try:
+        entries: list[zipfile.ZipInfo] = []
+        if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 entries = archive.infolist()
-        except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-            raise ValueError(f"{printable(path)} is damaged: {one_line(error, 300)}") from None
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
-            raise ValueError(f"{printable(path)} is a compressed archive, which torch never writes: save the weights alone again")
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{printable(path)} is damaged: {one_line(error, 300)}") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        raise ValueError(f"{printable(path)} is a compressed archive, which torch never writes: save the weights alone again")
     if size:
         with open(path, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
             if content.find(BYTEARRAY) >= 0:

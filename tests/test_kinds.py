@@ -222,7 +222,10 @@ def test_fields_called_type_are_nobodys_kind() -> None:
         ({"kind": "training", "schedule": "stairs"}, "schedule = 'stairs'"),
         ({"kind": "recipe", "name": "half"}, "recipe cannot be made of these values"),
         ({"kind": "criterion", "class_cost": {"kind": "half-sine"}}, "class_cost = .* is not an instance of .*ClassCost"),
-        ({"kind": "criterion", "class_target": {"kind": "position-target", "warp": {"kind": "focal-cost"}}}, "warp = a focal-cost: the kind"),
+        (
+            {"kind": "criterion", "class_target": {"kind": "position-target", "warp": {"kind": "focal-cost"}}},
+            "warp = a focal-cost: the kind",
+        ),
         ({"kind": "transformer", "heads": 0}, r"heads = 0 must lie in 1 \.\."),
     ],
 )

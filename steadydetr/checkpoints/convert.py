@@ -21,8 +21,8 @@ from steadydetr.checkpoints.layouts import BY_NAME
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.kinds import options
 from steadydetr.files import listed, printable
+from steadydetr.kinds import options
 from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
 from steadydetr.tensor_files import read_pickled, read_tensors
 
@@ -198,14 +198,10 @@ def _load_pickled(path: Path) -> Any:
 
 def unwrap(content: Any) -> dict[str, Any]:
     """The state dict in the dictionaries that projects put around it; empty if the content is no dictionary."""
-    for _ in range(len(WRAPPERS)):  # a dictionary may hold itself
-        if not isinstance(content, Mapping):
-            return {}
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping) and content[name]), None)
-        if inner is None:
-            return dict(content)
-        content = inner
-    return {}
+    for _ in range(len(WRAPPERS)):  # and no more: a dictionary may hold itself
+        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)] if isinstance(content, Mapping) else []
+        content = next(filter(None, inner), content)
+    return dict(content) if isinstance(content, Mapping) else {}
 
 
 def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untraced = USUAL) -> Converted:

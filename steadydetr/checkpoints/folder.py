@@ -30,7 +30,7 @@ from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
 WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
 PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
-STATE_PARTS = {"method": dict, "optimiser": dict, "state": dict, "average": (dict, type(None))}  # of every training state
+STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "state": dict, "average": (dict, type(None))}  # of every training state
 
 
 @register("detector-card")
@@ -47,9 +47,7 @@ class DetectorCard:
 
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.category_ids) or not self.classes:
-            raise ValueError(
-                f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, and at least one"
-            )
+            raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
         check_within("card", self, top=(1, 10**6))
         if self.nms is not None:
             check_within("card", self, nms=(0, 1))
@@ -245,9 +243,7 @@ def load_training_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{printable(path)} is damaged: it holds a {type(state).__name__} instead of a training state")
     check_format(state, printable(path))
     if wrong := [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name, ...), kind)]:
-        raise ValueError(
-            f"{printable(path)} is damaged, or of a version that is not read: its {', '.join(wrong)} is missing or no dictionary"
-        )
+        raise ValueError(f"{printable(path)} is damaged, or of an unknown version: its {', '.join(wrong)} is missing or no dictionary")
     return state
 
 

@@ -71,7 +71,7 @@ def main(words: Sequence[str] | None = None) -> None:
     command = words[0] if words else ""
     try:
         answer(words, plugins)
-        print(end="", flush=True)  # what cannot be written is an error here, not at the end of Python
+        flush()
     except Exception as error:
         if debug:
             raise
@@ -100,7 +100,8 @@ def answer(words: Sequence[str], plugins: Sequence[str]) -> None:
 
 def tell(error: Exception, command: str) -> int:
     """Say what went wrong, and give the exit code."""
-    if isinstance(error, OSError) and reader_has_left():
+    if isinstance(error, BrokenPipeError):  # whoever read our output, such as `head`, has ended
+        drop_output()
         return 141  # as of a program that the signal of a broken pipe has ended
     if is_out_of_memory(error):
         print(f"steadydetr {command}: out of memory; {LESS_MEMORY.get(command, 'close other programs')}", file=sys.stderr)
@@ -113,14 +114,18 @@ def tell(error: Exception, command: str) -> int:
     return 3
 
 
-def reader_has_left() -> bool:
-    """Whether whoever read our output, such as `head`, has ended. What cannot be written is dropped, or Python would complain at its end."""
+def flush() -> None:
+    """Write what is still in memory, so that a full disk or a pipe that has ended is an error here, and not at the end of Python."""
     try:
         print(end="", flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return isinstance(error, BrokenPipeError)
-    return False
+    except OSError:
+        drop_output()
+        raise
+
+
+def drop_output() -> None:
+    """Write nothing more: at its end Python would try once more, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -65,15 +65,9 @@ class TransformerConfig:
     checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
 
     def __post_init__(self) -> None:
-        counts = {
-            "heads": (1, 1024),
-            "levels": (1, 32),
-            "encoder_points": (1, 1024),
-            "decoder_points": (1, 1024),
-            "norm_groups": (1, 2**16),
-        }
-        layers = {"encoder_layers": (0, 1000), "decoder_layers": (1, 1000), "width": (4, 2**16), "ffn": (1, 2**20)}
-        check_within("transformer", self, **counts, **layers, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
+        numbers = dict.fromkeys(("heads", "decoder_layers", "encoder_points", "decoder_points"), (1, 1000))
+        sizes = {"width": (4, 2**16), "norm_groups": (1, 2**16), "ffn": (1, 2**20), "levels": (1, 32), "encoder_layers": (0, 1000)}
+        check_within("transformer", self, **numbers, **sizes, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
         for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):
             if self.width % divisor:
                 raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")

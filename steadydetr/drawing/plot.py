@@ -18,6 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import Line, Panel
+from steadydetr.files import one_line
 from steadydetr.runs.records import WEIGHTS, Records, without_seed
 
 
@@ -120,5 +121,8 @@ def _style(axes: Axes) -> None:
 
 
 def _verbatim(text: str) -> str:
-    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula.
+
+    Hidden characters, for which there are no letters, are escaped, and what has no end is cut.
+    """
+    return one_line(text, 100).replace("$", r"\$")

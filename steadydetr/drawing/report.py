@@ -51,6 +51,7 @@ def report_page(runs: Sequence[Records]) -> str:
         generator=GENERATOR,
         title=f"Run {runs[0].label}" if len(runs) == 1 else f"{len(runs)} runs side by side",
         written=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        left_out=[line for run in runs for line in run.left_out[:20]],
         sections=page_sections(runs),
     )
 
@@ -60,12 +61,14 @@ def is_missing(value: object) -> bool:
     return value is None or value == -1
 
 
-def format_number(value: object, digits: int = 1) -> str:
-    """A number with commas between thousands. A damaged run may hold something else in its place, which is shown as it is."""
-    return f"{value:,.{digits}f}" if isinstance(value, (int, float)) else str(value)
+def format_number(value: float, digits: int = 1) -> str:
+    """A number with commas between thousands."""
+    return f"{value:,.{digits}f}"
 
 
 def format_duration(seconds: float) -> str:
+    if not 0 <= seconds < 1e12:  # of a damaged run
+        return f"{seconds:g} s"
     minutes, hours = int(seconds // 60), int(seconds // 3600)
     if hours:
         return f"{hours} h {minutes % 60:02d} min"

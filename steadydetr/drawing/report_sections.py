@@ -16,10 +16,12 @@ from PIL import Image
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import REPORT_FIGURES, Panel, Section
 from steadydetr.drawing.recipe_text import flatten, recipe_outline
+from steadydetr.files import check_regular
 from steadydetr.metrics.table import METRICS
 from steadydetr.runs.folder import PREDICTIONS, SAMPLING
 from steadydetr.runs.records import WEIGHTS, Records, by_recipe
 
+MOST_PIXELS = 50_000_000  # of a picture that a run has drawn; a small file can claim any number
 PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
 SAMPLING_TEXT = (
     "Where the query of an image's largest object looks in the last decoder stage, in the trained and the averaged weights: sampling"
@@ -213,7 +215,7 @@ def mark_highest(values: Sequence[Any]) -> list[Cell]:
 
 def evaluation_data(run: Records) -> tuple[Any, ...]:
     """What a run is evaluated on, as its recipe names it."""
-    data = run.recipe.get("data", {})
+    data = run.recipe.get("data") or {}
     return data.get("val_source") or data.get("source"), data.get("val_split"), data.get("limit"), run.classes
 
 
@@ -317,10 +319,13 @@ def run_picture(run: Records, file_name: str, described: str) -> EmbeddedPicture
     if not path.exists():
         return f"no {file_name}; a run draws it when it is finished"
     try:
-        with Image.open(path) as image, io.BytesIO() as file:
+        check_regular(path)
+        with Image.open(path, formats=["PNG"]) as image, io.BytesIO() as file:
+            if image.width * image.height > MOST_PIXELS:
+                return f"its {file_name} is too large"
             image.convert("RGB").save(file, "JPEG", quality=88)
             return EmbeddedPicture.of("jpeg", file.getvalue(), f"{described} of {run.label}")
-    except OSError:
+    except Exception:  # Pillow has errors of many kinds for damaged files
         return f"its {file_name} cannot be read"
 
 

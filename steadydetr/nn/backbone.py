@@ -132,8 +132,8 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     except Exception as error:  # timm and the hub raise all kinds
         if config.weights == "hub":
             raise ValueError(
-                f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {one_line(error, 300)}). Without a network: set"
-                " detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
+                f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {one_line(error, 300)}). Without a"
+                " network: set detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
             ) from error
         raise ValueError(
             f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]}: {one_line(error, 300)}"
@@ -154,8 +154,8 @@ def check_name(name: str) -> None:
     if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
         close = ", ".join(get_close_matches(kind, timm.list_models(), 5)) or "none like it"
         raise ValueError(
-            f"backbone.name = {name[:100]!r} is no model of timm's own table; there are {close}. Weights from elsewhere: download them, and"
-            " name the file by backbone.weights"
+            f"backbone.name = {name[:100]!r} is no model of timm; there are {close}. Only names of timm's own table are taken:"
+            " download weights from elsewhere, and name their file by backbone.weights"
         )
 
 

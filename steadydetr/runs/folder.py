@@ -122,10 +122,13 @@ class RunFolder:
             number += 1
         self.path.rename(aside)
 
-    def read_records(self) -> Iterator[Record]:
+    def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
         """The records of metrics.jsonl in the order of the file; none where there is no such file yet.
 
         The last line may be half written, as a running or killed training leaves it: it is passed over.
+
+        Args:
+            left_out: gets what is wrong with records that have a text, or another wrong value, where a number belongs; None: an error.
         """
         path = self.path / METRICS
         lines = read_bytes(path).split(b"\n") if path.exists() else []
@@ -144,7 +147,13 @@ class RunFolder:
             if missing:
                 raise ValueError(f"{where}: the record has no {', '.join(missing)}; remove the line")
             if kind in RECORDS:
-                check_types(record, RECORDS[kind], where, "; remove the line")
+                try:
+                    check_types(record, RECORDS[kind], where, "; remove the line")
+                except ValueError as error:
+                    if left_out is None:
+                        raise
+                    left_out.append(str(error))
+                    continue
             yield record
 
     def append_record(self, record: Record) -> None:

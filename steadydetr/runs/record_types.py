@@ -61,10 +61,17 @@ class Plan(msgspec.Struct):
     drop_epochs: Values = []
 
 
+class PlannedData(msgspec.Struct):
+    source: str = ""
+    val_source: str = ""
+    val_split: str = ""
+    limit: int | None = None
+
+
 class PlannedRecipe(msgspec.Struct):
     training: Plan
     name: str = "?"
-    data: dict[str, Any] = {}
+    data: PlannedData | None = None
 
 
 class ConfigFile(msgspec.Struct):
