@@ -116,7 +116,7 @@ def test_a_module_of_the_package_runs_nothing() -> None:
     code = "import sys; sys.argv = ['host', '--version']; import steadydetr.__main__; print('nothing happened')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "nothing happened"
-    with pytest.raises(ValueError, match="there is no 'steadydetr.__main__'"):
+    with pytest.raises(ValueError, match=r"there is no 'steadydetr\.__main__'"):
         from_plain({"kind": "steadydetr.__main__"})
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints and recipes of strangers: nothing of theirs is run or fetched, no memory is taken before sizes are known, errors name the file."""
+"""Checkpoints and recipes of strangers: nothing of theirs is run or fetched, sizes are bounded before memory is taken."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_backbone_is_one_of_timms_own_table(name: str, weights: str, monkeypat
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    with pytest.raises(ValueError, match="is no model of timm.*Only names of timm's own table"):
+    with pytest.raises(ValueError, match=r"is no model of timm.*Only names of timm's own table"):
         TimmBackboneConfig(name, weights=weights).build()
 
 

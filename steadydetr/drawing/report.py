@@ -7,8 +7,10 @@ from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 
+from markupsafe import Markup
+
 from steadydetr.drawing.report_sections import page_sections
-from steadydetr.files import write_text
+from steadydetr.files import printable, write_text
 from steadydetr.runs.records import Records, read_runs
 
 GENERATOR = "steadydetr report"  # by which the page of an earlier report is known
@@ -44,7 +46,7 @@ def report_page(runs: Sequence[Records]) -> str:
     from jinja2 import Environment, StrictUndefined
 
     template = files("steadydetr.drawing").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=without_hidden)
     environment.filters |= {"number": format_number, "duration": format_duration}
     environment.tests["missing"] = is_missing
     return environment.from_string(template).render(
@@ -54,6 +56,13 @@ def report_page(runs: Sequence[Records]) -> str:
         left_out=[line for run in runs for line in run.left_out[:20]],
         sections=page_sections(runs),
     )
+
+
+def without_hidden(value: object) -> object:
+    """A text of a run without the hidden characters that could turn the page's own text around, or that no file can hold."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return "\n".join(printable(line) for line in value.split("\n"))
 
 
 def is_missing(value: object) -> bool:
