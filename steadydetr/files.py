@@ -8,7 +8,7 @@ import shutil
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is bein
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
 IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # how names begin that count for nothing: a folder with only these is empty
+JSON_LIMIT = 64 * 2**20  # bytes of a JSON file that is read as a whole: configs, summaries, recipes
+JSON_DEPTH = 64  # of objects and lists within each other; more would end in Python's limit of recursion
 
 
 # Reading
@@ -39,6 +41,44 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     return path.read_bytes()
 
 
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: it is no regular file, longer than `limit` bytes, or damaged; names it.
+        OSError: it is not there or may not be read.
+    """
+    return parse_json(read_bytes(path, limit), printable(path))
+
+
+def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The same for a file that must hold an object."""
+    content = read_json(path, limit)
+    if not isinstance(content, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds a {type(content).__name__} instead of an object")
+    return content
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """The value that a JSON text stands for; a ValueError says what is wrong with it. `where` is what the message calls the text."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is damaged: its lists and objects are nested too deep") from None
+    except ValueError as error:  # no JSON, no text, or a number of thousands of digits
+        raise ValueError(f"{where} is damaged, no JSON can be read from it: {error}") from None
+    if text.count(b"[") + text.count(b"{") > JSON_DEPTH and _depth_exceeds(value, JSON_DEPTH):
+        raise ValueError(f"{where} is damaged: its lists and objects are nested more than {JSON_DEPTH} deep")
+    return value
+
+
+def _depth_exceeds(value: Any, depth: int) -> bool:
+    layer = [value]  # all values that lie equally deep
+    for _ in range(depth + 1):
+        layer = [inner for v in layer if isinstance(v, (dict, list)) for inner in (v.values() if isinstance(v, dict) else v)]
+    return bool(layer)
+
+
 def check_regular(path: Path) -> int:
     """The size in bytes of a regular file, which a link may lead to; a ValueError names what is something else."""
     found = os.stat(path)
@@ -52,6 +92,18 @@ def check_regular(path: Path) -> int:
 def printable(value: object) -> str:
     """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
+
+
+def one_line(message: object, most: int = 4000) -> str:
+    """A message for the terminal: without line breaks and hidden characters, which may come from a stranger's file, and not endless."""
+    line = printable(" ".join(part.strip() for part in str(message).splitlines() if part.strip()))
+    return line if len(line) <= most else f"{line[:most]} ... ({len(line)} characters)"
+
+
+def listed(keys: Iterable[str], most: int = 40) -> str:
+    """Keys for an error message: all of them, or the first `most` and how many more there are."""
+    keys = list(keys)
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _is_hidden(character: str) -> bool:

@@ -108,6 +108,7 @@ def find_part(kind: str, where: str) -> Any:
         load_installed()
     if kind in _parts:
         return _parts[kind]
+    kind = kind[:100]  # a file may have anything in its place
     if not package_of(kind):
         raise ValueError(f"{where}: there is no {kind!r} in this version of {PACKAGE}{nearest(kind, own_kinds())}")
     raise ValueError(f"{where}: {not_found(kind, list(_parts))}")
@@ -240,7 +241,7 @@ def _find_plugin(name: str) -> str:
 
 def nearest(wanted: str, known: Sequence[str]) -> str:
     """The end of an error message: the names nearest to `wanted`, or all that are known if none is near."""
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
+    close = difflib.get_close_matches(wanted[:100], known, n=3, cutoff=0.4)
     return did_you_mean(close) if close else f"; there are {', '.join(known) or 'none'}"
 
 

@@ -7,7 +7,6 @@ there.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shutil
 import tempfile
@@ -19,18 +18,33 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from steadydetr.checkpoints.layouts import known_layouts
-from steadydetr.config import FORMAT, check_format, from_plain, to_plain
+from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import UNFINISHED, first_line, remove_tree, umask, write_bytes, write_json
+from steadydetr.files import (
+    UNFINISHED,
+    first_line,
+    listed,
+    one_line,
+    printable,
+    read_json_object,
+    remove_tree,
+    umask,
+    write_bytes,
+    write_json,
+)
 from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
+from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
 WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
+PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
+STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # of every training state
 
 
 @register("detector-card")
@@ -44,6 +58,13 @@ class DetectorCard:
     resize: EvalTransform = ShortestSide()
     top: int = 300  # detections of an image at most
     nms: float | None = None  # IoU above which the lower-scored of two detections of a class is removed; None: none is
+
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.category_ids) or not self.classes:
+            raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
+        check_within("card", self, top=(1, 10**6))
+        if self.nms is not None:
+            check_within("card", self, nms=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -148,8 +169,24 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
 
 
 def choose_device(name: torch.device | str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: torch does not know it, or this machine has none; says what to use.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device has errors of its own
+        if str(name).startswith("cuda"):
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            have = f"there is no GPU here that torch can use, or its drivers are missing ({error})"
+            have = f"this machine has the GPUs cuda:0 to cuda:{found - 1}" if found else have
+            raise ValueError(one_line(f"--device {name}: {have}; use --device cpu or auto", 400)) from None
+        raise ValueError(one_line(f"--device {name}: torch has no such device here; use --device cpu, cuda or auto", 400)) from None
+    return device
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:
@@ -157,13 +194,15 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: a file of it is damaged or of another version; says which.
+        ValueError: a file of it is damaged or of another version, or there is no such device; says which.
     """
+    chosen = choose_device(device)
     folder = find_checkpoint(Path(path).expanduser())
     card = read_card(folder)
+    check_sizes(card, folder)
     detector = card.detector.without_pretrained().build(len(card.classes))
     load_weights(detector, folder)
-    return LoadedDetector(detector.eval().to(choose_device(device)), card)
+    return LoadedDetector(detector.eval().to(chosen), card)
 
 
 def read_card(folder: Path) -> DetectorCard:
@@ -172,13 +211,54 @@ def read_card(folder: Path) -> DetectorCard:
     Raises:
         ValueError: config.json is damaged, of another version, or not that of a checkpoint.
     """
-    try:
-        card = from_plain(json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    card = from_plain(read_json_object(folder / CONFIG), printable(folder / CONFIG))
     if not isinstance(card, DetectorCard):
         raise ValueError(f"{folder / CONFIG} is not that of a checkpoint but a {type(card).__name__}")
     return card
+
+
+def check_sizes(card: DetectorCard, folder: Path) -> None:
+    """Compare what config.json would build with the header of the weights, before either takes memory.
+
+    Raises:
+        ValueError: the header is damaged, or tells of other parameters; lists them.
+    """
+    shapes = tensor_shapes(folder / WEIGHTS)
+    try:
+        with torch.device("meta"), at_most_parameters(PARTS_PER_TENSOR * len(shapes) + 1000):
+            planned = card.detector.without_pretrained().build(len(card.classes))
+    except Exception as error:
+        if holds_foreign_part(card.detector):
+            return  # not every plugin's detector can be built without values; its sizes are its own affair
+        raise ValueError(f"{printable(folder / CONFIG)}: its detector cannot be built: {one_line(error, 500)}") from None
+    check_fit({name: tuple(tensor.shape) for name, tensor in planned.state_dict().items()}, shapes, folder / WEIGHTS)
+
+
+@contextmanager
+def at_most_parameters(number: int) -> Iterator[None]:
+    """Within the block modules may get so many parameters together; one more is a ValueError."""
+    left = number
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {number} parameters, many more than {WEIGHTS} has")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise ValueError unless the file at `path`, which holds tensors of the shapes `found`, holds those of a detector; lists them."""
+    wrong = [f"{name} {list(found[name])} for {list(shape)}" for name, shape in wanted.items() if name in found and found[name] != shape]
+    problems = {"missing": sorted(wanted.keys() - found.keys()), "left over": sorted(found.keys() - wanted.keys()), "shapes": wrong}
+    if any(problems.values()):
+        lists = "; ".join(f"{what}: {listed(names, 10)}" for what, names in problems.items() if names)
+        raise ValueError(f"{printable(path)} does not fit its {CONFIG}: {printable(lists)}")
 
 
 def load_weights(detector: Detector, folder: Path) -> None:
@@ -187,14 +267,19 @@ def load_weights(detector: Detector, folder: Path) -> None:
     Raises:
         ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    _refuse_not_finite(state, folder / WEIGHTS)
-    missing, unexpected = detector.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing}, left over {unexpected}")
+    path = folder / WEIGHTS
+    state = read_tensors(path)
+    _refuse_not_finite(state, path)
+    load_state(detector, state, path)
+
+
+def load_state(detector: Detector, state: Mapping[str, Any], path: Path) -> None:
+    """Load tensors that were read from `path`; a ValueError lists those that are missing, left over or of another shape."""
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{printable(path)} is damaged: it holds weights that are no tensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_fit({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}, shapes, path)
+    detector.load_state_dict(state)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -202,13 +287,18 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
-        ValueError: it holds NaN or infinite values, or is of a newer format.
+        ValueError: it is damaged, holds NaN or infinite values, or is of another version; names it.
     """
-    if not (folder / STATE).exists():
+    path = folder / STATE
+    if not path.exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    check_format(state, str(folder / STATE))
-    _refuse_not_finite(dict(tensors_in(state)), folder / STATE)
+    state = read_pickled(path)
+    if not isinstance(state, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds a {type(state).__name__} instead of a training state")
+    check_format(state, printable(path))
+    if wrong := [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name, ...), kind)]:
+        raise ValueError(f"{printable(path)} is damaged, or of an unknown version: its {', '.join(wrong)} is missing or no dictionary")
+    _refuse_not_finite(dict(tensors_in(state)), path)
     return state
 
 
@@ -224,9 +314,9 @@ def load_progress(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder is no checkpoint of a run.
     """
-    if not (folder / PROGRESS).exists():
-        progress: dict[str, Any] = load_training_state(folder)["state"]
-        return progress
-    progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
-    check_format(progress, str(folder / PROGRESS))
+    path = folder / PROGRESS
+    progress = read_pickled(path) if path.exists() else load_training_state(folder).get("state")
+    if not isinstance(progress, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds no progress of a run")
+    check_format(progress, printable(path))
     return {name: value for name, value in progress.items() if name != "format"}

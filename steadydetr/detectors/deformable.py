@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.config import changeable
+from steadydetr.config import changeable, check_within
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.kinds import register
@@ -66,6 +66,9 @@ class TransformerConfig:
     checkpointing: bool = changeable(False)  # recompute layers in the backward pass: less memory, same gradients
 
     def __post_init__(self) -> None:
+        numbers = dict.fromkeys(("heads", "decoder_layers", "encoder_points", "decoder_points"), (1, 1000))
+        sizes = {"width": (4, 2**16), "norm_groups": (1, 2**16), "ffn": (1, 2**20), "levels": (1, 32), "encoder_layers": (0, 1000)}
+        check_within("transformer", self, **numbers, **sizes, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
         for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):
             if self.width % divisor:
                 raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")
@@ -146,6 +149,9 @@ class DeformableDetectorConfig(DetectorConfig):
     backbone: BackboneConfig
     transformer: TransformerConfig
     queries: int
+
+    def __post_init__(self) -> None:
+        check_within("detector", self, queries=(1, 10**6))
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())

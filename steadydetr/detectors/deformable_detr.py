@@ -37,6 +37,7 @@ class DeformableDETRConfig(DeformableDetectorConfig):
     two_stage: bool = False  # queries from the encoder's best proposals
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.two_stage and not self.refine:
             raise ValueError("detector.two_stage needs detector.refine: proposals are boxes that the decoder refines")
 

@@ -42,6 +42,8 @@ def write_figures(
         The files, and for every figure that could not be drawn the reason.
     """
     found = read_runs(runs)
+    for damaged in (line for run in found for line in run.left_out):
+        raise ValueError(damaged)
     claim_folder(output, "figures", again=True, overwrite=overwrite)
     written, missing = _write_panels(found, output, suffix)
     if data is None:

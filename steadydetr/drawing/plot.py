@@ -18,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import Line, Panel
-from steadydetr.files import replacing
+from steadydetr.files import one_line, replacing
 from steadydetr.runs.records import WEIGHTS_LABELS, Records, without_seed
 
 
@@ -127,5 +127,8 @@ def _style(axes: Axes) -> None:
 
 
 def _verbatim(text: str) -> str:
-    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula.
+
+    Hidden characters, for which there are no letters, are escaped, and what has no end is cut.
+    """
+    return one_line(text, 100).replace("$", r"\$")

@@ -19,16 +19,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, load_progress, save_detector, save_progress
-from steadydetr.config import FORMAT, check_format, differences, from_plain, to_plain
-from steadydetr.files import claim_folder, folder_made_by, is_free, remove_unfinished, write_json, write_text
+from steadydetr.config import FORMAT, check_format, differences, from_plain, refuse_network, to_plain
+from steadydetr.files import (
+    claim_folder,
+    folder_made_by,
+    is_free,
+    parse_json,
+    printable,
+    read_bytes,
+    read_json_object,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade
 from steadydetr.runs.lock import FolderLock
+from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
+from steadydetr.tensor_files import tensor_shapes
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST, BEST, AVERAGE = "last", "best", "ema"
@@ -60,7 +72,7 @@ class RunConfig:
 
     def criterion(self) -> Criterion:
         """The recipe's criterion alone; the rest of the recipe need not be understood."""
-        found = from_plain(self.plain_recipe["criterion"], f"{self.where}: recipe.criterion")
+        found = from_plain(self.plain_recipe.get("criterion"), f"{self.where}: recipe.criterion")
         if not isinstance(found, Criterion):
             raise ValueError(f"{self.where}: recipe.criterion is a {type(found).__name__}")
         return found
@@ -84,14 +96,15 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether the config.json is that of a run: checkpoints have one too, without a recipe."""
-        return self.is_started and "recipe" in read_json(self.path / CONFIG)
+        return self.is_started and "recipe" in read_json_object(self.path / CONFIG)
 
     def read_config(self) -> RunConfig:
         path = self.path / CONFIG
-        content = read_json(path)
+        content = read_json_object(path)
         if not isinstance(content.get("recipe"), dict):
             raise ValueError(f"{path} holds no recipe, so it is not that of a run")
         check_format(content, str(path))
+        check_types(content, ConfigFile, str(path))
         classes, ids, data = content.get("classes", ()), content.get("category_ids", ()), content.get("data", {})
         return RunConfig(upgrade(content["recipe"]), tuple(classes), tuple(ids), data, str(path))
 
@@ -153,26 +166,38 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def read_records(self) -> Iterator[Record]:
+    def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
         """The records of metrics.jsonl in the order of the file; none where there is no such file yet.
 
         The last line may be half written, as a running or killed training leaves it: it is passed over.
+
+        Args:
+            left_out: gets what is wrong with records that have a text, or another wrong value, where a number belongs; None: an error.
         """
         path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        lines = read_bytes(path).split(b"\n") if path.exists() else []
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
+            where = f"{printable(path)}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line, where)
             except ValueError:
                 if number == len(lines):
                     return
-                raise ValueError(f"{path}, line {number}: no JSON record; remove the line, or bring the file back from a copy") from None
+                raise ValueError(f"{where}: no JSON record; remove the line, or bring the file back from a copy") from None
             kind = record.get("kind") if isinstance(record, dict) else None
             missing = ["kind"] if not isinstance(kind, str) else [name for name in NEEDED.get(kind, ()) if name not in record]
             if missing:
-                raise ValueError(f"{path}, line {number}: the record has no {', '.join(missing)}; remove the line")
+                raise ValueError(f"{where}: the record has no {', '.join(missing)}; remove the line")
+            if kind in RECORDS:
+                try:
+                    check_types(record, RECORDS[kind], where, "; remove the line")
+                except ValueError as error:
+                    if left_out is None:
+                        raise
+                    left_out.append(str(error))
+                    continue
             yield record
 
     def append_record(self, record: Record) -> None:
@@ -190,7 +215,11 @@ class RunFolder:
     def read_summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None if the run is not finished."""
         path = self.path / SUMMARY
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        summary = read_json_object(path)
+        check_types(summary, SummaryFile, str(path))
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, dict(summary))
@@ -230,12 +259,9 @@ class RunFolder:
         for name in (LAST, BEST):
             path = self.path / name / WEIGHTS
             try:
-                with safe_open(path, framework="pt") as file:
-                    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+                shapes = tensor_shapes(path)
             except FileNotFoundError:
                 continue
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged, it cannot be read as a safetensors file: {error}") from None
             return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(NOT_PARAMETERS))
         return None
 
@@ -267,22 +293,13 @@ def _places(config: RunConfig) -> dict[str, list[str]]:
     }
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a ValueError if there is no object in it."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, no JSON can be read from it: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__} instead of an object")
-    return content
-
-
 def read_recipe(path: Path) -> Any:
     """The recipe in a file: the config.json of a run, or a recipe alone, as `steadydetr compare` writes it."""
-    content = read_json(path)
+    content = read_json_object(path)
     check_format(content, str(path))
-    return from_plain(content.get("recipe", content), str(path))
+    plain = content.get("recipe", content)
+    refuse_network(plain, str(path))
+    return from_plain(plain, str(path))
 
 
 def run_criterion(checkpoint: Path) -> Criterion:

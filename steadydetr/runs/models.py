@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import STATE, load_detector, load_training_state
+from steadydetr.checkpoints.folder import STATE, load_detector, load_state, load_training_state
 from steadydetr.detectors import Detector
 
 
@@ -32,5 +32,5 @@ def load_models(folder: Path, device: str) -> dict[str, Detector]:
     average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
     if average is not None:
         models["ema"] = copy.deepcopy(loaded.detector)
-        models["ema"].load_state_dict(average)
+        load_state(models["ema"], average, folder / STATE)
     return models

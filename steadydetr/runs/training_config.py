@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steadydetr.config import changeable
+from steadydetr.config import changeable, check_within
 from steadydetr.kinds import register
 
 
@@ -42,22 +41,19 @@ class TrainingConfig:
     stability_steps: tuple[int, ...] = changeable(())  # also after these steps (Stable-DINO Fig. 3: 5000)
 
     def __post_init__(self) -> None:
+        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"), (0, 1e9))
+        steps = dict.fromkeys(("warmup_steps", "save_every", "stability_images"), (0, 10**12))
+        check_within("training", self, lr=(0, 1e6), seed=(0, 2**32 - 1), **rates, **steps)
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
-        for name in ("lr", "weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be a number that is not negative")
-        for name in ("warmup_steps", "save_every", "stability_images"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must not be negative")
+            if not 1 <= getattr(self, name) <= 10**9:
+                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1, and at most {10**9}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
         if self.lr <= 0:
             raise ValueError(f"training.lr = {self.lr} must be positive")
         if self.precision not in ("no", "bf16"):  # float16 needs its gradient scaled
             raise ValueError(f"training.precision = {self.precision!r} must be no or bf16")
-        if any(drop <= 0 for drop in self.drop_epochs):
+        if not all(0 < drop <= 10**9 for drop in self.drop_epochs):
             raise ValueError(f"training.drop_epochs = {self.drop_epochs} must be positive: epochs, or below 1 shares of the run")
 
     @property

@@ -15,6 +15,7 @@ from steadydetr.runs.folder import Record
 from steadydetr.runs.records import WEIGHTS_LABELS, Records
 
 MOST_POINTS = 300  # of a line; of more, neighbours are averaged
+LARGEST = 1e100  # of what is drawn; a run that has diverged has larger values, infinite ones and NaN
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def at_last_measurement(runs: Sequence[Records], values: Callable[[Record], Mapp
     for run in runs:
         for weights in WEIGHTS_LABELS:
             last = run.last("stability", weights)
-            points = [] if last is None else [(names.index(name), value) for name, value in values(last).items()]
+            points = [] if last is None else [(names.index(name), value) for name, value in values(last).items() if abs(value) < LARGEST]
             found.append(Line(run.label, weights, [x for x, _ in points], [y for _, y in points]))
     return tuple(line for line in found if line.x)
 
@@ -114,7 +115,7 @@ def measured_stages(runs: Sequence[Records], of: Callable[[Record], list[str]]) 
 
 
 def _line(label: str, weights: str, records: Sequence[Record], x: str, value: Callable[[Record], float | None]) -> Line:
-    points = [(record[x], y) for record in records if (y := value(record)) is not None and math.isfinite(y)]
+    points = [(record[x], y) for record in records if (y := value(record)) is not None and abs(y) < LARGEST]
     size = math.ceil(len(points) / MOST_POINTS) or 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return Line(label, weights, *([math.fsum(p[k] for p in part) / len(part) for part in parts] for k in (0, 1)))

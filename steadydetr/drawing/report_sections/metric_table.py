@@ -48,5 +48,5 @@ def metric_table(runs: Sequence[Records]) -> MetricTable:
 
 def evaluation_data(run: Records) -> tuple[Any, ...]:
     """What a run is evaluated on, as its recipe names it."""
-    data = run.recipe.get("data", {})
+    data = run.recipe.get("data") or {}
     return data.get("val_source") or data.get("source"), data.get("val_split"), data.get("limit"), run.classes

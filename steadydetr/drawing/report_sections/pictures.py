@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from PIL import Image
 
 from steadydetr.drawing.report_sections.base import EmbeddedPicture, Lack, RunName, name_of
+from steadydetr.files import check_regular
 from steadydetr.runs.folder import PREDICTIONS, SAMPLING
 from steadydetr.runs.records import Records
 
+MOST_PIXELS = 50_000_000  # of a picture that a run has drawn; a small file can claim any number
 PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
 SAMPLING_TEXT = (
     "Where the query of an image's largest object looks in the last decoder stage, in the trained and the averaged weights: sampling"
@@ -60,8 +62,11 @@ def run_picture(run: Records, file_name: str, described: str) -> EmbeddedPicture
     if not path.exists():
         return f"no {file_name}; a run draws it when it is finished"
     try:
-        with Image.open(path) as image, io.BytesIO() as file:
+        check_regular(path)
+        with Image.open(path, formats=["PNG"]) as image, io.BytesIO() as file:
+            if image.width * image.height > MOST_PIXELS:
+                return f"its {file_name} is too large"
             image.convert("RGB").save(file, "JPEG", quality=88)
             return EmbeddedPicture.of("jpeg", file.getvalue(), f"{described} of {run.label}")
-    except OSError:
+    except Exception:  # Pillow has errors of many kinds for damaged files
         return f"its {file_name} cannot be read"
