@@ -10,12 +10,14 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
-IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
+IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # how names begin that count for nothing: a folder with only these is empty
 
 
 # Reading
@@ -48,13 +50,33 @@ def check_regular(path: Path) -> int:
 
 
 def printable(value: object) -> str:
-    """A text of a stranger's file, such as a name, for messages: control and direction characters are written as escapes."""
+    """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
 
 
 def _is_hidden(character: str) -> bool:
     joiners = "\u200c\u200d"  # of Persian, of Indian scripts and of emoji
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in joiners
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in joiners
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may be read of a data set, which may come from a stranger."""
+
+    outside: Literal["refuse", "allow"] = "refuse"  # files outside the data folder, to which absolute names, .. or links in it lead
+    max_pixels: int = 178_956_970  # of an image; more are taken for a decompression bomb, as in Pillow
+    max_file_mb: int = 256  # MiB of an image file, and of the XML file of an image
+    max_annotation_mb: int = 4096  # MiB of a file about all images of a split: COCO's JSON, VOC's list
+
+    def __post_init__(self) -> None:
+        if self.outside not in ("refuse", "allow"):
+            raise ValueError(f"outside = {self.outside!r} must be refuse or allow")
+        for name in ("max_pixels", "max_file_mb", "max_annotation_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+DEFAULT_LIMITS = Limits()
 
 
 # Writing
@@ -118,12 +140,14 @@ def umask() -> int:
     return mask
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path | None, overwrite: bool) -> None:
     """Raise FileExistsError where a command would replace a file that the user did not offer by `--overwrite`."""
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
+    if path is None:
+        return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; --output names a file here")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
 
 
 def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bool = False) -> None:
@@ -151,7 +175,11 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 def is_free(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder."""
-    return not os.path.lexists(path) or (path.is_dir() and not any(not entry.name.startswith(IGNORED) for entry in os.scandir(path)))
+    return not os.path.lexists(path) or (path.is_dir() and all(map(_counts_for_nothing, os.scandir(path))))
+
+
+def _counts_for_nothing(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(IGNORED) or entry.name.endswith(UNFINISHED)
 
 
 def folder_made_by(path: Path) -> str:

@@ -4,13 +4,14 @@
     python tests/kills.py --kills 200 --seed 1
     python tests/kills.py --operations               one kill before every change that a run makes to its folder
 
-Every life of the run is a fork of this process, which has imported everything, and dies by SIGKILL.
+Every life of the run is a process of its own and dies by SIGKILL.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -33,14 +34,17 @@ CHANGES = ("os.rename", "os.replace", "os.remove", "os.rmdir", "os.mkdir", "shut
 
 
 @dataclass
-class KilledBefore:
-    """Dies before the change number `at` that the process makes below `folder`, counted from 0."""
+class BeforeChange:
+    """Kills the process before the change number `at` that it makes below `folder`, counted from 0."""
 
     folder: Path
     at: int
     seen: int = 0
 
-    def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+    def begin(self) -> None:
+        sys.addaudithook(self.watch)
+
+    def watch(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event not in CHANGES or not arguments or not str(arguments[0]).startswith(str(self.folder)):
             return
         if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
@@ -50,34 +54,41 @@ class KilledBefore:
         self.seen += 1
 
 
-def killed_after(seconds: float) -> Callable[[], None]:
-    """A function that starts a thread, which kills the process."""
+@dataclass
+class AfterSeconds:
+    """Kills the process after a while."""
 
-    def wait_and_kill() -> None:
-        time.sleep(seconds)
-        os.kill(os.getpid(), signal.SIGKILL)
+    seconds: float
 
-    return threading.Thread(target=wait_and_kill, daemon=True).start
+    def begin(self) -> None:
+        threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
 
 
-def live(recipe: Recipe, folder: Path, before: Callable[[], object]) -> bool:
-    """One life of the run in a process of its own; whether it came to its end."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            with open(os.devnull, "w") as nowhere:
-                os.dup2(nowhere.fileno(), 1)
-            before()
-            train(recipe, folder, resume="auto", device="cpu")
-            code = 0
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    code = os.waitstatus_to_exitcode(status)
+def in_a_process(work: Callable[..., object], *arguments: object) -> int:
+    """Exit code of a process that does the work: 1 if it raises, -9 if it is killed.
+
+    It is a fork of a server that has imported everything and started nothing: forks of a process that has trained would hang.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.kills"])
+    process = context.Process(target=work, args=arguments)
+    process.start()
+    process.join()
+    return int(process.exitcode or 0)
+
+
+def one_life(recipe: Recipe, folder: Path, killer: BeforeChange | AfterSeconds | None) -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    torch.set_num_threads(1)
+    if killer is not None:
+        killer.begin()
+    train(recipe, folder, resume="auto", device="cpu")
+    os._exit(0)  # no thread of a killer is waited for
+
+
+def live(recipe: Recipe, folder: Path, killer: BeforeChange | AfterSeconds | None = None) -> bool:
+    """One life of the run; whether it came to its end."""
+    code = in_a_process(one_life, recipe, folder, killer)
     assert code in (0, -signal.SIGKILL), f"a life of the run ended with code {code}"
     return code == 0
 
@@ -108,7 +119,7 @@ def kill_at_random(recipe: Recipe, whole: Path, kills: int, seed: int, longest: 
     chance, killed, runs = random.Random(seed), 0, 1
     folder = whole.with_name(f"{whole.name}-killed{runs}")
     while killed < kills or not (folder / "summary.json").exists():
-        ended = live(recipe, folder, killed_after(chance.uniform(0, longest)) if killed < kills else lambda: None)
+        ended = live(recipe, folder, AfterSeconds(chance.uniform(0, longest)) if killed < kills else None)
         killed += not ended
         if ended:
             assert_equal_runs(whole, folder)
@@ -120,8 +131,8 @@ def kill_at_random(recipe: Recipe, whole: Path, kills: int, seed: int, longest: 
 
 def kill_before_change(recipe: Recipe, folder: Path, at: int) -> bool:
     """One life that ends before a change of the folder, then one to the end; whether there was such a change."""
-    ended = live(recipe, folder, lambda: sys.addaudithook(KilledBefore(folder, at)))
-    assert ended or live(recipe, folder, lambda: None)
+    ended = live(recipe, folder, BeforeChange(folder, at))
+    assert ended or live(recipe, folder)
     return not ended
 
 
@@ -133,11 +144,10 @@ def main() -> None:
     options = parser.parse_args()
     from tests.test_train import tiny
 
-    torch.set_num_threads(1)
     recipe = tiny(ema_decay=0.9, save_every=4)
     with tempfile.TemporaryDirectory() as place:
         whole, start = Path(place) / "whole", time.monotonic()
-        assert live(recipe, whole, lambda: None)
+        assert live(recipe, whole)
         seconds = time.monotonic() - start
         if options.operations:
             at = 0
@@ -151,5 +161,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    os.environ["PYTHONPATH"] = root = str(Path(__file__).resolve().parents[1])
+    sys.path.insert(0, root)
     main()

@@ -8,7 +8,6 @@ import resource
 import signal
 import stat
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +23,7 @@ from steadydetr.files import MARKER
 from steadydetr.runs.folder import RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.training.loop import train
-from tests.kills import assert_equal_runs, kill_before_change, live, records
+from tests.kills import assert_equal_runs, in_a_process, kill_before_change, live, records
 from tests.test_train import tiny
 
 SHORT = tiny(epochs=1, stability_images=0)
@@ -36,21 +35,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     train(tiny(), folder, device="cpu")
     return folder
-
-
-def in_a_child(work: Callable[[], object]) -> int:
-    """The exit code of a fork that does the work; 9: it raised."""
-    child = os.fork()
-    if child == 0:
-        code = 9
-        try:
-            work()
-            code = 0
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 # whose folder it is
@@ -138,8 +122,13 @@ def test_a_second_process_is_refused_with_the_first_ones_id(tmp_path: Path, trai
     assert train(tiny(), trained, resume=True, device="cpu")["finished"]
 
 
+def take_and_die(folder: Path) -> None:
+    FolderLock(folder).take()
+    os._exit(0)
+
+
 def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
-    assert in_a_child(FolderLock(tmp_path).take) == 0  # it dies without giving it back
+    assert in_a_process(take_and_die, tmp_path) == 0
     FolderLock(tmp_path).take()
 
 
@@ -186,7 +175,7 @@ def write_voc(folder: Path, right: int = 40) -> None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kills") / "whole"
-    assert live(KILLED, folder, lambda: None)
+    assert live(KILLED, folder)
     return folder
 
 
@@ -260,33 +249,36 @@ def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path, monkeypatch: pyt
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path) -> None:
+def train_into_a_closed_pipe(folder: Path) -> None:
     read, write = os.pipe()
     os.close(read)
+    os.dup2(write, 1)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    assert train(SHORT, folder, device="cpu")["finished"]
+    print("a summary")
 
-    def work() -> None:
-        os.dup2(write, 1)
-        sys.stdout = os.fdopen(1, "w", buffering=1)
-        assert train(SHORT, tmp_path / "run", device="cpu")["finished"]
 
-    assert in_a_child(work) == 0
-    os.close(write)
+def test_a_closed_pipe_does_not_end_a_run(tmp_path: Path) -> None:
+    assert in_a_process(train_into_a_closed_pipe, tmp_path / "run") == 0
     assert (tmp_path / "run/summary.json").exists()
 
 
 # disks and links
 
 
-def test_a_full_disk_is_named_and_the_run_goes_on_from_where_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No file may grow beyond 30 KB, which weights do; a full disk gives the same kinds of errors."""
+def train_on_a_small_disk(folder: Path, errors: Path) -> None:
+    """No file may grow beyond 30 KB, as weights do; a full disk gives the same kinds of errors."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    try:
+        train(SHORT, folder, device="cpu")
+    except OSError as error:
+        errors.write_text(str(error))
 
-    def work() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-        train(SHORT, tmp_path / "run", device="cpu")
 
-    assert in_a_child(work) == 9
-    said = capfd.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith(f"OSError: the checkpoint {tmp_path / 'run/ema'} cannot be written: ") or "run/last" in said
+def test_a_full_disk_is_named_and_the_run_goes_on_from_where_it_was(tmp_path: Path) -> None:
+    assert in_a_process(train_on_a_small_disk, tmp_path / "run", tmp_path / "errors") == 0
+    said = (tmp_path / "errors").read_text()
+    assert said.startswith(f"the checkpoint {tmp_path / 'run/last'} cannot be written: ") and "\n" not in said
     assert said.endswith("What was saved before is as it was")
     assert not list((tmp_path / "run").glob(".*unfinished"))
     assert train(SHORT, tmp_path / "run", resume=True, device="cpu")["finished"]

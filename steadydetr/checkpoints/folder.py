@@ -6,7 +6,6 @@ there.
 
 from __future__ import annotations
 
-import copy
 import io
 import json
 import os
@@ -28,6 +27,7 @@ from steadydetr.config import FORMAT, check_format, from_plain, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.files import UNFINISHED, first_line, remove_tree, umask, write_bytes, write_json
+from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
 
 WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
@@ -185,12 +185,13 @@ def load_weights(detector: Detector, folder: Path) -> None:
     """Load a checkpoint folder's weights into a detector.
 
     Raises:
-        ValueError: the file is damaged, or has other parameters than the detector; lists them.
+        ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
     try:
         state = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
+    _refuse_not_finite(state, folder / WEIGHTS)
     missing, unexpected = detector.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing}, left over {unexpected}")
@@ -201,12 +202,20 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
+        ValueError: it holds NaN or infinite values, or is of a newer format.
     """
     if not (folder / STATE).exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     check_format(state, str(folder / STATE))
+    _refuse_not_finite(dict(tensors_in(state)), folder / STATE)
     return state
+
+
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError if one of the tensors that were read from the file is not finite."""
+    if found := where_not_finite(tensors):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values. Take an earlier checkpoint, such as best of the run")
 
 
 def load_progress(folder: Path) -> dict[str, Any]:
@@ -221,26 +230,3 @@ def load_progress(folder: Path) -> dict[str, Any]:
     progress = torch.load(folder / PROGRESS, map_location="cpu", weights_only=True)
     check_format(progress, str(folder / PROGRESS))
     return {name: value for name, value in progress.items() if name != "format"}
-
-
-def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state, None if there are none.
-
-    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
-    """
-    if extra["average"] is not None:
-        return extra["average"]
-    prefix = "teachers.ema.model."
-    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
-    return found or None
-
-
-def load_models(folder: Path, device: str) -> dict[str, Detector]:
-    """The detector of a checkpoint with its trained weights, "model", and with their average, "ema", if the checkpoint has one."""
-    loaded = load_detector(folder, device)
-    models = {"model": loaded.detector}
-    average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
-    if average is not None:
-        models["ema"] = copy.deepcopy(loaded.detector)
-        models["ema"].load_state_dict(average)
-    return models

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from steadydetr.cli.words import take_recipe
 from steadydetr.files import printable
 
 if TYPE_CHECKING:
@@ -34,14 +35,10 @@ Every field of a recipe is a flag, for example
 
 
 def run(words: Sequence[str]) -> None:
-    if not words or words[0].startswith("-"):
-        if not words or {"-h", "--help"} & set(words):
-            print(USAGE)
-            return
-        raise ValueError("name a recipe first, as in `steadydetr train quickstart`; `steadydetr recipes` lists them")
+    name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
     from steadydetr.cli.training_arguments import read_training_arguments
 
-    start(*read_training_arguments(words[0], words[1:]))
+    start(*read_training_arguments(name, rest))
 
 
 RESUME: dict[str, bool | Literal["auto"]] = {"no": False, "yes": True, "auto": "auto"}  # as `training.loop.train` takes it

@@ -53,12 +53,12 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
 
 def _with_resume_value(words: Sequence[str]) -> list[str]:
     """`--resume` without a value means yes."""
-    following = [*words[1:], ""]
-    return [
-        part
-        for word, after in zip(words, following, strict=True)
-        for part in ([word, "yes"] if word == "--resume" and after not in get_args(Resume) else [word])
-    ]
+    found: list[str] = []
+    for word in reversed(words):
+        if word == "--resume" and (not found or found[0] not in get_args(Resume)):
+            found.insert(0, "yes")
+        found.insert(0, word)
+    return found
 
 
 def find_or_read(name: str) -> Recipe:

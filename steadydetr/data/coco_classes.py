@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from steadydetr.data.reading import decode_text, read_file
+from steadydetr.files import DEFAULT_LIMITS
 
 # fmt: off
 NAMES = (
@@ -39,9 +43,10 @@ def class_list(classes: str, rows: int) -> tuple[tuple[str, ...], tuple[int, ...
     if classes == "coco":
         raise ValueError(f"--classes coco: the file has {rows} class rows, COCO needs 80 or 91")
     path = Path(classes)
-    if not path.exists():
+    if not os.path.exists(path):
         raise ValueError(f"--classes {classes}: neither coco, auto nor a file")
-    names = tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    text = decode_text(read_file(path, DEFAULT_LIMITS.max_annotation_mb, "max_annotation_mb"), path)
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != rows:
         raise ValueError(f"--classes {classes}: {len(names)} names, but the file has {rows} class rows")
     return names, tuple(range(1, rows + 1))

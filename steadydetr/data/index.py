@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -82,10 +82,6 @@ class AnnotationIndex:
     def image_of_row(self) -> NDArray[np.int64]:
         """[A] position of the image of every annotation."""
         return np.repeat(np.arange(len(self)), self.counts)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if isinstance(value, np.ndarray))
 
     @property
     def identity(self) -> str:

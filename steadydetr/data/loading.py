@@ -15,15 +15,15 @@ from steadydetr.config import changeable
 from steadydetr.data.dataset import Dataset, first_few
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
-from steadydetr.files import printable
+from steadydetr.files import Limits, printable
 from steadydetr.kinds import register
 from steadydetr.structures import Batch, Targets, seed_of
 
 
 @register("data")
 @dataclass(frozen=True)
-class DataConfig:
-    """What is trained and evaluated on, and how it is prepared."""
+class DataConfig(Limits):
+    """What is trained and evaluated on, what may be read of it, and how it is prepared."""
 
     source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
     val_source: str = changeable("")  # where validation images come from, if from another place

@@ -18,6 +18,8 @@ from torchvision.transforms.v2 import functional as F
 
 from steadydetr.kinds import register
 
+LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -60,8 +62,8 @@ class DetrTransform(TrainTransform):
     crop: bool = True  # half of the images take the branch with the crop
 
     def build(self) -> v2.Transform:
-        resize = v2.RandomShortestSize(list(self.shortest), self.longest)
-        cropped = v2.Compose([v2.RandomShortestSize([400, 500, 600]), RandomSizeCrop(384, 600), resize])
+        resize = RandomShortestSize(list(self.shortest), self.longest)
+        cropped = v2.Compose([RandomShortestSize([400, 500, 600], LONGEST), RandomSizeCrop(384, 600), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
         return v2.Compose([v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
 
@@ -85,7 +87,7 @@ class FixedSizeTransform(TrainTransform):
         if self.transpose:
             steps.append(v2.RandomApply([Transpose()], self.transpose))
         if self.zoom < 1:
-            steps.append(v2.RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
+            steps.append(RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
         steps += [v2.Resize((self.height, self.width)), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
         return v2.Compose(steps)
 
@@ -99,7 +101,7 @@ class ShortestSide(EvalTransform):
     longest: int = 1333
 
     def build(self) -> v2.Transform:
-        return v2.Resize(self.shortest, max_size=self.longest)
+        return ResizeShortest(self.shortest, max_size=self.longest)
 
 
 @register("fixed-size")
@@ -112,6 +114,33 @@ class FixedSize(EvalTransform):
 
     def build(self) -> v2.Transform:
         return v2.Resize((self.height, self.width))
+
+
+class RandomShortestSize(v2.RandomShortestSize):
+    """The one of torchvision, which leaves nothing of the shorter side of a line scan: at least a pixel stays."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+
+class ResizeShortest(v2.Resize):
+    """The same for one size of the shorter side."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = F.get_size(inpt)
+        if min(height, width) * self.max_size >= max(height, width):
+            return super().transform(inpt, params)
+        size = [1, self.max_size] if height < width else [self.max_size, 1]
+        return self._call_kernel(F.resize, inpt, size, interpolation=self.interpolation, antialias=self.antialias)
+
+
+class RandomIoUCrop(v2.RandomIoUCrop):
+    """The one of torchvision, which divides by zero where it draws a crop of no pixels: images so thin stay as they are."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2._utils.query_size(flat_inputs)
+        return super().make_params(flat_inputs) if int(min(height, width) * self.min_scale) else {}
 
 
 class RandomSizeCrop(v2.Transform):
@@ -137,7 +166,12 @@ class Transpose(v2.Transform):
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             height, width = inpt.canvas_size
             return tv_tensors.BoundingBoxes(inpt[:, [1, 0, 3, 2]], format=inpt.format, canvas_size=(width, height))  # type: ignore[call-overload]
-        return tv_tensors.wrap(inpt.transpose(-1, -2), like=inpt) if isinstance(inpt, tv_tensors.Image) else inpt
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        swapped = inpt.transpose(-1, -2)
+        if 1 in swapped.shape:  # torch crashes where it resizes a long image of one column that lies in memory like a row
+            swapped = swapped.clone(memory_format=torch.contiguous_format)
+        return tv_tensors.wrap(swapped, like=inpt)
 
 
 def _draw(low: int, high: int) -> int:

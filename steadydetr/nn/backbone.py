@@ -22,6 +22,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
 from steadydetr.config import changeable
+from steadydetr.finite import where_not_finite
 from steadydetr.kinds import register
 from steadydetr.nn.named_tensors import NamedTensors
 
@@ -154,7 +155,7 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     """Load weights in timm's or torchvision's naming into a feature model; layers that only the whole model `name` has are left out.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or keys are missing, left over or of other shapes; lists them.
+        ValueError: there is no such file, it is damaged, or keys are missing, left over, of other shapes or not finite; lists them.
     """
     own = body.state_dict()
     state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
@@ -168,7 +169,10 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     found = [f"{what}: {', '.join(keys[:20])}{', ...' * (len(keys) > 20)}" for what, keys in problems.items() if keys]
     if found:
         raise ValueError(f"backbone.weights = {str(path)!r} does not fit {name}; {'; '.join(found)}")
-    body.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    used = {key: value for key, value in state.items() if key in own}
+    if wrong := where_not_finite(used):
+        raise ValueError(f"backbone.weights = {str(path)!r} is of no use: {wrong} hold NaN or infinite values")
+    body.load_state_dict(used, strict=False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

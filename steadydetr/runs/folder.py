@@ -126,6 +126,7 @@ class RunFolder:
         claim_folder(self.path, COMMAND, again=True)
         lock.take()
         self.refuse_another_run()  # another process may have been faster
+        remove_unfinished(self.path)
 
     def write_config(self, config: RunConfig) -> None:
         """Write down what is trained, on which data. From then on the folder holds a run."""

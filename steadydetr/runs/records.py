@@ -12,7 +12,7 @@ from typing import Any
 
 from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
 
-WEIGHTS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
+WEIGHTS_LABELS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -44,10 +45,18 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
+        for name in ("lr", "weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"training.{name} = {getattr(self, name)} must be a number that is not negative")
+        for name in ("warmup_steps", "save_every", "stability_images"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} = {getattr(self, name)} must not be negative")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
         if self.lr <= 0:
             raise ValueError(f"training.lr = {self.lr} must be positive")
+        if self.precision not in ("no", "bf16"):  # float16 needs its gradient scaled
+            raise ValueError(f"training.precision = {self.precision!r} must be no or bf16")
         if any(drop <= 0 for drop in self.drop_epochs):
             raise ValueError(f"training.drop_epochs = {self.drop_epochs} must be positive: epochs, or below 1 shares of the run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
@@ -14,8 +15,10 @@ from PIL import Image
 from rich.progress import track
 
 from steadydetr.checkpoints.folder import DetectorCard
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import open_picture
-from steadydetr.files import claim_folder, replacing
+from steadydetr.data.reading import Id, decode_json, is_file_name, read_file
+from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder, printable, replacing
 from steadydetr.metrics.results import Results, coco_results
 from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor
@@ -34,7 +37,7 @@ class ImageFile:
 
 
 class ImageEntry(msgspec.Struct):
-    id: int
+    id: Id
     file_name: str
 
 
@@ -44,38 +47,49 @@ class ImageList(msgspec.Struct):
     images: list[ImageEntry]
 
 
-def list_sources(paths: Iterable[Path], image_folder: Path | None = None) -> list[ImageFile]:
+def list_sources(paths: Iterable[Path], image_folder: Path | None = None, limits: Limits = DEFAULT_LIMITS) -> list[ImageFile]:
     """The images that paths stand for, in order. A path is an image file, a folder of them or a COCO image list.
 
     Args:
         image_folder: where the images of COCO image lists are; beside each list if not given.
+        limits: what may be read: whether images outside that folder, and how large a list.
 
     Raises:
         ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
     sources: list[ImageFile] = []
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
             sources += [ImageFile(p, len(sources) + i + 1, str(p)) for i, p in enumerate(found)]
-        elif path.suffix.lower() == ".json" and path.exists():
-            sources += list(_read_list(path, image_folder or path.parent))
-        elif path.exists():
+        elif path.suffix.lower() == ".json" and os.path.exists(path):
+            sources += _read_list(path, DataFolder(image_folder or path.parent, limits))
+        elif os.path.exists(path):
             sources.append(ImageFile(path, len(sources) + 1, str(path)))
         else:
-            raise ValueError(f"there is no image or folder {path}")
+            raise ValueError(f"there is no image or folder {printable(path)}")
     return sources
 
 
-def _read_list(path: Path, folder: Path) -> Iterator[ImageFile]:
+def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
+    """The images of a COCO image list, which lie in `folder`."""
+    content = read_file(path, folder.limits.max_annotation_mb, "max_annotation_mb")
     try:
-        listed = msgspec.json.decode(path.read_bytes(), type=ImageList)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path} is not a COCO image list: {error}") from error
+        listed = decode_json(content, path, ImageList)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{printable(path)} is not a COCO image list: {error}") from error
+    found: dict[int, ImageFile] = {}
     for entry in listed.images:
-        yield ImageFile(folder / entry.file_name, entry.id, entry.file_name)
+        file = folder.root / entry.file_name
+        if entry.id in found:
+            raise ValueError(f"{printable(path)}: image id {entry.id} is used twice: their detections could not be told apart")
+        if not is_file_name(entry.file_name):
+            raise ValueError(f"{printable(path)}: image {entry.id}: {printable(repr(entry.file_name))} cannot be the name of a file")
+        folder.check_inside(file)
+        found[entry.id] = ImageFile(file, entry.id, entry.file_name)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,7 @@ def predict_files(
     draw: bool = True,
     batch_size: int = 4,
     overwrite: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> PredictionReport:
     """Write the detections of many images into the folder `output`: `results.json` (COCO results) and a picture of each image.
 
@@ -107,20 +122,21 @@ def predict_files(
         image_folder: where the images of COCO image lists are.
         threshold: least score that is drawn; the results have all scores.
         draw: whether to draw pictures.
+        limits: what may be read: whether listed images outside the folder, and how large.
         overwrite: whether `output` may hold files already. Those of the same names are replaced, but never an image that is read.
 
     Raises:
         FileExistsError: `output` holds files already.
         ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
-    sources = list_sources(paths, image_folder)
+    sources = list_sources(paths, image_folder, limits)
     claim_folder(output, "predict", overwrite=overwrite)
     todo = list(zip(sources, picture_names([source.path for source in sources], output), strict=True))
     failures: list[str] = []
     written = 0
     with replacing(output / RESULTS) as file:
         for start in track(range(0, len(sources), batch_size), description="detect"):
-            pictures = list(_readable(todo[start : start + batch_size], failures))
+            pictures = list(_readable(todo[start : start + batch_size], limits, failures))
             for (source, name, picture), found in zip(pictures, loaded.predict([picture for *_, picture in pictures]), strict=True):
                 for row in _rows(source, found, loaded.card):
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
@@ -159,10 +175,10 @@ def _results_of_image(image_id: int, found: Detections) -> Results:
     return Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy())
 
 
-def _readable(todo: Sequence[tuple[ImageFile, str]], failures: list[str]) -> Iterator[tuple[ImageFile, str, Image.Image]]:
+def _readable(todo: Sequence[tuple[ImageFile, str]], limits: Limits, failures: list[str]) -> Iterator[tuple[ImageFile, str, Image.Image]]:
     """The images that can be read, with their pictures' names; why the others cannot is added to `failures`."""
     for source, name in todo:
         try:
-            yield source, name, open_picture(source.path)
+            yield source, name, open_picture(source.path, limits)
         except ValueError as error:
             failures.append(str(error))

@@ -12,7 +12,7 @@ from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.files import first_line
 from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.runs.folder import CURVES, PREDICTIONS, SAMPLING
-from steadydetr.runs.records import WEIGHTS
+from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.training.run import Run
 
 
@@ -31,7 +31,7 @@ def draw_pictures(run: Run) -> None:
 
 
 def draw_where_queries_look(run: Run, path: Path) -> None:
-    models = {WEIGHTS[name]: model for name, model in run.models.items() if model.samples_points}
+    models = {WEIGHTS_LABELS[name]: model for name, model in run.models.items() if model.samples_points}
     draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, path)
 
 

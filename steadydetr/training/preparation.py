@@ -14,9 +14,8 @@ from torch import nn
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
-from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.nn.decoder import DecoderLayer
-from steadydetr.nn.encoder import EncoderLayer
+from steadydetr.finite import where_not_finite
+from steadydetr.learning.teachers import relative_decay
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
@@ -29,7 +28,6 @@ from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, restore
 
 LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
-COMPILED = (EncoderLayer, DecoderLayer)  # what training.compile compiles, each by itself: small graphs without breaks
 
 
 def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device: str | None) -> Run:
@@ -59,6 +57,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
+    if found := where_not_finite(method.state_dict()):
+        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
     data = {"train": train_data.index.identity, "val": val_data.index.identity}
@@ -79,8 +79,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
 def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
     """Training and validation data; a ValueError if their classes differ or an image file is missing."""
     data = recipe.data
-    train_data, dropped = for_training(open_data(data.source, data.train_split), data.filter_empty, data.limit)
-    val_data = first_images(open_data(data.val_source or data.source, data.val_split), data.limit)
+    train_data, dropped = for_training(open_data(data.source, data.train_split, data), data.filter_empty, data.limit)
+    val_data = first_images(open_data(data.val_source or data.source, data.val_split, data), data.limit)
     if not len(val_data.index):
         raise ValueError(f"{val_data.name} has no image to validate on: choose another --data.val-split or --data.val-source")
     if train_data.index.classes != val_data.index.classes:
@@ -88,10 +88,8 @@ def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Data
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
         )
     for part in (*parts_of(train_data), *parts_of(val_data)):
-        if isinstance(part, FolderDataset) and (missing := part.missing_files()):
-            raise ValueError(
-                f"{part.name}: {len(missing)} images are not in {part.folder}, the first is {missing[0]}. `steadydetr check` lists all"
-            )
+        if isinstance(part, FolderDataset):
+            part.check_files()
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
     return train_data, val_data
@@ -106,9 +104,8 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
         method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
     method.to(accelerator.device)
     if recipe.training.compile:
-        for module in method.student.modules():
-            if isinstance(module, COMPILED):
-                module.compile()
+        for module in method.student.compiled_parts():
+            module.compile()
     return method
 
 
@@ -159,7 +156,7 @@ def remarks(recipe: Recipe, total_steps: int) -> list[str]:
             " values below 1 are shares of the run, whatever its length"
         )
     decays = {"training.ema_decay": config.ema_decay} | {
-        f"teachers.{teacher.name}.decay": teacher.decay_for(total_steps) for teacher in recipe.teachers if isinstance(teacher, EMATeacher)
+        f"teachers.{teacher.name}.decay": decay for teacher in recipe.teachers if (decay := teacher.decay_for(total_steps)) is not None
     }
     for option, decay in decays.items():
         horizon = 1 / (1 - decay)

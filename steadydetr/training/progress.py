@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from steadydetr.files import printable
 from steadydetr.runs.folder import Record
 from steadydetr.runs.sinks import SinkWriter
 
@@ -51,10 +52,11 @@ class Progress:
     """The bars and lines of a run. Only the main process shows any (`enabled`)."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.console = Console(file=cast(TextIO, LastingStream(sys.stdout)), soft_wrap=True)
+        self.console = Console(file=cast(TextIO, LastingStream(sys.stdout)), soft_wrap=True, markup=False, emoji=False)
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("training", total=0)
         self.total, self.last_line = 0, 0.0
@@ -73,7 +75,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         if self.enabled:
-            self.console.print(message, highlight=False)
+            self.console.print(printable(message), highlight=False)
 
     def step(self, step: int, message: str) -> None:
         """Show a step of the run: in a terminal in place of the one before, elsewhere as a line if the last line is long ago."""

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
 from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
+from steadydetr.finite import NotFiniteError, tensors_in, where_not_finite
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import AVERAGE, LAST, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import RunLog
+from steadydetr.structures import Batch
 from steadydetr.training.averages import Averages
 from steadydetr.training.progress import Progress
 
@@ -56,6 +58,7 @@ class Run:
     progress: Progress
     asked_to_stop: bool = False  # by a signal to this process
     stop: bool = False  # all processes know that one of them was asked
+    batches: list[Batch] = field(default_factory=list)  # this process's micro-batches of the step that is taken, or was taken last
 
     @property
     def models(self) -> dict[str, Detector]:
@@ -75,21 +78,20 @@ def save(run: Run, name: str, weights: str = "model") -> None:
 
     Args:
         weights: what the checkpoint's model is: the trained weights ("model") or their average ("ema").
+
+    Raises:
+        NotFiniteError: what would be saved is not finite. The checkpoint is as it was.
     """
+    changed = changed_by_training(run)
+    if found := where_not_finite(dict(tensors_in(changed))):
+        raise NotFiniteError(f"{found} of the weights and of the optimiser's state are not finite")
     if run.accelerator.is_main_process:
-        averages, method = run.averages, run.method
-        own_average = (
-            None if averages.evaluated is None or averages.evaluated is averages.teacher else averages.evaluated.model.state_dict()
-        )
-        extra = {
-            "method": method.training_state(),
-            "teachers": {teacher_name: teacher.fingerprint for teacher_name, teacher in method.teachers.items()},
-            "average": own_average,  # None: there is none, or it is the teacher, which is part of the method
-            "optimiser": run.optimiser.state_dict(),
-        }
-        if name == LAST and averages.evaluated is not None:
-            run.folder.save_checkpoint(AVERAGE, averages.evaluated.model.state_dict(), run.card)
-        run.folder.save_checkpoint(name, run.models[weights].state_dict(), run.card, extra, asdict(run.state))
+        teachers = {name: teacher.fingerprint for name, teacher in run.method.teachers.items()}
+        average = run.averages.evaluated
+        if name == LAST and average is not None:
+            run.folder.save_checkpoint(AVERAGE, average.model.state_dict(), run.card)
+        state = run.models[weights].state_dict()
+        run.folder.save_checkpoint(name, state, run.card, changed | {"teachers": teachers}, asdict(run.state))
     run.accelerator.wait_for_everyone()
 
 
@@ -98,6 +100,16 @@ def save_progress(run: Run) -> None:
     if run.accelerator.is_main_process:
         run.folder.save_progress(LAST, asdict(run.state))
     run.accelerator.wait_for_everyone()
+
+
+def changed_by_training(run: Run) -> dict[str, Any]:
+    """The tensors that a step changes: the weights of the method, the average that is evaluated, and the optimiser's state."""
+    average, teacher = run.averages.evaluated, run.averages.teacher
+    return {
+        "method": run.method.training_state(),
+        "average": None if average is None or average is teacher else average.model.state_dict(),  # None: there is none, or it teaches
+        "optimiser": run.optimiser.state_dict(),
+    }
 
 
 def restore(

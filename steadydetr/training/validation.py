@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
+from steadydetr.finite import NotFiniteError
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
@@ -23,18 +25,28 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
 
     A run of one process that is asked to stop leaves at once, and gives None. Of several processes some would wait for the others, so
     that they end the evaluation first.
+
+    Raises:
+        NotFiniteError: detections are not finite. All processes raise it, whichever met them.
     """
     accelerator, loader = run.accelerator, run.val_loader
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
-        results = collect(predict, run.progress.track(until_stopped(run, loader), "evaluate", len(loader)))
+        found: Results | NotFiniteError
+        try:
+            found = collect(predict, run.progress.track(until_stopped(run, loader), "evaluate", len(loader)))
+        except NotFiniteError as error:
+            found = error
     if leaves_alone(run):
         return None
+    parts: list[Any] = [found]
     if accelerator.num_processes > 1:
-        parts: list[Results | None] = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(parts, results)
-        results = Results.cat([part for part in parts if part is not None])
-    return evaluate(results, run.val_data.index)
+        parts = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(parts, found)
+    for part in parts:
+        if isinstance(part, NotFiniteError):
+            raise part
+    return evaluate(Results.cat(parts), run.val_data.index)
 
 
 def until_stopped(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
