@@ -8,10 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -19,26 +19,40 @@ from steadydetr.kinds import find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
 FORMAT = 2
+CHANGEABLE = "changeable"
+T = TypeVar("T")
 LARGEST = 1e100  # of numbers in a file; beyond, or not a number, they would only make later errors
 NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2})")  # //host, \\\\host, https://host
 TEXTS = ("name", "notes", "reported")  # fields of a recipe that nothing but people read
 
 
-def to_plain(value: Any, where: str = "config") -> Any:
+def changeable(default: T) -> T:
+    """The default of a config's field that does not decide what is learned, such as an interval of logging.
+
+    A resumed run may have another value of it.
+    """
+    return field(default=default, metadata={CHANGEABLE: True})  # type: ignore[no-any-return]
+
+
+def to_plain(value: Any, where: str = "config", *, decisive: bool = False) -> Any:
     """A config as JSON values: {"kind": "focal-cost", field: ...}; a function as {"kind": "half-sine"}.
+
+    Args:
+        decisive: leave out the fields that are `changeable`.
 
     Raises:
         ValueError: something in it cannot be saved; says what, where, and what to do.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kind = _saved_kind(type(value), where)
-        return {"kind": kind} | {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
+        names = [field.name for field in fields(value) if not (decisive and field.metadata.get(CHANGEABLE))]
+        plain = {name: to_plain(getattr(value, name), f"{where}.{name}", decisive=decisive) for name in names}
+        return {"kind": _saved_kind(type(value), where)} | plain
     if isinstance(value, FunctionType):
         return {"kind": _saved_kind(value, where)}
     if isinstance(value, list):
         raise ValueError(f"{where} cannot be saved: a list would come back as a tuple, so use a tuple: {tuple(value)!r}")
     if isinstance(value, tuple):
-        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [to_plain(item, f"{where}[{i}]", decisive=decisive) for i, item in enumerate(value)]
     if value is None or type(value) in (bool, int, float, str):  # an enumeration or a number of numpy would come back as another type
         return value
     raise ValueError(
@@ -173,11 +187,11 @@ def renewed(plain: Any, where: str = "config") -> Any:
 
 def refuse_network(plain: Any, where: str) -> None:
     """Raise ValueError for a place in the network that a recipe of a file names, such as `weights`: only the user's own words may."""
-    for field, value in flat_strings(plain):
-        if NETWORK_PLACE.match(value) and field not in TEXTS:
+    for name, value in flat_strings(plain):
+        if NETWORK_PLACE.match(value) and name not in TEXTS:
             raise ValueError(
-                f"{where}: {field} = {value[:100]!r} is a place in the network, which a file may not name."
-                f" Take it out of the file, and if you trust it, give it as --{field.replace('_', '-')}"
+                f"{where}: {name} = {value[:100]!r} is a place in the network, which a file may not name."
+                f" Take it out of the file, and if you trust it, give it as --{name.replace('_', '-')}"
             )
 
 

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal
 
+UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
+IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # how names begin that count for nothing: a folder with only these is empty
 JSON_LIMIT = 64 * 2**20  # bytes of a JSON file that is read as a whole: configs, summaries, recipes
 JSON_DEPTH = 64  # of objects and lists within each other; more would end in Python's limit of recursion
-IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
 
 
 # Reading
@@ -85,7 +90,7 @@ def check_regular(path: Path) -> int:
 
 
 def printable(value: object) -> str:
-    """A text of a stranger's file, such as a name, for messages: control and direction characters are written as escapes."""
+    """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
 
 
@@ -103,7 +108,27 @@ def listed(keys: Iterable[str], most: int = 40) -> str:
 
 def _is_hidden(character: str) -> bool:
     joiners = "\u200c\u200d"  # of Persian, of Indian scripts and of emoji
-    return unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in joiners
+    return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in joiners
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What may be read of a data set, which may come from a stranger."""
+
+    outside: Literal["refuse", "allow"] = "refuse"  # files outside the data folder, to which absolute names, .. or links in it lead
+    max_pixels: int = 178_956_970  # of an image; more are taken for a decompression bomb, as in Pillow
+    max_file_mb: int = 256  # MiB of an image file, and of the XML file of an image
+    max_annotation_mb: int = 4096  # MiB of a file about all images of a split: COCO's JSON, VOC's list
+
+    def __post_init__(self) -> None:
+        if self.outside not in ("refuse", "allow"):
+            raise ValueError(f"outside = {self.outside!r} must be refuse or allow")
+        for name in ("max_pixels", "max_file_mb", "max_annotation_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+
+
+DEFAULT_LIMITS = Limits()
 
 
 # Writing
@@ -114,11 +139,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file. A crash leaves either the old file or the new one, never half of it; a link in its place is replaced, not followed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the name `path` when the block ends, and is removed if it ends by an exception.
+
+    A crash leaves either the old file or the new one, never half of it. A link in its place is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name[:60]}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", suffix=UNFINISHED, delete=False) as file:
         try:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~umask())
@@ -128,6 +166,25 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link without what it leads to; nothing happens where there is none."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written into the folder when a program was killed."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        remove_tree(path)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
+
+
 def umask() -> int:
     """The process's mask of permissions for new files. It can only be read by setting it."""
     mask = os.umask(0o077)
@@ -135,12 +192,14 @@ def umask() -> int:
     return mask
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path | None, overwrite: bool) -> None:
     """Raise FileExistsError where a command would replace a file that the user did not offer by `--overwrite`."""
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
+    if path is None:
+        return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; --output names a file here")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
 
 
 def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bool = False) -> None:
@@ -168,7 +227,11 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 def is_free(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder."""
-    return not os.path.lexists(path) or (path.is_dir() and not any(not entry.name.startswith(IGNORED) for entry in os.scandir(path)))
+    return not os.path.lexists(path) or (path.is_dir() and all(map(_counts_for_nothing, os.scandir(path))))
+
+
+def _counts_for_nothing(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(IGNORED) or entry.name.endswith(UNFINISHED)
 
 
 def folder_made_by(path: Path) -> str:

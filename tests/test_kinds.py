@@ -169,7 +169,7 @@ def test_use_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         use("bare_lab")
     (tmp_path / "empty_lab.py").write_text("")
     use(str(tmp_path / "empty_lab.py"))
-    with pytest.raises(ValueError, match="the plugin empty_lab is in use, but it registers no part at all"):
+    with pytest.raises(ValueError, match="the plugin empty_lab is in use, but it registers no part that fits"):
         find_part("empty_lab:entropy", "config.json")
     for name in ("", "--data"):
         with pytest.raises(ValueError, match="names no module"):

@@ -22,6 +22,7 @@ from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.files import listed, printable
+from steadydetr.finite import where_not_finite
 from steadydetr.kinds import options
 from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
 from steadydetr.tensor_files import read_pickled, read_tensors
@@ -212,10 +213,13 @@ def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untr
 
     Raises:
         FileExistsError: `output` is there already.
+        ValueError: the file is not understood, or holds NaN or infinite values.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another folder")
     converted = convert_state_dict(load_foreign(path), untraced=untraced)
+    if found := where_not_finite(converted.state):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")
     names, category_ids = class_list(classes, converted.num_classes)
     save_detector(output, converted.state, DetectorCard(converted.config, names, category_ids, ShortestSide()))
     return converted

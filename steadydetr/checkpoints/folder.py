@@ -6,9 +6,10 @@ there.
 
 from __future__ import annotations
 
-import copy
+import io
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
@@ -24,13 +26,25 @@ from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import listed, one_line, printable, read_json_object, write_json
+from steadydetr.files import (
+    UNFINISHED,
+    first_line,
+    listed,
+    one_line,
+    printable,
+    read_json_object,
+    remove_tree,
+    umask,
+    write_bytes,
+    write_json,
+)
+from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
+WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
 PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
-STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "state": dict, "average": (dict, type(None))}  # of every training state
+STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # of every training state
 
 
 @register("detector-card")
@@ -61,38 +75,75 @@ class LoadedDetector:
     card: DetectorCard
 
 
-def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard, extra: Mapping[str, Any] | None = None) -> None:
+def save_detector(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    card: DetectorCard,
+    extra: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint folder. An older one in its place is removed only when the new one is complete.
 
     Args:
         extra: the state of the training, for resuming. `load_training_state` reads it with `weights_only`, so it may hold only tensors
             and plain values.
+        progress: where the run is, of the same kinds of values; `save_progress` can replace it without the rest.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance; what was there is as it was.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
-    write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
-    if extra is not None:
-        torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
-    for path in fresh.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    _replace_folder(fresh, folder)
+    with reported_writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
+            write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
+            if extra is not None:
+                torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
+            if progress is not None:
+                torch.save({"format": FORMAT} | dict(progress), fresh / PROGRESS)
+            for path in fresh.iterdir():
+                path.chmod(0o666 & ~umask())
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            fresh.chmod(0o777 & ~umask())
+            _replace_folder(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """Replace only where the run is, in a checkpoint that `save_detector` wrote; the weights stay."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT} | dict(progress), content)
+    with reported_writing(folder):
+        write_bytes(folder / PROGRESS, content.getvalue())
+
+
+@contextmanager
+def reported_writing(folder: Path) -> Iterator[None]:
+    """Whatever a library raises where it cannot write becomes an OSError that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = first_line(error)
+        raise OSError(f"the checkpoint {folder} cannot be written: {reason}. What was saved before is as it was") from error
 
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
-    """Put the folder `fresh` in the place of `folder`.
+    """Put the folder `fresh` in the place of `folder`; a link there is replaced, what it leads to stays as it is.
 
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too.
     """
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    remove_tree(old)
+    if os.path.lexists(folder):
         os.rename(folder, old)
     os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
@@ -214,9 +265,12 @@ def load_weights(detector: Detector, folder: Path) -> None:
     """Load a checkpoint folder's weights into a detector.
 
     Raises:
-        ValueError: the file is damaged, or has other parameters than the detector; lists them.
+        ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
-    load_state(detector, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+    path = folder / WEIGHTS
+    state = read_tensors(path)
+    _refuse_not_finite(state, path)
+    load_state(detector, state, path)
 
 
 def load_state(detector: Detector, state: Mapping[str, Any], path: Path) -> None:
@@ -233,7 +287,7 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
-        ValueError: it is damaged, or of another version; names it.
+        ValueError: it is damaged, holds NaN or infinite values, or is of another version; names it.
     """
     path = folder / STATE
     if not path.exists():
@@ -244,27 +298,25 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     check_format(state, printable(path))
     if wrong := [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name, ...), kind)]:
         raise ValueError(f"{printable(path)} is damaged, or of an unknown version: its {', '.join(wrong)} is missing or no dictionary")
+    _refuse_not_finite(dict(tensors_in(state)), path)
     return state
 
 
-def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state, None if there are none.
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError if one of the tensors that were read from the file is not finite."""
+    if found := where_not_finite(tensors):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values. Take an earlier checkpoint, such as best of the run")
 
-    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """Where the run was when a checkpoint of it was written; version 0.1 kept it in the state of the training.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint of a run.
     """
-    if extra["average"] is not None:
-        return extra["average"]
-    prefix = "teachers.ema.model."
-    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
-    return found or None
-
-
-def load_models(folder: Path, device: str) -> dict[str, Detector]:
-    """The detector of a checkpoint with its trained weights, "model", and with their average, "ema", if the checkpoint has one."""
-    loaded = load_detector(folder, device)
-    models = {"model": loaded.detector}
-    average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
-    if average is not None:
-        models["ema"] = copy.deepcopy(loaded.detector)
-        load_state(models["ema"], average, folder / STATE)
-    return models
+    path = folder / PROGRESS
+    progress = read_pickled(path) if path.exists() else load_training_state(folder).get("state")
+    if not isinstance(progress, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds no progress of a run")
+    check_format(progress, printable(path))
+    return {name: value for name, value in progress.items() if name != "format"}

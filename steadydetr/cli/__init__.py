@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from steadydetr.cli.words import take_flag
 from steadydetr.files import one_line, printable
 from steadydetr.kinds import nearest, use
 
@@ -24,7 +25,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
-  steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
+  steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
 DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
 
@@ -136,14 +137,12 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def take_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words without every `--plugin MODULE`, and the modules."""
-    left, plugins = [], []
-    rest = iter(words)
-    for word in rest:
-        if word == "--plugin" or word.startswith("--plugin="):
-            plugins.append(word.partition("=")[2] or next(rest, ""))
-        else:
-            left.append(word)
-    return left, plugins
+    plugins: list[str] = []
+    plugin, rest = take_flag(words, "--plugin")
+    while plugin is not None:
+        plugins.append(plugin)
+        plugin, rest = take_flag(rest, "--plugin")
+    return rest, plugins
 
 
 def run_command(command: str, words: Sequence[str]) -> None:

@@ -6,10 +6,18 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits, printable, refuse_existing, write_json
+
+if TYPE_CHECKING:
+    from steadydetr.data.check import CheckReport
+    from steadydetr.data.layouts import Finding
 
 DESCRIPTION = """Look for what is wrong with a data set before training. Exit code 1 if training would stop at something.
 
@@ -25,16 +33,46 @@ class CheckArguments:
     """Splits to look at, those that are there."""
     output: Path | None = None
     """JSON file for every finding; the console shows the first of each kind."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(CheckArguments, words, "check", DESCRIPTION)
-    from steadydetr.data.check import check_data, print_report
-    from steadydetr.files import write_json
+    from steadydetr.data.check import check_data
 
-    report = check_data(arguments.data, arguments.splits)
-    print_report(report)
+    refuse_existing(arguments.output, arguments.overwrite)
+    report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
+    Console(markup=False, emoji=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
     if report.fatal:
         raise SystemExit(1)
+
+
+def render(report: CheckReport, limit: int = 20) -> RenderableType:
+    """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
+    parts: list[RenderableType] = []
+    overview = Table("split", "images", "without objects", "small", "medium", "large", "crowd", "difficult", title="Splits")
+    for s in report.splits:
+        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.small, s.medium, s.large, s.crowd, s.difficult)))
+    parts.append(overview)
+    if report.splits:
+        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
+        for name in report.splits[0].class_counts:
+            classes.add_row(printable(name), *(str(s.class_counts.get(name, 0)) for s in report.splits))
+        parts.append(classes)
+    for kind in dict.fromkeys(finding.kind for finding in report.findings):
+        parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
+    parts.append("No findings: ready to train." if not report.findings else f"{len(report.findings)} findings.")
+    return Group(*parts)
+
+
+def _render_kind(rows: list[Finding], limit: int) -> Table:
+    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
+    for finding in rows[:limit]:
+        table.add_row(finding.file, finding.entry, finding.message)
+    if len(rows) > limit:
+        table.add_row(f"... and {len(rows) - limit} more", "", "")
+    return table

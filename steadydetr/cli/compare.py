@@ -58,7 +58,7 @@ def run(words: Sequence[str]) -> None:
         label, _, recipe = name.rpartition("=")
         entries.append((label or recipe.replace(":", "-"), read_training_arguments(recipe, [*data, *shared, *flags])[0]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
-    console = Console(soft_wrap=True)
+    console = Console(soft_wrap=True, markup=False, emoji=False)
     launch = shlex.split(arguments.launch) or TRAIN
     outcomes = compare_recipes(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
     header, *rows = comparison_table(outcomes)

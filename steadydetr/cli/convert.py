@@ -8,9 +8,10 @@ from pathlib import Path
 
 import tyro
 
+from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.cli.parsing import parse
 
-DESCRIPTION = """Convert a checkpoint of Deformable DETR, DINO, detrex (DINO, DAB-Deformable-DETR), mmdet or Hugging Face.
+DESCRIPTION = f"""Convert a checkpoint of another project: {known_layouts()}.
 Every key must find its place: one that is left over or missing is an error that lists them.
 
   steadydetr convert checkpoint0011_4scale.pth runs/dino-official

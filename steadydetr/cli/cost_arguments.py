@@ -11,7 +11,7 @@ import tyro
 from rich.table import Table
 
 from steadydetr.cli.overrides import choose
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.cli.training_arguments import find_or_read
 from steadydetr.recipes.base import Recipe
 from steadydetr.tools.cost import Cost
@@ -27,6 +27,8 @@ class CostArguments:
     classes: int = 80
     output: Path | None = None
     """JSON file for the numbers."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
 
 
 def read_cost_arguments(name: str, words: Sequence[str], description: str) -> CostArguments:

@@ -6,12 +6,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits, printable
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
 
@@ -35,8 +37,11 @@ class EvalArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the metrics; the detections go beside it as COCO results."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
     nms: float | None = None
     """IoU of class-wise suppression; the checkpoint's own setting if not given."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
@@ -45,7 +50,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    console = Console()
+    console = Console(markup=False, emoji=False)
     table = Table("metric", "%")
     for metric in METRICS:
         value = getattr(evaluation, metric.name)
@@ -53,7 +58,7 @@ def run(words: Sequence[str]) -> None:
     console.print(table)
     classes = Table("class", *(metric.label for metric in CLASS_METRICS))
     for name in evaluation.per_class:
-        classes.add_row(name, *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
+        classes.add_row(printable(name), *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
     console.print(classes)
     for warning in evaluation.warnings:
-        console.print(f"AP is low: {warning}")
+        console.print(f"AP is low: {printable(warning)}")

@@ -9,7 +9,7 @@ from typing import Literal
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 
 DESCRIPTION = """The papers' figures, drawn of your runs, as files.
 
@@ -32,7 +32,9 @@ class FiguresArguments:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs, or folders with runs below them."""
     output: Path = Path("figures")
-    """Folder of the files; figures of the same names in it are replaced."""
+    """New or empty folder of the files, or one of earlier figures; those of the same names are replaced."""
+    overwrite: Overwrite = False
+    """Write into any folder, and replace files of the same names."""
     format: Literal["png", "svg", "pdf"] = "png"
     data: str | None = None
     """Data set for sampling points, masks and activation: a folder, or shapes."""
@@ -50,7 +52,14 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.drawing.paper_figures import write_figures
 
     written, missing = write_figures(
-        arguments.runs, arguments.output, arguments.format, arguments.data, arguments.split, arguments.objects, arguments.teacher
+        arguments.runs,
+        arguments.output,
+        arguments.format,
+        arguments.data,
+        arguments.split,
+        arguments.objects,
+        arguments.teacher,
+        arguments.overwrite,
     )
     for path in written:
         print(f"Wrote {path}")

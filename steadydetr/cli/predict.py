@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
@@ -23,7 +25,9 @@ class PredictArguments:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
     output: Path = Path("predictions")
-    """Folder for results.json (COCO results) and the pictures."""
+    """New or empty folder for results.json (COCO results) and the pictures."""
+    overwrite: Overwrite = False
+    """Write into a folder that holds files already, and replace those of the same names; never an image that is read."""
     image_folder: Path | None = None
     """Where the images of a COCO image list are; beside it if not given."""
     threshold: float = 0.3
@@ -34,12 +38,17 @@ class PredictArguments:
     """Images in one forward pass."""
     device: str = "auto"
     """cpu, cuda or auto: a GPU if there is one."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
     if not arguments.images:
         raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch-size {arguments.batch_size} must be at least 1")
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
     from steadydetr.tools.image_files import predict_files
     from steadydetr.tools.predictor import load
 
@@ -51,6 +60,8 @@ def run(words: Sequence[str]) -> None:
         threshold=arguments.threshold,
         draw=arguments.draw,
         batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
+        limits=arguments.limits,
     )
     print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")
     for failure in report.failures:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.files import printable
 
 DESCRIPTION = """List the recipes with what their papers report on COCO val2017, or show one in full.
 
@@ -29,7 +30,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.config import to_plain
     from steadydetr.recipes import find, names
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     if arguments.name:
         console.print_json(json.dumps(to_plain(find(arguments.name))))
         return
@@ -37,7 +38,7 @@ def run(words: Sequence[str]) -> None:
     for name in names():
         try:
             recipe = find(name)
-            table.add_row(name, recipe.notes, str(recipe.training.epochs), recipe.reported or "-")
+            table.add_row(printable(name), printable(recipe.notes), str(recipe.training.epochs), printable(recipe.reported) or "-")
         except ValueError as error:  # one recipe of a plugin does not cost the list
-            table.add_row(name, str(error), "-", "-")
+            table.add_row(printable(name), printable(error), "-", "-")
     console.print(table)

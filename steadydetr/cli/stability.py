@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from steadydetr.metrics.stability import Stability
@@ -43,16 +44,17 @@ class StabilityArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the measures."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
-    from dataclasses import asdict
-
-    from steadydetr.files import write_json
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
+    refuse_existing(arguments.output, arguments.overwrite)
     measured = measure_checkpoint(
         arguments.checkpoint,
         arguments.data,
@@ -63,12 +65,13 @@ def run(words: Sequence[str]) -> None:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         device=arguments.device,
+        limits=arguments.limits,
     )
     rows = [named(m) for m in measured.values()]
     table = Table("measure", *("trained" if name == "model" else "average" for name in measured))
     for name in rows[0]:
         table.add_row(name, *(f"{row[name]:.3f}" if name in row else "-" for row in rows))
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(table)
     first = next(iter(measured.values()))
     console.print(f"{first.images} images with {first.objects} objects")

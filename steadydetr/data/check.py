@@ -1,21 +1,23 @@
-"""`steadydetr check`: what is wrong with a data set, before training finds out. Names file and entry of every finding."""
+"""What is wrong with a data set, before training finds out. Names file and entry of every finding."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
 
-from steadydetr.data.dataset import Dataset, FolderDataset, parts_of
+from steadydetr.data.dataset import Dataset, FolderDataset, first_few, join_data, parts_of
+from steadydetr.data.folder import ALLOW
+from steadydetr.data.images import open_picture
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import Finding
-from steadydetr.data.opening import joined_places, layout_of, open_data
+from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
+from steadydetr.data.opening import joined_places, layout_of
+from steadydetr.files import DEFAULT_LIMITS, Limits, printable
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
@@ -43,38 +45,57 @@ class CheckReport:
         return any(finding.fatal for finding in self.findings)
 
 
-def check_data(where: str | Path, splits: tuple[str, ...] = ("train", "val", "test"), workers: int = 4) -> CheckReport:
-    """Inspect every split that is there: annotations, every image file, and images that stand in two splits.
+def check_data(
+    where: str | Path, splits: tuple[str, ...] = ("train", "val", "test"), workers: int = 4, limits: Limits = DEFAULT_LIMITS
+) -> CheckReport:
+    """Inspect every split that is there: annotations, every image file, and what the splits have in common.
 
-    Raises ValueError where no split of `where` can be recognised.
+    Raises ValueError where no layout or no split of `where` can be recognised.
     """
+    places = [(layout_of(place, limits), place) for place in joined_places(where)]
     findings: list[Finding] = []
     datasets: dict[str, Dataset] = {}
-    problems: list[ValueError] = []
+    absent: dict[str, NoSplit] = {}
     for split in splits:
-        raw = [finding for place in joined_places(where) for finding in layout_of(place).check(place, split)]
-        findings += raw
         try:
-            datasets[split] = open_data(where, split)
-        except ValueError as error:
-            problems.append(error)
-            if raw:
-                findings.append(Finding("unreadable split", str(where), split, str(error), fatal=True))
-    if not datasets and not findings:
-        raise problems[0]
+            datasets[split] = _inspect(places, split, findings.append)
+        except NoSplit as error:
+            absent[split] = error
+        except (ValueError, OSError) as error:
+            findings.append(fault("unreadable split", where, split, str(error)))
+    if not datasets and not findings and absent:
+        raise next(iter(absent.values()))
+    if "train" in datasets and "val" in absent:
+        findings.append(fault("missing split", where, "val", f"training needs a split to validate on: {absent['val']}"))
     for dataset in datasets.values():
         for part in parts_of(dataset):
             findings += _check_boxes(part.index, part.name)
             if isinstance(part, FolderDataset):
                 findings += _check_images(part, workers)
+    findings += _check_classes(where, datasets)
     findings += _check_overlap(datasets)
-    return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(findings))
+    return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(dict.fromkeys(findings)))
+
+
+def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Report) -> Dataset:
+    """The split of joined places, without the entries that are reported. NoSplit where none of them has it."""
+    parts: list[Dataset] = []
+    absent: list[NoSplit] = []
+    for layout, place in places:
+        try:
+            parts.append(layout.inspect(place, split, report))
+        except NoSplit as error:
+            absent.append(error)
+    if absent:
+        raise ValueError(str(absent[0])) if parts else absent[0]
+    return parts[0] if len(parts) == 1 else join_data(parts)
 
 
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     boxes, image = index.boxes_xyxy, index.image_of_row
     height, width = index.sizes[image].T
-    size = boxes[:, 2:] - boxes[:, :2]
+    with np.errstate(invalid="ignore"):
+        size = boxes[:, 2:] - boxes[:, :2]
     flat = ~(size > 0).all(1)
     gone = ~flat & ((boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
     beyond = (boxes[:, 0] < -1) | (boxes[:, 1] < -1) | (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
@@ -86,52 +107,81 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     for kind, rows, message in rules:
         for row in np.flatnonzero(rows).tolist():
             corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
-            entry = f"annotation {index.annotation_ids[row]} ({index.classes[index.labels[row]]}), xyxy ({corners})"
-            yield Finding(kind, f"{name}: {index.file(int(image[row]))}", entry, message)
+            entry = f"annotation {index.annotation_ids[row]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            yield Finding(kind, printable(f"{name}: {index.file(int(image[row]))}"), entry, message)
 
 
 def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     """Decode every image file, because a truncated one can be opened and fails only when it is decoded, in the middle of an epoch."""
-    with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda position: _check_image(dataset, position), range(len(dataset.index)))
-        return [finding for finding in found if finding is not None]
+    names = [dataset.index.file(position) for position in range(len(dataset.index))]
+    folder = dataset.data_folder
+    pool = ThreadPoolExecutor(workers)
+    try:
+        ways_out = list(pool.map(lambda name: folder.way_out(dataset.folder / name), names))
+        readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
+        found = pool.map(lambda position: _check_image(dataset, position), readable)
+        return [*_report_outside(dataset, names, ways_out), *(finding for finding in found if finding is not None)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
+
+
+def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str]) -> Iterator[Finding]:
+    """A finding for each way out of the data folder: a link of a folder can be that of all images."""
+    allowed = dataset.data_folder.limits.outside == "allow"
+    for way, count in Counter(way for way in ways_out if way).items():
+        first = printable(names[ways_out.index(way)])
+        entry = first if count == 1 else f"{count} images, the first is {first}"
+        message = f"{way}: {'it is read, as you allow' if allowed else f'it is read only with {ALLOW}'}"
+        yield Finding("image outside the data folder", printable(dataset.folder), entry, message, fatal=not allowed)
 
 
 def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
     path = dataset.folder / dataset.index.file(position)
     entry = f"image {dataset.index.image_ids[position]}"
-    if not path.exists():
-        return Finding("missing image", str(path), entry, "the file is not there", fatal=True)
+    if not os.path.lexists(path):
+        return fault("missing image", path, entry, "the file is not there")
     try:
-        with Image.open(path) as image:
-            image.load()
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError) as error:
-        return Finding("unreadable image", str(path), entry, str(error), fatal=True)
-    if (height, width) != tuple(dataset.index.sizes[position]):
-        annotated = "{1} x {0}".format(*dataset.index.sizes[position])
-        return Finding("wrong image size", str(path), entry, f"{width} x {height} pixels, annotated as {annotated}", fatal=True)
+        size = open_picture(path, dataset.data_folder.limits).size[::-1]
+    except ValueError as error:
+        return fault("unreadable image", path, entry, str(error))
+    if size != tuple(dataset.index.sizes[position]):
+        sides = [f"{width} x {height}" for height, width in (size, dataset.index.sizes[position])]
+        return fault("wrong image size", path, entry, f"{sides[0]} pixels, annotated as {sides[1]}")
     return None
 
 
+def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
+    """Findings for splits whose classes are not those of the first split, in the same order."""
+    first, *others = datasets or [""]
+    for split in others:
+        both = [datasets[name].index.classes for name in (first, split)]
+        if both[0] != both[1]:
+            message = " against ".join(first_few(map(printable, classes)) for classes in both)
+            yield fault("different classes", where, f"{first} and {split}", f"{message}: names and order of the ids must be the same")
+
+
 def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Findings for images of the same name in two splits: the metric would then count images that were trained on."""
-    seen: dict[str, str] = {}
+    """Findings for images that a split lists twice, or two splits, whose metric would then count images that were trained on."""
+    split_of: dict[str, str] = {}
     for split, dataset in datasets.items():
-        if not all(isinstance(part, FolderDataset) for part in parts_of(dataset)):
-            continue
-        for position in range(len(dataset.index)):
-            file = Path(dataset.index.file(position)).name
-            if file in seen:
-                yield Finding("image in both splits", file, f"{seen[file]} and {split}", "the metric would count training images")
-            else:
-                seen[file] = split
+        here = set[str]()
+        for part in parts_of(dataset):
+            if isinstance(part, FolderDataset):
+                files = Counter(os.path.normpath(part.index.file(position)) for position in range(len(part.index)))
+                here |= files.keys()
+                for file in (file for file, times in files.items() if times > 1):
+                    yield Finding("image listed twice", printable(file), part.name, "it counts as often as it is listed")
+        for file in sorted(here & split_of.keys()):
+            entry = f"{split_of[file]} and {split}"
+            yield Finding("image in both splits", printable(file), entry, "the metric would count training images")
+        split_of |= dict.fromkeys(here - split_of.keys(), split)
 
 
 def _describe(split: str, dataset: Dataset) -> SplitReport:
     index = dataset.index
     counts = np.bincount(index.labels, minlength=len(index.classes)).tolist()
-    sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).prod(1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        sizes = (index.boxes_xyxy[:, 2:] - index.boxes_xyxy[:, :2]).prod(1)
     small, medium = int((sizes < SMALL).sum()), int(((sizes >= SMALL) & (sizes < MEDIUM)).sum())
     return SplitReport(
         name=split,
@@ -144,34 +194,3 @@ def _describe(split: str, dataset: Dataset) -> SplitReport:
         crowd=int(index.crowd.sum()),
         difficult=int(index.difficult.sum()),
     )
-
-
-def render(report: CheckReport, limit: int = 20) -> RenderableType:
-    """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
-    parts: list[RenderableType] = []
-    overview = Table("split", "images", "without objects", "small", "medium", "large", "crowd", "difficult", title="Splits")
-    for s in report.splits:
-        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.small, s.medium, s.large, s.crowd, s.difficult)))
-    parts.append(overview)
-    if report.splits:
-        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
-        for name in report.splits[0].class_counts:
-            classes.add_row(name, *(str(s.class_counts.get(name, 0)) for s in report.splits))
-        parts.append(classes)
-    for kind in dict.fromkeys(finding.kind for finding in report.findings):
-        parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
-    parts.append("No findings: ready to train." if not report.findings else f"{len(report.findings)} findings.")
-    return Group(*parts)
-
-
-def _render_kind(rows: list[Finding], limit: int) -> Table:
-    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
-    for finding in rows[:limit]:
-        table.add_row(finding.file, finding.entry, finding.message)
-    if len(rows) > limit:
-        table.add_row(f"... and {len(rows) - limit} more", "", "")
-    return table
-
-
-def print_report(report: CheckReport, console: Console | None = None) -> None:
-    (console or Console()).print(render(report))

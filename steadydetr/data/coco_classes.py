@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from steadydetr.files import read_bytes
+from steadydetr.data.reading import decode_text, read_file
+from steadydetr.files import DEFAULT_LIMITS
 
-LIST_LIMIT = 2**24  # bytes of a list of class names
 # fmt: off
 NAMES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
@@ -41,12 +42,10 @@ def class_list(classes: str, rows: int) -> tuple[tuple[str, ...], tuple[int, ...
         return tuple(f"class {i}" for i in range(rows)), tuple(range(1, rows + 1))
     if classes == "coco":
         raise ValueError(f"--classes coco: the file has {rows} class rows, COCO needs 80 or 91")
-    try:
-        text = read_bytes(Path(classes), LIST_LIMIT).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"--classes {classes}: neither coco, auto nor a file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--classes {classes} is no text in UTF-8: {error}") from None
+    path = Path(classes)
+    if not os.path.exists(path):
+        raise ValueError(f"--classes {classes}: neither coco, auto nor a file")
+    text = decode_text(read_file(path, DEFAULT_LIMITS.max_annotation_mb, "max_annotation_mb"), path)
     names = tuple(line.strip() for line in text.splitlines() if line.strip())
     if len(names) != rows:
         raise ValueError(f"--classes {classes}: {len(names)} names, but the file has {rows} class rows")

@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.images import open_picture
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, join_indices
+from steadydetr.files import printable
 
 
 class Dataset(Protocol):
@@ -31,29 +32,58 @@ class FolderDataset:
     index: AnnotationIndex
     folder: Path  # what the index's file names are relative to
     name: str
+    source: DataFolder | None = None  # the data folder, in which the files must lie, and its limits; `folder` if not given
+
+    @property
+    def data_folder(self) -> DataFolder:
+        return self.source or DataFolder(self.folder)
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
         """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
         path = self.folder / self.index.file(position)
         try:
-            pixels = np.asarray(open_picture(path))
+            pixels = np.asarray(self.data_folder.picture(path))
         except ValueError as error:
             raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
         if pixels.shape[:2] != tuple(self.index.sizes[position]):
-            height, width = self.index.sizes[position]
-            raise ValueError(
-                f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, its annotation says {width} x {height}: boxes would be misplaced"
-            )
+            (height, width), (h, w) = self.index.sizes[position], pixels.shape[:2]
+            raise ValueError(f"{printable(path)} has {w} x {h} pixels, its annotation says {width} x {height}: boxes would be misplaced")
         return pixels
+
+    def check_files(self) -> None:
+        """Raise ValueError where an image is not on disk, or lies where it may not be read. No image is opened."""
+        if missing := self.missing_files():
+            raise ValueError(
+                f"{printable(self.name)}: {len(missing)} images are not in {printable(self.folder)}, the first is {printable(missing[0])}."
+                " `steadydetr check` lists all"
+            )
+        for file in self._files_that_may_lead_out():
+            self.data_folder.check_inside(self.folder / file)
 
     def missing_files(self) -> list[str]:
         """The files of the index that are not on disk. Each folder is listed once, which is faster than a look at every file."""
-        names = [self.index.file(i) for i in range(len(self.index))]
-        present: dict[str, set[str]] = {}
-        for parent in {os.path.dirname(name) for name in names}:
-            folder = self.folder / parent
-            present[parent] = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-        return [name for name in names if os.path.basename(name) not in present[os.path.dirname(name)]]
+        paths, listings = self._paths(), self._listings()
+        return [self.index.file(i) for i, path in enumerate(paths) if path.name not in listings[path.parent]]
+
+    def _files_that_may_lead_out(self) -> list[Path]:
+        """The files that are links, and one of each folder."""
+        paths, listings = self._paths(), self._listings()
+        return [*{path.parent: path for path in reversed(paths)}.values(), *(p for p in paths if listings[p.parent].get(p.name))]
+
+    def _paths(self) -> list[Path]:
+        return [Path(self.index.file(i)) for i in range(len(self.index))]
+
+    def _listings(self) -> dict[Path, dict[str, bool]]:
+        """For each folder of the index's files, what is in it, and whether that is a link."""
+        return {folder: _listing(self.folder / folder) for folder in {path.parent for path in self._paths()}}
+
+
+def _listing(folder: Path) -> dict[str, bool]:
+    """The names in a folder, and which are links; none where it cannot be listed."""
+    try:
+        return {entry.name: entry.is_symlink() for entry in os.scandir(folder)}
+    except (OSError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
@@ -17,6 +19,7 @@ from torchvision.transforms.v2 import functional as F
 from steadydetr.config import check_within
 from steadydetr.kinds import register
 
+LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
 SIDE = (1, 2**14)  # of what images are resized to, in pixels: more is a mistake, and would take all memory
 
 
@@ -28,7 +31,10 @@ class Sample:
 
 
 class Transform(ABC):
-    """How an image with its boxes becomes a sample: a frozen dataclass. Random numbers are torch's, seeded for every image and epoch."""
+    """How an image with its boxes becomes a sample: a frozen dataclass.
+
+    Random numbers are torch's, numpy's or Python's, which are seeded for every image and epoch.
+    """
 
     def gather(self, load: Callable[[int], Sample], position: int, images: int) -> Sample:
         """What `build` is applied to: the image at `position`. A mosaic loads others of the 0 .. `images` - 1 besides."""
@@ -63,8 +69,8 @@ class DetrTransform(TrainTransform):
             raise ValueError(f"data.transform.shortest = {self.shortest[:20]} must be sides in {SIDE[0]} .. {SIDE[1]}")
 
     def build(self) -> v2.Transform:
-        resize = v2.RandomShortestSize(list(self.shortest), self.longest)
-        cropped = v2.Compose([v2.RandomShortestSize([400, 500, 600]), RandomSizeCrop(384, 600), resize])
+        resize = RandomShortestSize(list(self.shortest), self.longest)
+        cropped = v2.Compose([RandomShortestSize([400, 500, 600], LONGEST), RandomSizeCrop(384, 600), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
         return v2.Compose([v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
 
@@ -91,7 +97,7 @@ class FixedSizeTransform(TrainTransform):
         if self.transpose:
             steps.append(v2.RandomApply([Transpose()], self.transpose))
         if self.zoom < 1:
-            steps.append(v2.RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
+            steps.append(RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
         steps += [v2.Resize((self.height, self.width)), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
         return v2.Compose(steps)
 
@@ -108,7 +114,7 @@ class ShortestSide(EvalTransform):
         check_within("data.resize", self, shortest=SIDE, longest=SIDE)
 
     def build(self) -> v2.Transform:
-        return v2.Resize(self.shortest, max_size=self.longest)
+        return ResizeShortest(self.shortest, max_size=self.longest)
 
 
 @register("fixed-size")
@@ -124,6 +130,33 @@ class FixedSize(EvalTransform):
 
     def build(self) -> v2.Transform:
         return v2.Resize((self.height, self.width))
+
+
+class RandomShortestSize(v2.RandomShortestSize):
+    """The one of torchvision, which leaves nothing of the shorter side of a line scan: at least a pixel stays."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+
+class ResizeShortest(v2.Resize):
+    """The same for one size of the shorter side."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        height, width = F.get_size(inpt)
+        if min(height, width) * self.max_size >= max(height, width):
+            return super().transform(inpt, params)
+        size = [1, self.max_size] if height < width else [self.max_size, 1]
+        return self._call_kernel(F.resize, inpt, size, interpolation=self.interpolation, antialias=self.antialias)
+
+
+class RandomIoUCrop(v2.RandomIoUCrop):
+    """The one of torchvision, which divides by zero where it draws a crop of no pixels: images so thin stay as they are."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        height, width = v2._utils.query_size(flat_inputs)
+        return super().make_params(flat_inputs) if int(min(height, width) * self.min_scale) else {}
 
 
 class RandomSizeCrop(v2.Transform):
@@ -149,7 +182,12 @@ class Transpose(v2.Transform):
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             height, width = inpt.canvas_size
             return tv_tensors.BoundingBoxes(inpt[:, [1, 0, 3, 2]], format=inpt.format, canvas_size=(width, height))  # type: ignore[call-overload]
-        return tv_tensors.wrap(inpt.transpose(-1, -2), like=inpt) if isinstance(inpt, tv_tensors.Image) else inpt
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        swapped = inpt.transpose(-1, -2)
+        if 1 in swapped.shape:  # torch crashes where it resizes a long image of one column that lies in memory like a row
+            swapped = swapped.clone(memory_format=torch.contiguous_format)
+        return tv_tensors.wrap(swapped, like=inpt)
 
 
 def _draw(low: int, high: int) -> int:
@@ -166,7 +204,14 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator starts from `seed` within the block, and is as it was after it."""
+    """The generators of torch, numpy and Python start from `seed` within the block, and are as they were after it."""
+    before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import (
-    SMALL,
+    START_SIZE,
     Decoder,
     DeformableDetector,
     DeformableDetectorConfig,
@@ -89,7 +89,7 @@ class DeformableDETR(DeformableDetector):
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)
             if config.refine and config.transformer.share_decoder:
-                self.start_size = SMALL  # as a bias of the shared head it would make the box smaller at every stage  # D-56
+                self.start_size = START_SIZE  # as a bias of the shared head it would make the box smaller at every stage  # D-56
             else:
                 decoder.start_small()
 

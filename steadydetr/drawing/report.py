@@ -9,18 +9,26 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from steadydetr.drawing.report_sections import page_sections
-from steadydetr.files import printable, write_text
+from steadydetr.drawing.report_sections.base import PageSection
+from steadydetr.drawing.report_sections.class_table import class_table
+from steadydetr.drawing.report_sections.configurations import configurations
+from steadydetr.drawing.report_sections.differing import differing
+from steadydetr.drawing.report_sections.figures import figure_sections
+from steadydetr.drawing.report_sections.metric_table import metric_table
+from steadydetr.drawing.report_sections.overview import overview
+from steadydetr.drawing.report_sections.pictures import predictions, sampling_points
+from steadydetr.files import printable, refuse_existing, write_text
 from steadydetr.runs.records import Records, read_runs
 
 GENERATOR = "steadydetr report"  # by which the page of an earlier report is known
 
 
-def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path], output: Path | None = None, overwrite: bool = False) -> Path:
     """Write the page of `runs`, each the folder of a run or one with runs below it, and return where it is.
 
     Args:
         output: report.html in the folder of a single run, of several in the current folder, if not given. An earlier report is replaced.
+        overwrite: whether another file may be replaced too.
 
     Raises:
         FileNotFoundError: a folder holds no run.
@@ -30,8 +38,8 @@ def write_report(runs: Sequence[Path], output: Path | None = None) -> Path:
     found = read_runs(runs)
     if output is None:
         output = (found[0].folder if len(found) == 1 else Path()) / "report.html"
-    if output.exists() and not is_report(output):
-        raise FileExistsError(f"{output} is there and not a report, so it is not replaced; choose another --output")
+    if not is_report(output):
+        refuse_existing(output, overwrite)
     write_text(output, report_page(found))
     return output
 
@@ -56,6 +64,16 @@ def report_page(runs: Sequence[Records]) -> str:
         left_out=[line for run in runs for line in run.left_out[:20]],
         sections=page_sections(runs),
     )
+
+
+def page_sections(runs: Sequence[Records]) -> list[PageSection]:
+    """Every section of the page, in order."""
+    learning, *other_figures = figure_sections(runs)
+    sections: list[PageSection] = [overview(runs), learning, metric_table(runs), class_table(runs), *other_figures]
+    sections += [predictions(runs), sampling_points(runs)]
+    if len(runs) > 1:
+        sections.append(differing(runs))
+    return [*sections, configurations(runs)]
 
 
 def without_hidden(value: object) -> object:

@@ -18,8 +18,9 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from steadydetr.config import check_within
+from steadydetr.config import changeable, check_within
 from steadydetr.files import one_line
+from steadydetr.finite import where_not_finite
 from steadydetr.kinds import register
 from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.tensor_files import read_pickled, read_tensors
@@ -51,7 +52,7 @@ class TimmBackboneConfig(BackboneConfig):
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
-    weights: str = "hub"  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
+    weights: str = changeable("hub")  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
     drop_path: float = 0.0  # stochastic depth, where the model has it
@@ -174,7 +175,7 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     """Load weights in timm's or torchvision's naming into a feature model; layers that only the whole model `name` has are left out.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or keys are missing, left over or of other shapes; lists them.
+        ValueError: there is no such file, it is damaged, or keys are missing, left over, of other shapes or not finite; lists them.
     """
     own = body.state_dict()
     state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
@@ -188,7 +189,10 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     found = [f"{what}: {', '.join(keys[:20])}{', ...' * (len(keys) > 20)}" for what, keys in problems.items() if keys]
     if found:
         raise ValueError(f"backbone.weights = {str(path)!r} does not fit {name}; {'; '.join(found)}")
-    body.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    used = {key: value for key, value in state.items() if key in own}
+    if wrong := where_not_finite(used):
+        raise ValueError(f"backbone.weights = {str(path)!r} is of no use: {wrong} hold NaN or infinite values")
+    body.load_state_dict(used, strict=False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:

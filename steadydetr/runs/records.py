@@ -13,7 +13,7 @@ from typing import Any
 from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
 from steadydetr.runs.record_types import PlannedRecipe, check_types
 
-WEIGHTS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
+WEIGHTS_LABELS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from steadydetr.files import printable
 from steadydetr.runs.folder import Record
 from steadydetr.runs.sinks import SinkWriter
 
@@ -17,14 +21,42 @@ T = TypeVar("T")
 QUIET_SECONDS = 15.0  # least time between two lines of training steps where there is no terminal
 
 
+class LastingStream:
+    """A stream of text whose end is not the end of the run: when the pipe or terminal behind it is closed, it falls silent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self.stream.flush()
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with open(os.devnull, "w") as nowhere:  # what the program prints elsewhere goes there too
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class Progress:
     """The bars and lines of a run. Only the main process shows any (`enabled`)."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.console = Console(soft_wrap=True)
+        self.console = Console(file=cast(TextIO, LastingStream(sys.stdout)), soft_wrap=True, markup=False, emoji=False)
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        text = TextColumn("{task.description}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task("training", total=0)
         self.total, self.last_line = 0, 0.0
@@ -43,7 +75,7 @@ class Progress:
 
     def say(self, message: str) -> None:
         if self.enabled:
-            self.console.print(message, highlight=False)
+            self.console.print(printable(message), highlight=False)
 
     def step(self, step: int, message: str) -> None:
         """Show a step of the run: in a terminal in place of the one before, elsewhere as a line if the last line is long ago."""

@@ -114,7 +114,7 @@ def test_only_a_report_is_replaced(copy: Callable[..., Path]) -> None:
     assert write_report([run]) == write_report([run])
     before = (run / "config.json").read_bytes()
     for name in ("config.json", "last"):
-        with pytest.raises(FileExistsError, match="not a report"):
+        with pytest.raises(FileExistsError, match="choose another --output"):
             write_report([run], run / name)
     assert (run / "config.json").read_bytes() == before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]

@@ -1,8 +1,8 @@
 """The layouts of data that are known: each is one class, which recognises, reads and checks it."""
 
-from steadydetr.data.layouts.base import DataLayout, Finding
+from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.layouts.coco import Coco, Roboflow
 from steadydetr.data.layouts.shapes import Shapes
 from steadydetr.data.layouts.voc import Voc, VocYears
 
-__all__ = ["Coco", "DataLayout", "Finding", "Roboflow", "Shapes", "Voc", "VocYears"]
+__all__ = ["Coco", "DataLayout", "Finding", "NoSplit", "Report", "Roboflow", "Shapes", "Voc", "VocYears", "fault"]

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from steadydetr.data.dataset import Dataset
+from steadydetr.data.folder import DataFolder
+from steadydetr.data.reading import expanded
+from steadydetr.files import Limits, printable
 
 
 @dataclass(frozen=True)
@@ -19,11 +23,31 @@ class Finding:
     message: str
     fatal: bool = False  # training would stop; otherwise the entry is skipped
 
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.file if self.file not in self.message else "", self.entry, self.message) if part)
 
+
+Report = Callable[[Finding], None]  # what a reader does with a finding: stop at it, or keep it and leave out the entry
+
+
+def stop(finding: Finding) -> None:
+    """The report of a reader that cannot go on after a fault: raise it as a ValueError."""
+    if finding.fatal:
+        raise ValueError(f"{finding}. `steadydetr check` lists every finding")
+
+
+class NoSplit(ValueError):
+    """The place has no such split."""
+
+
+@dataclass(frozen=True)
 class DataLayout(ABC):
-    """A frozen dataclass without fields. `--data` takes the first layout, in the order of registration, that recognises the place."""
+    """A frozen dataclass. `--data` takes the first layout, in the order of registration, that recognises the place."""
 
-    looked_for: str  # one line of the message that is shown where no layout recognises a folder: its name, and which files tell it
+    limits: Limits = Limits()  # what may be read; FolderDataset takes it along for the images
+
+    # one line of the message that is shown where no layout recognises a folder: the layout's name, and which files tell it
+    looked_for: ClassVar[str]
 
     @abstractmethod
     def recognises(self, where: str) -> bool:
@@ -34,9 +58,24 @@ class DataLayout(ABC):
         """The split `split` (train, val, test or a name of the layout's own).
 
         Raises:
-            ValueError: there is no such split, or a file cannot be read; names it, and says what there is.
+            NoSplit: there is no such split; says what there is.
+            ValueError: a file cannot be read; names it.
         """
 
     def check(self, where: str, split: str) -> Iterator[Finding]:
         """What keeps a split from being opened at all, for `steadydetr check`. Boxes and images are checked for all layouts alike."""
         return iter(())
+
+    def inspect(self, where: str, split: str, report: Report) -> Dataset:
+        """The split without the entries that keep it from being opened, each of which is reported. Raises what `open` raises."""
+        for finding in self.check(where, split):
+            report(finding)
+        return self.open(where, split)
+
+    def folder(self, where: str) -> DataFolder:
+        return DataFolder(expanded(where), self.limits)
+
+
+def fault(kind: str, file: object, entry: str, message: str) -> Finding:
+    """A finding that stops training. Names that come from files are made printable."""
+    return Finding(kind, printable(file), printable(entry), printable(message), fatal=True)

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.dataset import FolderDataset, first_few
+from steadydetr.data.dataset import FolderDataset
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import DataLayout, Finding
+from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.reading import INT64, LONGEST, Id, decode_json, expanded, is_file_name
+from steadydetr.files import printable
 from steadydetr.kinds import register
 
 ROBOFLOW = "_annotations.coco.json"
+T = TypeVar("T")
 
 
 @register("coco-layout")
@@ -26,29 +31,27 @@ class Coco(DataLayout):
     looked_for = "COCO       annotations/instances_SPLIT*.json beside folders of images"
 
     def recognises(self, where: str) -> bool:
-        return any(Path(where).expanduser().glob("annotations/instances_*.json"))
+        return any(expanded(where).glob("annotations/instances_*.json"))
 
     def open(self, where: str, split: str) -> FolderDataset:
-        root, matching = Path(where).expanduser(), self._files(where, split)
+        return self.inspect(where, split, stop)
+
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
+        root, matching = expanded(where), self._files(where, split)
         if len(matching) != 1:
             what = "no annotation file" if not matching else "several annotation files"
-            present = ", ".join(path.name for path in self._files(where, ""))
-            raise ValueError(
-                f"{root / 'annotations'} has {what} for split {split!r}; it holds {present}."
-                " Name one with --data.train-split or --data.val-split"
-            )
+            present = ", ".join(printable(path.name) for path in self._files(where, ""))
+            message = f"{printable(root / 'annotations')} has {what} for split {split!r}; it holds {present}."
+            kind = ValueError if matching else NoSplit
+            raise kind(f"{message} Name one with --data.train-split or --data.val-split")
         name = matching[0].stem.removeprefix("instances_")
         places = [root / name, root / "images" / name, root / "images", root]
         images = next((place for place in places if place.is_dir()), root)
-        return read_coco(matching[0], images, f"{root.name}-{name}")
-
-    def check(self, where: str, split: str) -> Iterator[Finding]:
-        for path in self._files(where, split)[:1]:
-            yield from check_coco(path)
+        return read_coco(matching[0], images, f"{root.name}-{name}", self.folder(where), report)
 
     def _files(self, where: str, split: str) -> list[Path]:
         """The annotation file of that very split, or else those whose split begins like it."""
-        files = sorted(Path(where).expanduser().glob("annotations/instances_*.json"))
+        files = sorted(expanded(where).glob("annotations/instances_*.json"))
         names = {path: path.stem.removeprefix("instances_") for path in files}
         return [path for path in files if names[path] == split] or [path for path in files if names[path].startswith(split)]
 
@@ -64,41 +67,41 @@ class Roboflow(DataLayout):
         return bool(self._splits(where))
 
     def open(self, where: str, split: str) -> FolderDataset:
-        folder = self._folder(where, split)
-        if folder is None:
-            raise ValueError(f"{Path(where).expanduser()} has no split {split!r}; it holds {', '.join(self._splits(where))}")
-        return read_coco(folder / ROBOFLOW, folder, f"{folder.parent.name}-{folder.name}")
+        return self.inspect(where, split, stop)
 
-    def check(self, where: str, split: str) -> Iterator[Finding]:
-        folder = self._folder(where, split)
-        return iter(()) if folder is None else check_coco(folder / ROBOFLOW)
-
-    def _folder(self, where: str, split: str) -> Path | None:
-        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in self._splits(where)]
-        return Path(where).expanduser() / names[0] if names else None
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
+        root, splits = expanded(where), self._splits(where)
+        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
+        if not names:
+            raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
+        folder = root / names[0]
+        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
 
     def _splits(self, where: str) -> list[str]:
-        return sorted(path.parent.name for path in Path(where).expanduser().glob(f"*/{ROBOFLOW}"))
+        return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
+
+
+Number = float | None
 
 
 class CocoImage(msgspec.Struct, gc=False):
-    id: int
+    id: Id
     file_name: str
-    height: int = 0
-    width: int = 0
+    height: Number = None
+    width: Number = None
 
 
 class CocoAnnotation(msgspec.Struct, gc=False):
-    image_id: int
-    category_id: int
+    image_id: Id
+    category_id: Id
     bbox: tuple[float, float, float, float]
-    id: int = 0
-    area: float = -1.0
-    iscrowd: int = 0
+    id: Any = None  # many exports have texts here; it is used only to name the annotation
+    area: Number = None
+    iscrowd: float | bool | None = 0
 
 
 class CocoCategory(msgspec.Struct):
-    id: int
+    id: Id
     name: str
 
 
@@ -108,83 +111,168 @@ class CocoFile(msgspec.Struct):
     annotations: list[CocoAnnotation]
 
 
-def decode_coco(path: Path) -> CocoFile:
-    """Decode only the fields that are used. Polygons, most of the file, are skipped."""
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=CocoFile)
-    except msgspec.DecodeError as error:
-        raise ValueError(f"{path} is not a COCO annotation file: {error}") from error
+class RawFile(msgspec.Struct):
+    """A COCO file whose entries are not decoded yet."""
+
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
 
 
-def read_coco(path: Path, folder: Path, name: str) -> FolderDataset:
-    """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have."""
-    data = decode_coco(path)
-    categories = sorted((c for c in data.categories if _is_used(c, data)), key=lambda c: c.id)
-    image_ids = np.fromiter((image.id for image in data.images), np.int64, len(data.images))
-    if len(np.unique(image_ids)) < len(image_ids):
-        ids, counts = np.unique(image_ids, return_counts=True)
-        raise ValueError(f"{path}: image ids used twice: {first_few(ids[counts > 1])}. `steadydetr check` lists every finding")
+def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+    """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have.
+
+    Args:
+        folder: what the file names are relative to.
+        source: the data folder; `folder` if not given.
+        report: takes what is wrong with an entry, which is then left out.
+
+    Raises:
+        ValueError: the file cannot be used at all; names it.
+    """
+    source = source or DataFolder(folder)
+    data = _decode(source.read_list(path), path, report)
+    categories = list(_usable_categories(data, path, report))
+    images, sizes = _usable_images(data, path, folder, source, report)
+    if not categories or not images:
+        raise ValueError(f"{printable(path)} lists no {'image' if categories else 'category'} that can be used")
+    image_ids = np.array([image.id for image in images], dtype=np.int64)
     total = len(data.annotations)
-    raw_image = np.fromiter((a.image_id for a in data.annotations), np.int64, total)
-    raw_category = np.fromiter((a.category_id for a in data.annotations), np.int64, total)
-    positions = lookup(image_ids, raw_image, f"{path}: annotations of images that the file does not list, image_id")
-    category_ids = np.array([c.id for c in categories], dtype=np.int64)
-    labels = lookup(category_ids, raw_category, f"{path}: annotations of categories that the file does not list, category_id")
-    boxes = np.fromiter((v for a in data.annotations for v in a.bbox), np.float32, 4 * total).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    areas = np.fromiter((a.area for a in data.annotations), np.float32, total)
+    positions = lookup(image_ids, np.fromiter((a.image_id for a in data.annotations), np.int64, total))
+    labels = lookup(np.array([c.id for c in categories]), np.fromiter((a.category_id for a in data.annotations), np.int64, total))
+    _report_references(data, (positions < 0) | (labels < 0), path, report)
     order = np.argsort(positions, kind="stable")
+    order = order[(positions[order] >= 0) & (labels[order] >= 0)]
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
+        boxes = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4).astype(np.float32)
+        boxes[:, 2:] += boxes[:, :2]
+        areas = np.array([-1 if a.area is None else a.area for a in data.annotations], dtype=np.float64).astype(np.float32)
+        areas = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
     index = AnnotationIndex.build(
         image_ids=image_ids,
-        files=[image.file_name for image in data.images],
-        sizes=np.array([(image.height, image.width) for image in data.images]).reshape(-1, 2),
-        counts=np.bincount(positions, minlength=len(image_ids)),
+        files=[image.file_name for image in images],
+        sizes=sizes,
+        counts=np.bincount(positions[order], minlength=len(images)),
         boxes_xyxy=boxes[order],
         labels=labels[order],
         classes=tuple(c.name for c in categories),
         category_ids=tuple(c.id for c in categories),
-        crowd=np.fromiter((a.iscrowd for a in data.annotations), bool, total)[order],
-        areas=np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)[order],
-        annotation_ids=np.fromiter((a.id for a in data.annotations), np.int64, total)[order],
+        crowd=np.fromiter((bool(a.iscrowd) for a in data.annotations), bool, total)[order],
+        areas=areas[order],
+        annotation_ids=_annotation_ids(data, path, report)[order],
     )
-    return FolderDataset(index, folder, name)
+    return FolderDataset(index, folder, name, source)
 
 
-def _is_used(category: CocoCategory, data: CocoFile) -> bool:
-    """Whether a category is a class. Roboflow writes a category 0 that stands for all others and that no box has."""
-    return category.id != 0 or any(a.category_id == 0 for a in data.annotations)
-
-
-def lookup(known: NDArray[np.int64], wanted: NDArray[np.int64], message: str) -> NDArray[np.int64]:
-    """Position of every `wanted` in `known`; ValueError with `message` and the values where some are not there."""
-    order = np.argsort(known)
-    found = np.searchsorted(known, wanted, sorter=order).clip(max=max(len(known) - 1, 0))
-    positions = order[found] if len(known) else np.zeros(len(wanted), np.int64)
-    if len(bad := wanted[known[positions] != wanted] if len(known) else wanted):
-        raise ValueError(f"{message} {first_few(np.unique(bad))}. `steadydetr check` lists every finding")
-    return positions
-
-
-def check_coco(path: Path) -> Iterator[Finding]:
-    """What keeps a COCO file from being indexed at all."""
+def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
+    """Decode only the fields that are used. Polygons, most of the file, are skipped."""
     try:
-        data = decode_coco(path)
-    except (ValueError, msgspec.MsgspecError) as error:
-        yield Finding("not COCO", str(path), "", str(error), fatal=True)
-        return
-    for kind, ids in (("image", [i.id for i in data.images]), ("annotation", [a.id for a in data.annotations])):
-        values, counts = np.unique(np.array(ids, dtype=np.int64), return_counts=True)
-        for value in values[counts > 1].tolist():
-            yield Finding(f"{kind} id used twice", str(path), f"{kind} {value}", "ids must be unique", fatal=kind == "image")
-    yield from _check_references(data, path)
+        return decode_json(content, path, CocoFile)
+    except msgspec.ValidationError as error:
+        whole = error
+    try:
+        raw = decode_json(content, path, RawFile)
+    except msgspec.ValidationError:  # a list is missing or is no list
+        raise ValueError(f"{printable(path)} is not a COCO annotation file: {whole}") from whole
+    return CocoFile(
+        images=list(_entries(raw.images, "images", CocoImage, path, report)),
+        categories=list(_entries(raw.categories, "categories", CocoCategory, path, report)),
+        annotations=list(_entries(raw.annotations, "annotations", CocoAnnotation, path, report)),
+    )
 
 
-def _check_references(data: CocoFile, path: Path) -> Iterator[Finding]:
+def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report) -> Iterator[T]:
+    """The entries of a list, decoded one by one because there is at least one in the file that cannot be."""
+    for number, entry in enumerate(raw):
+        try:
+            yield msgspec.json.decode(entry, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            message = str(error).replace("`$", f"`{field}[{number}]")
+            report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {message}"))
+
+
+def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
+    """The classes. Roboflow writes a category 0 that stands for all others and that no box has: it is none."""
+    zero = any(a.category_id == 0 for a in data.annotations)
+    ids, names = set[int](), set[str]()
+    for category in sorted(data.categories, key=lambda c: c.id):
+        if category.id == 0 and not zero:
+            continue
+        if category.id in ids:
+            report(fault("category id used twice", path, f"category {category.id}", f"{category.name!r} has the id of another category"))
+        elif category.name in names:
+            message = f"another category is called {category.name!r} too: results would not tell them apart"
+            report(fault("category name used twice", path, f"category {category.id}", message))
+        else:
+            yield category
+        ids.add(category.id)
+        names.add(category.name)
+
+
+def _usable_images(
+    data: CocoFile, path: Path, folder: Path, source: DataFolder, report: Report
+) -> tuple[list[CocoImage], list[tuple[int, int]]]:
+    """The images that can be used, and their sizes (h, w), which are read from the image files where the annotations have none."""
+    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int]()
+    for image in data.images:
+        entry = f"image {image.id}"
+        if image.id in ids:
+            report(fault("image id used twice", path, entry, "ids must be unique"))
+            continue
+        ids.add(image.id)
+        if not is_file_name(image.file_name):
+            report(fault("impossible file name", path, entry, f"file_name {image.file_name!r} cannot be the name of a file"))
+            continue
+        try:
+            size = _size(image) or source.picture_size(folder / image.file_name)
+        except ValueError as error:
+            report(fault("unknown image size", path, entry, str(error)))
+            continue
+        images.append(image)
+        sizes.append(size)
+    return images, sizes
+
+
+def _size(image: CocoImage) -> tuple[int, int] | None:
+    """Height and width as annotated; None where they are missing, or 0 or -1, which some tools write for unknown."""
+    height, width = image.height or 0, image.width or 0
+    if height <= 0 or width <= 0:
+        return None
+    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
+        raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
+    return int(height), int(width)
+
+
+def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:
+    """Report the annotations among the `bad` ones that refer to an image or category which the file does not list at all."""
     images, categories = {i.id for i in data.images}, {c.id for c in data.categories}
-    for annotation in data.annotations:
+    for row in np.flatnonzero(bad).tolist():
+        annotation = data.annotations[row]
+        entry = f"annotation {_shown_id(annotation, row)}"
         if annotation.image_id not in images:
-            message = f"refers to image {annotation.image_id}, which the file does not list"
-            yield Finding("unknown image", str(path), f"annotation {annotation.id}", message, fatal=True)
+            report(fault("unknown image", path, entry, f"its image_id {annotation.image_id} is no image that the file lists"))
         if annotation.category_id not in categories:
-            message = f"refers to category {annotation.category_id}, which the file does not list"
-            yield Finding("unknown class", str(path), f"annotation {annotation.id}", message, fatal=True)
+            report(fault("unknown class", path, entry, f"its category_id {annotation.category_id} is no category that the file lists"))
+
+
+def _shown_id(annotation: CocoAnnotation, row: int) -> str:
+    return f"number {row}" if annotation.id is None else printable(annotation.id)[:80]
+
+
+def _annotation_ids(data: CocoFile, path: Path, report: Report) -> NDArray[np.int64]:
+    """The ids of the annotations; numbers from 1 where they have others than numbers."""
+    ids = [a.id for a in data.annotations]
+    if not all(type(i) is int and -INT64 <= i < INT64 for i in ids):
+        return np.arange(1, len(ids) + 1)
+    found = np.array(ids, dtype=np.int64)
+    values, counts = np.unique(found, return_counts=True)
+    for value in values[counts > 1].tolist():
+        report(Finding("annotation id used twice", printable(path), f"annotation {value}", "ids must be unique"))
+    return found
+
+
+def lookup(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Position of every `wanted` in `known`, which is not empty; -1 where it is not there."""
+    order = np.argsort(known)
+    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[found] == wanted, found, -1)

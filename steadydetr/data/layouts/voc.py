@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from steadydetr.data.dataset import Dataset, FolderDataset, first_few, join_data
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import DataLayout
+from steadydetr.data.layouts.base import DataLayout, NoSplit, Report, fault, stop
+from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, is_file_name
+from steadydetr.files import printable
 from steadydetr.kinds import register
 
 # fmt: off
@@ -23,6 +29,10 @@ VOC_CLASSES = (
 # fmt: on
 
 
+ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
+ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
+
+
 @register("voc-layout")
 @dataclass(frozen=True)
 class Voc(DataLayout):
@@ -31,11 +41,14 @@ class Voc(DataLayout):
     looked_for = "VOC        JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
 
     def recognises(self, where: str) -> bool:
-        return (Path(where).expanduser() / "ImageSets" / "Main").is_dir()
+        return (expanded(where) / LISTS).is_dir()
 
     def open(self, where: str, split: str) -> FolderDataset:
-        root = Path(where).expanduser()
-        return read_voc(root, split, f"{root.name}-{split}")
+        return self.inspect(where, split, stop)
+
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
+        root = expanded(where)
+        return read_voc(root, split, f"{root.name}-{split}", self.folder(where), report)
 
 
 @register("voc-years-layout")
@@ -49,91 +62,179 @@ class VocYears(DataLayout):
         return bool(self._years(where))
 
     def open(self, where: str, split: str) -> Dataset:
-        years = self._years(where)
-        with_split = [year for year in years if (year / "ImageSets" / "Main" / f"{split}.txt").exists()]
+        return self.inspect(where, split, stop)
+
+    def inspect(self, where: str, split: str, report: Report) -> Dataset:
+        years, source = self._years(where), self.folder(where)
+        with_split = [year for year in years if os.path.lexists(year / LISTS / f"{split}.txt")]
         if not with_split:
-            raise ValueError(f"none of {', '.join(year.name for year in years)} in {where} has a split {split!r}")
-        parts: list[Dataset] = [read_voc(year, split, f"{year.name}-{split}") for year in with_split]
+            raise NoSplit(f"none of {', '.join(printable(year.name) for year in years)} in {where} has a split {split!r}")
+        parts: list[Dataset] = [read_voc(year, split, f"{year.name}-{split}", source, report) for year in with_split]
         return parts[0] if len(parts) == 1 else join_data(parts)
 
     def _years(self, where: str) -> list[Path]:
-        return sorted(path for path in Path(where).expanduser().glob("VOC*") if (path / "ImageSets" / "Main").is_dir())
+        return sorted(path for path in expanded(where).glob("VOC*") if (path / LISTS).is_dir())
 
 
 @dataclass(frozen=True)
-class VocImage:
-    file: str
-    size: tuple[int, int]  # (h, w)
-    objects: list[tuple[str, tuple[float, float, float, float], bool]]  # name, xyxy in pixels from 0, difficult
+class VocAnnotation:
+    """What an XML file says of its image."""
+
+    filename: str
+    size: tuple[int, int] | None  # (h, w); None where it is missing or 0
+    objects: list[tuple[str, tuple[float, ...], bool]]  # name, xyxy in pixels from 0, difficult
 
 
-def read_voc_image(root: Path, stem: str) -> VocImage:
+def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
     """One annotation file. VOC counts pixels from 1 and includes the last: (xmin - 1, ymin - 1, xmax, ymax)."""
-    path = root / "Annotations" / f"{stem}.xml"
+    tree = decode_xml(source.read_entry(path), path)
+    objects = [_object(entry, f"{printable(path)}: object {number}") for number, entry in enumerate(tree.iter("object"), 1)]
+    height, width = (_number(tree.findtext(f"size/{side}") or "0", f"{printable(path)}: {side}") for side in ("height", "width"))
+    if height <= 0 or width <= 0:
+        return VocAnnotation(tree.findtext("filename") or "", None, objects)
+    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
+        raise ValueError(f"{printable(path)}: width {width:g} and height {height:g} are no size of an image in pixels")
+    return VocAnnotation(tree.findtext("filename") or "", (int(height), int(width)), objects)
+
+
+def _object(entry: ElementTree.Element, where: str) -> tuple[str, tuple[float, ...], bool]:
+    name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
+    if not name or box is None:
+        raise ValueError(f"{where} is without {'name' if not name else 'bndbox'}")
+    x0, y0, x1, y1 = (
+        _number(box.findtext(side) or "", f"{where} ({printable(name)}), {side}") for side in ("xmin", "ymin", "xmax", "ymax")
+    )
+    # a box that ends where it starts is a slip of the annotator, not one pixel: kept as it is, and dropped in training
+    low = 1 if x1 > x0 and y1 > y0 else 0
+    return name, (x0 - low, y0 - low, x1, y1), (entry.findtext("difficult") or "").strip() == "1"
+
+
+def _number(text: str, where: str) -> float:
+    """A finite number; a ValueError says `where` there is none."""
     try:
-        tree = ElementTree.parse(path).getroot()
-    except FileNotFoundError:
-        raise ValueError(f"{path} is missing, but a file of {root / 'ImageSets' / 'Main'} lists {stem}") from None
-    except ElementTree.ParseError as error:
-        raise ValueError(f"{path} is not XML: {error}") from error
-    objects = []
-    for entry in tree.iter("object"):
-        name, box = entry.findtext("name"), entry.find("bndbox")
-        corners = [None if box is None else box.findtext(key) for key in ("xmin", "ymin", "xmax", "ymax")]
-        if name is None or any(c is None for c in corners):
-            raise ValueError(f"{path}: an object without name or bndbox")
-        x0, y0, x1, y1 = (float(c) for c in corners if c is not None)
-        # a box that ends where it starts is a slip of the annotator, not one pixel: kept as it is, and dropped in training
-        low = 1 if x1 > x0 and y1 > y0 else 0
-        objects.append((name.strip(), (x0 - low, y0 - low, x1, y1), entry.findtext("difficult", "0").strip() == "1"))
-    file = f"JPEGImages/{_voc_file(root, stem, tree.findtext('filename') or '')}"
-    height, width = (int(tree.findtext(f"size/{key}", "0")) for key in ("height", "width"))
-    if not height or not width:
-        with Image.open(root / file) as image:
-            width, height = image.size
-    return VocImage(file, (height, width), objects)
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"{where} is {printable(text)[:80]!r} instead of a number" if text.strip() else f"{where} is empty or missing")
+    return value
 
 
-def _voc_file(root: Path, stem: str, written: str) -> str:
-    """The file name of an annotation's image: the stem of the annotation, with the ending that the XML names; its stem is often wrong."""
-    suffix = Path(written).suffix
-    return f"{stem}{suffix}" if suffix and (root / "JPEGImages" / f"{stem}{suffix}").exists() else f"{stem}.jpg"
+def read_voc(root: Path, split: str, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+    """Pascal VOC folder. The classes are those of all annotation files, so that every split agrees on them.
 
+    Args:
+        source: the data folder; `root` if not given.
+        report: takes what is wrong with an annotation file or an image, which is then left out.
 
-def read_voc(root: Path, split: str, name: str) -> FolderDataset:
-    """Pascal VOC folder. The classes are those of all annotation files, so that every split agrees on them."""
-    stems = voc_split(root, split)
-    every = {path.stem: read_voc_image(root, path.stem) for path in sorted((root / "Annotations").glob("*.xml"))}
-    names = {label for image in every.values() for label, _, _ in image.objects}
+    Raises:
+        NoSplit: there is no list of such a split.
+        ValueError: the list cannot be used at all; names it.
+    """
+    source = source or DataFolder(root)
+    annotated = set(_stems(root / ANNOTATIONS))
+    listed = voc_split(root, split, annotated, source, report)
+    every = _read_annotations(root, [*sorted(annotated - set(listed)), *dict.fromkeys(listed)], source, report)
+    names = {label for annotation in every.values() for label, _, _ in annotation.objects}
     classes = VOC_CLASSES if names <= set(VOC_CLASSES) else tuple(sorted(names))
-    images = [every.get(stem) or read_voc_image(root, stem) for stem in stems]
-    objects = [entry for image in images for entry in image.objects]
+    images = _Images(root)
+    used = list[tuple[str, str, tuple[int, int]]]()  # stem, file, size
+    for stem in (stem for stem in listed if stem in every):
+        file = f"{IMAGES}/{images.find(stem, every[stem].filename)}"
+        try:
+            used.append((stem, file, every[stem].size or source.picture_size(root / file)))
+        except ValueError as error:
+            report(fault("unknown image size", root / file, "", f"its annotation has none, and {error}"))
+    if not used:
+        raise ValueError(f"{printable(root / LISTS / split)}.txt lists no image that can be used")
+    objects = [entry for stem, _, _ in used for entry in every[stem].objects]
+    label_of = {label: position for position, label in enumerate(classes)}
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
+        boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4).astype(np.float32)
     index = AnnotationIndex.build(
-        image_ids=voc_image_ids(stems),
-        files=[image.file for image in images],
-        sizes=np.array([image.size for image in images]).reshape(-1, 2),
-        counts=np.array([len(image.objects) for image in images]),
-        boxes_xyxy=np.array([box for _, box, _ in objects], dtype=np.float32).reshape(-1, 4),
-        labels=np.array([classes.index(label) for label, _, _ in objects], dtype=np.int32),
+        image_ids=voc_image_ids([stem for stem, _, _ in used]),
+        files=[file for _, file, _ in used],
+        sizes=[size for _, _, size in used],
+        counts=[len(every[stem].objects) for stem, _, _ in used],
+        boxes_xyxy=boxes,
+        labels=np.array([label_of[label] for label, _, _ in objects], dtype=np.int32),
         classes=classes,
         category_ids=tuple(range(1, len(classes) + 1)),
         difficult=np.array([difficult for _, _, difficult in objects], dtype=bool),
     )
-    return FolderDataset(index, root, name)
+    return FolderDataset(index, root, name, source)
 
 
-def voc_split(root: Path, split: str) -> list[str]:
-    path = root / "ImageSets" / "Main" / f"{split}.txt"
-    if not path.exists():
-        raise ValueError(
-            f"{root} has no split {split!r}; ImageSets/Main holds {first_few(sorted(p.stem for p in path.parent.glob('*.txt')))}"
-        )
-    return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+def _read_annotations(root: Path, stems: Iterable[str], source: DataFolder, report: Report) -> dict[str, VocAnnotation]:
+    """The annotation files that can be read, by the name of their image without ending."""
+    found = {}
+    for stem in stems:
+        path = root / ANNOTATIONS / f"{stem}.xml"
+        try:
+            found[stem] = read_annotation(path, source)
+        except FileNotFoundError:
+            report(fault("missing annotation file", path, "", f"the file is not there, but a file of {root / LISTS} lists {stem}"))
+        except ValueError as error:
+            report(fault("unreadable annotation file", path, "", str(error)))
+    return found
+
+
+def _stems(folder: Path) -> Iterable[str]:
+    """The XML files below a folder, relative to it and without ending."""
+    for parent, _, files in os.walk(folder):
+        place = os.path.relpath(parent, folder)
+        for file in files:
+            if file.endswith(".xml"):
+                yield os.path.normpath(os.path.join(place, file[:-4])).replace(os.sep, "/")
+
+
+def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, report: Report) -> list[str]:
+    """The images of a split without ending: a name a line, which may go on with 1, 0 or -1, as in the lists of single classes."""
+    path = root / LISTS / f"{split}.txt"
+    if not os.path.lexists(path):
+        there = first_few(sorted(printable(p.stem) for p in path.parent.glob("*.txt")))
+        raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
+    stems = []
+    for number, line in enumerate(decode_text(source.read_list(path), path).splitlines(), 1):
+        whole = line.strip()
+        stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
+        if not is_file_name(stem) and stem:
+            report(fault("impossible file name", path, f"line {number}", f"{stem!r} cannot be the name of a file"))
+        elif stem:
+            stems.append(stem)
+    return stems
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The files of JPEGImages, of which each folder is listed once."""
+
+    root: Path
+    listings: dict[str, dict[str, list[str]]] = field(default_factory=dict)  # files by folder and name without ending
+
+    def find(self, stem: str, written: str) -> str:
+        """The file of an image: named as its annotation file, with the ending that is written in that, or else any that is there."""
+        folder, name = os.path.split(stem)
+        if folder not in self.listings:
+            self.listings[folder] = self._list(folder)
+        files = self.listings[folder].get(name, [])
+        as_written = f"{name}{os.path.splitext(written.strip())[1]}"
+        file = as_written if as_written in files else next((f"{name}{ending}" for ending in ENDINGS if f"{name}{ending}" in files), None)
+        return f"{folder}/{file or f'{name}.jpg'}".lstrip("/")
+
+    def _list(self, folder: str) -> dict[str, list[str]]:
+        listing: dict[str, list[str]] = {}
+        try:
+            for file in os.listdir(self.root / IMAGES / folder):
+                listing.setdefault(os.path.splitext(file)[0], []).append(file)
+        except (OSError, ValueError):  # there is no such folder: the images are missing
+            pass
+        return listing
 
 
 def voc_image_ids(stems: list[str]) -> NDArray[np.int64]:
     """A number for every image: the digits of its name where those are unique, else 1, 2, ..."""
-    digits = ["".join(c for c in stem if c.isdigit()) for stem in stems]
-    if all(digits) and len({int(d) for d in digits}) == len(stems) and all(len(d) < 18 for d in digits):
+    digits = ["".join(c for c in stem if c in "0123456789") for stem in stems]
+    if all(0 < len(d) < 18 for d in digits) and len({int(d) for d in digits}) == len(stems):
         return np.array([int(d) for d in digits], dtype=np.int64)
     return np.arange(1, len(stems) + 1)

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from steadydetr import register
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import DataLayout, Finding
+from steadydetr.data.layouts import DataLayout, Finding, NoSplit
 
 
 @register("boxes-csv")
@@ -29,21 +27,21 @@ class BoxesCsv(DataLayout):
         root = Path(where)
         path = root / f"boxes_{split}.csv"
         if not path.exists():
-            raise ValueError(f"{root} has no split {split!r}: {path.name} is not there")
+            raise NoSplit(f"{root} has no split {split!r}: {path.name} is not there")
         classes = tuple(sorted({row[1] for other in root.glob("boxes_*.csv") for row in read(other)}))
         rows = sorted(read(path))
         files = sorted({row[0] for row in rows})
         index = AnnotationIndex.build(
             image_ids=range(1, len(files) + 1),
             files=files,
-            sizes=[Image.open(root / file).size[::-1] for file in files],
+            sizes=[self.folder(where).picture_size(root / file) for file in files],
             counts=[sum(row[0] == file for row in rows) for file in files],
             boxes_xyxy=[[float(side) for side in row[2:6]] for row in rows],
             labels=[classes.index(row[1]) for row in rows],
             classes=classes,
             category_ids=tuple(range(1, len(classes) + 1)),
         )
-        return FolderDataset(index, root, f"{root.name}-{split}")
+        return FolderDataset(index, root, f"{root.name}-{split}", self.folder(where))
 
     def check(self, where: str, split: str) -> Iterator[Finding]:
         path = Path(where) / f"boxes_{split}.csv"

@@ -1,0 +1,123 @@
+"""Files of a data set, which may come from a stranger, as bytes of a bounded number, and as text, JSON and XML in any usual encoding."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, TypeVar
+from xml.etree import ElementTree
+
+import msgspec
+
+from steadydetr.files import check_regular, printable
+
+T = TypeVar("T")
+MIB = 2**20
+INT64 = 2**63
+LONGEST = 2**31 - 1  # of an image's sides, which the index holds as 32-bit numbers
+Id = Annotated[int, msgspec.Meta(ge=-INT64, le=INT64 - 1)]
+SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030"}  # encodings that files name although they hold more of the same characters
+NO_ENCODINGS = ("idna", "punycode", "undefined")  # Python's codecs that no file is written in; the first two take very long
+
+
+def expanded(where: str | Path) -> Path:
+    """The path with the user's folder for ~; a user that does not exist is no error, as in a shell."""
+    return Path(os.path.expanduser(where))
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a text of an annotation file can be the name of a file at all."""
+    return bool(name.strip()) and "\0" not in name
+
+
+def read_file(path: Path, most_mb: int, option: str) -> bytes:
+    """The content of a regular file of at most `most_mb` MiB, as the field `option` of Limits has it.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        ValueError: it cannot be read, is something else, or is longer; names it.
+    """
+    check_file(path, most_mb, option)
+    try:
+        return path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise ValueError(f"cannot read {printable(path)}: {_reason(error)}") from error
+
+
+def check_file(path: Path, most_mb: int, option: str) -> None:
+    """Raise what `read_file` raises, without reading the file."""
+    try:
+        size = check_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no file {printable(path)}") from None
+    except OSError as error:
+        raise ValueError(f"cannot read {printable(path)}: {_reason(error)}") from error
+    if size > most_mb * MIB:
+        raise ValueError(f"{printable(path)} has {size / MIB:.0f} MiB, more than {option} = {most_mb} allows")
+
+
+def _reason(error: BaseException) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+def decode_text(data: bytes, path: Path, encoding: str = "") -> str:
+    """Text in UTF-8, UTF-16 or UTF-32, with a byte order mark or without, or else in `encoding`; a ValueError names the file."""
+    found = json.detect_encoding(data)  # type: ignore[attr-defined]
+    name = found if found != "utf-8" else SUPERSETS.get(encoding.lower(), encoding) or "utf-8"
+    try:
+        if codecs.lookup(name).name in NO_ENCODINGS:
+            raise LookupError(name)
+        return data.decode(name)
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{data[error.start]:02x} at position {error.start}"
+        raise ValueError(f"{printable(path)} is not {printable(name)} text ({where}): save it as UTF-8") from error
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"{printable(path)} has the encoding {printable(name)}, which is not known: save it as UTF-8") from error
+
+
+def decode_json(data: bytes, path: Path, kind: type[T]) -> T:
+    """The value of a JSON file as a msgspec type.
+
+    Raises:
+        msgspec.ValidationError: a value is not as the type asks; does not name the file.
+        ValueError: the file is no JSON; names it, and the place in it.
+    """
+    encoding = json.detect_encoding(data)  # type: ignore[attr-defined]
+    if encoding != "utf-8":
+        data = data[3:] if encoding == "utf-8-sig" else decode_text(data, path).encode()
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError:
+        raise
+    except UnicodeDecodeError:
+        decode_text(data, path)  # says where in the file
+        raise
+    except RecursionError as error:
+        raise ValueError(f"{printable(path)} is not JSON that can be read: it is nested too deep") from error
+    except msgspec.DecodeError as error:
+        raise ValueError(f"{printable(path)} is not JSON: {error}{_surroundings(data, str(error))}") from error
+
+
+def _surroundings(data: bytes, message: str) -> str:
+    """The text around the byte that an error message of msgspec names."""
+    found = re.search(r"\(byte (\d+)\)", message)
+    if not found:
+        return ""
+    at = int(found[1])
+    line, text = data.count(b"\n", 0, at) + 1, data[max(0, at - 40) : at + 12].decode("utf-8", "replace")
+    return f", in line {line}, near {printable(' '.join(text.split()))}"
+
+
+def decode_xml(data: bytes, path: Path) -> ElementTree.Element:
+    """The root of an XML file in any usual encoding; a ValueError names the file. Entities are refused, so that none can be expanded."""
+    declared = re.match(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]+)["']""", data)
+    text = decode_text(data, path, declared[1].decode() if declared else "")
+    if "<!ENTITY" in text:
+        raise ValueError(f"{printable(path)} defines entities, which no annotation needs; such a file is not read")
+    try:
+        return ElementTree.fromstring(text.lstrip("\ufeff"))
+    except (ElementTree.ParseError, UnicodeError) as error:
+        raise ValueError(f"{printable(path)} is not XML: {error}") from error
