@@ -267,18 +267,16 @@ def load_weights(detector: Detector, folder: Path) -> None:
     Raises:
         ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
-    path = folder / WEIGHTS
-    state = read_tensors(path)
-    _refuse_not_finite(state, path)
-    load_state(detector, state, path)
+    load_state(detector, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
 
 
 def load_state(detector: Detector, state: Mapping[str, Any], path: Path) -> None:
-    """Load tensors that were read from `path`; a ValueError lists those that are missing, left over or of another shape."""
+    """Load tensors that were read from `path`; a ValueError lists those that are missing, left over, of another shape or not finite."""
     if not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ValueError(f"{printable(path)} is damaged: it holds weights that are no tensors")
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     check_fit({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}, shapes, path)
+    _refuse_not_finite(state, path)
     detector.load_state_dict(state)
 
 
@@ -287,15 +285,12 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
-        ValueError: it is damaged, holds NaN or infinite values, or is of another version; names it.
+        ValueError: it is damaged, of another version, or holds NaN or infinite values; names it.
     """
     path = folder / STATE
     if not path.exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
-    state = read_pickled(path)
-    if not isinstance(state, dict):
-        raise ValueError(f"{printable(path)} is damaged: it holds a {type(state).__name__} instead of a training state")
-    check_format(state, printable(path))
+    state = _read_dictionary(path)
     if wrong := [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name, ...), kind)]:
         raise ValueError(f"{printable(path)} is damaged, or of an unknown version: its {', '.join(wrong)} is missing or no dictionary")
     _refuse_not_finite(dict(tensors_in(state)), path)
@@ -314,9 +309,18 @@ def load_progress(folder: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: the folder is no checkpoint of a run.
     """
-    path = folder / PROGRESS
-    progress = read_pickled(path) if path.exists() else load_training_state(folder).get("state")
-    if not isinstance(progress, dict):
-        raise ValueError(f"{printable(path)} is damaged: it holds no progress of a run")
-    check_format(progress, printable(path))
-    return {name: value for name, value in progress.items() if name != "format"}
+    if not (folder / PROGRESS).exists():
+        progress = load_training_state(folder).get("state")
+        if not isinstance(progress, dict):
+            raise ValueError(f"{printable(folder / STATE)} is damaged: it does not say where the run was")
+        return progress
+    return {name: value for name, value in _read_dictionary(folder / PROGRESS).items() if name != "format"}
+
+
+def _read_dictionary(path: Path) -> dict[str, Any]:
+    """What `save_detector` or `save_progress` wrote with torch; a ValueError names a damaged file or one of another version."""
+    content = read_pickled(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds a {type(content).__name__} instead of a dictionary")
+    check_format(content, printable(path))
+    return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from steadydetr.files import printable, write_json
+from steadydetr.files import printable, read_json, write_json
 
 LOCK, HOLDER = ".lock", ".lock-holder.json"
 
@@ -45,7 +44,7 @@ class FolderLock:
     def holder(self) -> str:
         """Who has the lock, in words."""
         with suppress(OSError, ValueError, KeyError, TypeError):
-            holder = json.loads((self.folder / HOLDER).read_text())
+            holder = read_json(self.folder / HOLDER, 10_000)
             return printable(f"process {holder['pid']} on {holder['host']}, since {holder['since']}")
         return "another process"
 

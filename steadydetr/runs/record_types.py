@@ -80,6 +80,7 @@ class ConfigFile(msgspec.Struct):
     recipe: dict[str, Any]
     classes: list[str] = []
     category_ids: list[int] = []
+    data: dict[str, str] = {}
 
 
 class SummaryFile(msgspec.Struct):

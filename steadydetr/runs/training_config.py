@@ -41,9 +41,9 @@ class TrainingConfig:
     stability_steps: tuple[int, ...] = changeable(())  # also after these steps (Stable-DINO Fig. 3: 5000)
 
     def __post_init__(self) -> None:
-        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"), (0, 1e9))
+        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"), (0, 10**9))
         steps = dict.fromkeys(("warmup_steps", "save_every", "stability_images"), (0, 10**12))
-        check_within("training", self, lr=(0, 1e6), seed=(0, 2**32 - 1), **rates, **steps)
+        check_within("training", self, lr=(0, 10**6), seed=(0, 2**32 - 1), **rates, **steps)
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
             if not 1 <= getattr(self, name) <= 10**9:
                 raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1, and at most {10**9}")

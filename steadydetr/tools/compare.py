@@ -23,7 +23,7 @@ from typing import Any
 from scipy import stats
 
 from steadydetr.config import FORMAT, differences, renewed, to_plain
-from steadydetr.files import claim_folder, write_json, write_text
+from steadydetr.files import claim_folder, read_json_object, write_json, write_text
 from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
@@ -134,7 +134,7 @@ def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
     path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
-    if path.exists() and (changed := differences(renewed(json.loads(path.read_text()), str(path)), plain)):
+    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), plain)):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     write_json(path, {"format": FORMAT} | plain)
 
