@@ -35,6 +35,9 @@ def one_of_two(process: int, port: int, output: Path, resume: bool, what: str, s
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     if process == 1:
         MEETS[what]()
+    import faulthandler
+
+    faulthandler.dump_traceback_later(40, exit=True, file=open(f"/tmp/dump{process}", "w"))
     start, code, found = time.monotonic(), 0, ""
     try:
         found = json.dumps(train(RECIPE, output, resume=resume, device="cpu"))

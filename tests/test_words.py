@@ -84,7 +84,7 @@ def test_unknown_options(words: str, said: str, capsys: pytest.CaptureFixture[st
     [
         (
             "train small-dino --training.epochs many",
-            "--training.epochs: invalid literal for int() with base 10: 'many'; write it as --",
+            "--training.epochs: invalid literal for int() with base 10: 'many'; write it as",
         ),
         ("train small-dino --training.lr", "Missing value for argument '--training.lr'"),
         ("train small-dino --training.precision fp17", "'fp17' for argument '--training.precision'. Expected one of ('no', 'bf16')"),

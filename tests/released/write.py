@@ -114,10 +114,10 @@ def keep_stopped(folder: Path, name: str) -> None:
 def write_comparison(output: Path) -> None:
     """A finished comparison; the checkpoint of its first run alone is kept."""
     run_command("compare", [*COMPARED, "--output", str(output), "--", *COMPARE_FLAGS])
-    for run in output.glob("*/seed*"):
-        for path in [run / "best", run / "ema", *run.glob("*.png"), *run.parent.glob("*.log")]:
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-        (run / "last" / "training_state.pt").unlink()
+    for path in (*output.glob("*/*.log"), *output.glob("*/seed*/*.png"), *output.glob("*/seed*/*/training_state.pt")):
+        path.unlink()
+    for run in (path.parent for path in output.glob("*/seed*/config.json")):
+        shutil.rmtree(run / "best")
         if run != output / "small-dino" / "seed0":
             (run / "last" / "model.safetensors").unlink()
 
