@@ -27,20 +27,18 @@ from tests.test_train import assert_close_weights, tiny, without_batch_norm
 RECIPE = without_batch_norm(tiny(stability_images=0))
 
 
-def one_of_two(process: int, port: int, output: Path, resume: bool, what: str, said: Path) -> None:
+def one_of_two(process: int, port: int, place: Path, resume: bool, what: str, said: Path) -> None:
     """A process of two, the second of which meets something. Leaves in a file what it comes to."""
     where = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
     os.environ.update({name: str(value) for name, value in (where | {"MASTER_PORT": port}).items()})
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    os.chdir(place)
     if process == 1:
         MEETS[what]()
-    import faulthandler
-
-    faulthandler.dump_traceback_later(40, exit=True, file=open(f"/tmp/dump{process}", "w"))
     start, code, found = time.monotonic(), 0, ""
     try:
-        found = json.dumps(train(RECIPE, output, resume=resume, device="cpu"))
+        found = json.dumps(train(RECIPE, "run", resume=resume, device="cpu"))
     except Exception as error:
         elsewhere = getattr(error, "said_elsewhere", False)
         found, code = f"{type(error).__name__}{' (said elsewhere)' if elsewhere else ''}: {error}", 2
@@ -90,7 +88,7 @@ MEETS = {
 }
 
 
-def run_two(folder: Path, what: str, outputs: tuple[Path, Path] | None = None, resume: bool = False) -> list[tuple[int, float, str]]:
+def run_two(folder: Path, what: str, places: tuple[Path, Path] | None = None, resume: bool = False) -> list[tuple[int, float, str]]:
     """Of each process its exit code, how long it trained, and what it came to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -98,7 +96,7 @@ def run_two(folder: Path, what: str, outputs: tuple[Path, Path] | None = None, r
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.kills"])
     said = [folder / f"said{number}" for number in (0, 1)]
-    where = outputs or (folder / "run", folder / "run")
+    where = places or (folder, folder)
     processes = [context.Process(target=one_of_two, args=(k, port, where[k], resume, what, said[k])) for k in (0, 1)]
     for process in processes:
         process.start()
@@ -133,11 +131,12 @@ def test_a_signal_to_one_stops_both_after_the_evaluation(tmp_path: Path) -> None
 def test_only_the_main_process_needs_the_folder_and_their_number_may_change(tmp_path: Path) -> None:
     """Stopped as two, gone on as two of which one does not see the folder, and as one."""
     run_two(tmp_path, "signal")
+    (tmp_path / "elsewhere").mkdir()
     shutil.copytree(tmp_path / "run", tmp_path / "one")
     assert train(RECIPE, tmp_path / "one", resume=True, device="cpu")["finished"]
-    found = run_two(tmp_path, "nothing", (tmp_path / "run", tmp_path / "not-there"), resume=True)
+    found = run_two(tmp_path, "nothing", (tmp_path, tmp_path / "elsewhere"), resume=True)
     assert [code for code, *_ in found] == [0, 0], found
-    assert json.loads(found[0][2])["finished"] and not (tmp_path / "not-there").exists()
+    assert json.loads(found[0][2])["finished"] and not list((tmp_path / "elsewhere").iterdir())
     assert_close_weights(tmp_path / "one/last", tmp_path / "run/last")
 
 

@@ -66,7 +66,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
     state = State()
     if checkpoint is not None:
-        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, folder.best_progress()))
+        best = main_decides(accelerator, folder.best_progress)
+        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
         state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
