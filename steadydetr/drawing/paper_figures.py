@@ -12,6 +12,7 @@ from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
+from steadydetr.files import DEFAULT_LIMITS, Limits
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.folder import RunFolder, run_criterion
 from steadydetr.runs.records import WEIGHTS, Records, read_runs
@@ -25,6 +26,7 @@ def write_figures(
     split: str = "val",
     objects: int = 3,
     teacher: str = "",
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[list[Path], dict[str, str]]:
     """Write every figure that the runs have data for into the folder `output`.
 
@@ -33,6 +35,7 @@ def write_figures(
         suffix: png, svg or pdf.
         data: data set of the sampling points and masks; None: they are left out.
         teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
+        limits: what may be read of the data set.
 
     Returns:
         The files, and for every figure that could not be drawn the reason.
@@ -43,7 +46,7 @@ def write_figures(
     if data is None:
         missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
         return written, missing
-    dataset = open_data(data, split)
+    dataset = open_data(data, split, limits)
     models, like = _models_that_sample_points(found)
     if models:
         written.append(output / f"sampling-points.{suffix}")
