@@ -23,6 +23,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.images import FORMATS, open_picture
 from steadydetr.data.layouts import Finding
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, Sample, ShortestSide, Transform, apply, seeded
+from steadydetr.drawing.run_pictures import draw_predictions
 from steadydetr.files import Limits
 from steadydetr.recipes import find
 from steadydetr.tools.image_files import list_sources
@@ -314,3 +315,11 @@ def test_line_scans_keep_a_pixel(shape: tuple[int, int], transform: Transform) -
         with seeded(seed):
             out = apply(transform.build(), Sample(image, box, torch.tensor([0])))
         assert min(out.image.shape) >= 1 and max(out.image.shape) <= 1333
+
+
+def test_line_scans_are_drawn(tmp_path: Path) -> None:
+    coco_folder(tmp_path, coco_with(image={"width": 3000, "height": 2}, category={"name": HOSTILE}))
+    picture(tmp_path / "train" / "1.png", (3000, 2))
+    nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    draw_predictions(opened(tmp_path), [0], [nothing], tmp_path / "drawn.png")
+    assert open_picture(tmp_path / "drawn.png").height > 300

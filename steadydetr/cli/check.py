@@ -65,7 +65,7 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
         parts.append(classes)
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
-    parts.append("No findings: ready to train." if not report.findings else f"{len(report.findings)} findings.")
+    parts.append("Nothing is wrong: ready to train." if not report.findings else f"{len(report.findings)} findings.")
     return Group(*parts)
 
 

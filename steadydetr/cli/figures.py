@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits
 
 DESCRIPTION = """The papers' figures, drawn of your runs, as files.
 
@@ -43,6 +44,7 @@ class FiguresArguments:
     """Images of them: the first that have an object."""
     teacher: str = ""
     """Checkpoint whose masks and activation are drawn; the runs' trained teacher if not given."""
+    limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
@@ -60,6 +62,7 @@ def run(words: Sequence[str]) -> None:
         arguments.objects,
         arguments.teacher,
         arguments.overwrite,
+        arguments.limits,
     )
     for path in written:
         print(f"Wrote {path}")

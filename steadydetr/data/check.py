@@ -96,13 +96,15 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     height, width = index.sizes[image].T
     with np.errstate(invalid="ignore"):
         size = boxes[:, 2:] - boxes[:, :2]
+    finite = np.isfinite(boxes).all(1)
     flat = ~(size > 0).all(1)
     gone = ~flat & ((boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
     beyond = (boxes[:, 0] < -1) | (boxes[:, 1] < -1) | (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
     rules = (
-        ("box without area", flat, "dropped in training"),
-        ("box outside the image", gone, "dropped in training"),
-        ("box reaches out of the image", ~flat & ~gone & beyond, "clipped in training"),
+        ("box of endless size", ~finite, "dropped in training"),
+        ("box without area", finite & flat, "dropped in training"),
+        ("box outside the image", finite & gone, "dropped in training"),
+        ("box reaches out of the image", finite & ~flat & ~gone & beyond, "clipped in training"),
     )
     for kind, rows, message in rules:
         for row in np.flatnonzero(rows).tolist():

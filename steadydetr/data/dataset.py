@@ -51,31 +51,23 @@ class FolderDataset:
         return pixels
 
     def check_files(self) -> None:
-        """Raise ValueError where an image is not on disk, or lies where it may not be read. No image is opened."""
-        if missing := self.missing_files():
+        """Raise ValueError where an image is not on disk, or lies where it may not be read.
+
+        No image is opened, and each folder is listed once, which is faster than a look at every file.
+        """
+        files = [self.index.file(i) for i in range(len(self.index))]
+        places = [os.path.split(file.rstrip("/")) for file in files]
+        listings = {folder: _listing(self.folder / folder) for folder in {folder for folder, _ in places}}
+        missing = [file for file, (folder, name) in zip(files, places, strict=True) if name not in listings[folder]]
+        if missing:
             raise ValueError(
                 f"{printable(self.name)}: {len(missing)} images are not in {printable(self.folder)}, the first is {printable(missing[0])}."
                 " `steadydetr check` lists all"
             )
-        for file in self._files_that_may_lead_out():
-            self.data_folder.check_inside(self.folder / file)
-
-    def missing_files(self) -> list[str]:
-        """The files of the index that are not on disk. Each folder is listed once, which is faster than a look at every file."""
-        paths, listings = self._paths(), self._listings()
-        return [self.index.file(i) for i, path in enumerate(paths) if path.name not in listings[path.parent]]
-
-    def _files_that_may_lead_out(self) -> list[Path]:
-        """The files that are links, and one of each folder."""
-        paths, listings = self._paths(), self._listings()
-        return [*{path.parent: path for path in reversed(paths)}.values(), *(p for p in paths if listings[p.parent].get(p.name))]
-
-    def _paths(self) -> list[Path]:
-        return [Path(self.index.file(i)) for i in range(len(self.index))]
-
-    def _listings(self) -> dict[Path, dict[str, bool]]:
-        """For each folder of the index's files, what is in it, and whether that is a link."""
-        return {folder: _listing(self.folder / folder) for folder in {path.parent for path in self._paths()}}
+        first_of_folder = {folder: (folder, name) for folder, name in reversed(places)}
+        links = [(folder, name) for folder, name in places if listings[folder][name]]
+        for folder, name in (*first_of_folder.values(), *links):
+            self.data_folder.check_inside(self.folder / folder / name)
 
 
 def _listing(folder: Path) -> dict[str, bool]:

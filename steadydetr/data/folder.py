@@ -12,7 +12,7 @@ from steadydetr.data.images import open_picture, picture_size
 from steadydetr.data.reading import read_file
 from steadydetr.files import Limits, printable
 
-ALLOW = "--data.outside allow (of check, eval, stability and predict: --outside allow)"
+ALLOW = "--data.outside allow (of all commands but train, distill and compare: --outside allow)"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
-from steadydetr.files import claim_folder
+from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.folder import RunFolder, run_criterion
 from steadydetr.runs.models import load_models
@@ -28,6 +28,7 @@ def write_figures(
     objects: int = 3,
     teacher: str = "",
     overwrite: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[list[Path], dict[str, str]]:
     """Write every figure that the runs have data for into the folder `output`.
 
@@ -37,6 +38,7 @@ def write_figures(
         data: data set of the sampling points and masks; None: they are left out.
         teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
         overwrite: whether `output` may hold other things than earlier figures.
+        limits: what may be read of the data set.
 
     Returns:
         The files, and for every figure that could not be drawn the reason.
@@ -49,7 +51,7 @@ def write_figures(
     if data is None:
         missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
         return written, missing
-    dataset = open_data(data, split)
+    dataset = open_data(data, split, limits)
     models, like = _models_that_sample_points(found)
     if models:
         written.append(output / f"sampling-points.{suffix}")

@@ -94,7 +94,7 @@ def draw_predictions(
         index = data.index
         image = Image.fromarray(data.load_image(position))
         scale = side / max(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
+        image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
         rows = index.rows(position)
         true_labels = index.labels[rows].tolist()
         truth = draw_boxes(image, (index.boxes_xyxy[rows] * scale).tolist(), true_labels, [index.classes[k] for k in true_labels])

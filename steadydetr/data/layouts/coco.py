@@ -245,6 +245,8 @@ def _size(image: CocoImage) -> tuple[int, int] | None:
 
 def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:
     """Report the annotations among the `bad` ones that refer to an image or category which the file does not list at all."""
+    if not bad.any():
+        return
     images, categories = {i.id for i in data.images}, {c.id for c in data.categories}
     for row in np.flatnonzero(bad).tolist():
         annotation = data.annotations[row]
