@@ -101,6 +101,8 @@ def answer(words: Sequence[str], plugins: Sequence[str]) -> None:
 
 def tell(error: Exception, command: str) -> int:
     """Say what went wrong, and give the exit code."""
+    if getattr(error, "said_elsewhere", False):  # by another process of the run
+        return 2
     if isinstance(error, BrokenPipeError):  # whoever read our output, such as `head`, has ended
         drop_output()
         return 141  # as of a program that the signal of a broken pipe has ended

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,12 +45,14 @@ RESUME: dict[str, bool | Literal["auto"]] = {"no": False, "yes": True, "auto": "
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:
     """Train, and print the summary."""
+    from accelerate import PartialState
+
     from steadydetr.training.loop import train
 
     output = arguments.output or default_output(recipe)
     resume = RESUME[arguments.resume]
     summary = train(recipe, output, resume, None if arguments.device == "auto" else arguments.device)
-    if summary["finished"] and int(os.environ.get("RANK", "0")) == 0:
+    if summary["finished"] and PartialState().is_main_process:
         print(json.dumps({key: value for key, value in summary.items() if not isinstance(value, dict)}, indent=2))
 
 

@@ -86,12 +86,16 @@ class LoadingProcesses(Generic[Task, Result]):
             Exception: what `load` raised, with the traceback of its process as a note.
         """
         begun: deque[tuple[_Worker, Task, Future[Result]]] = deque()
-        for task in tasks:
-            begun.append(self._submit(task))
-            if len(begun) > AHEAD * len(self._workers):
+        try:
+            for task in tasks:
+                begun.append(self._submit(task))
+                if len(begun) > AHEAD * len(self._workers):
+                    yield self._result(*begun.popleft())
+            while begun:
                 yield self._result(*begun.popleft())
-        while begun:
-            yield self._result(*begun.popleft())
+        except (ChildProcessError, KeyboardInterrupt):  # the latter may have left half a task on its way
+            self.close()
+            raise
 
     @property
     def closed(self) -> bool:
@@ -107,19 +111,15 @@ class LoadingProcesses(Generic[Task, Result]):
         return worker, task, worker.submit(task)
 
     def _result(self, worker: _Worker, task: Task, future: Future[Result]) -> Result:
+        if not wait([future], self._timeout or None).done:
+            raise ChildProcessError(
+                f"loading process {worker.number} has not loaded {self._name(task)} within {self._timeout:g} seconds:"
+                " look whether these files can be read, or allow more time by --data.timeout"
+            )
         try:
-            if not wait([future], self._timeout or None).done:
-                raise ChildProcessError(
-                    f"loading process {worker.number} has not loaded {self._name(task)} within {self._timeout:g} seconds:"
-                    " look whether these files can be read, or allow more time by --data.timeout"
-                )
             return future.result()
         except _HasEndedError:
-            self.close()
             raise ChildProcessError(_obituary(worker, self._name(task))) from None
-        except ChildProcessError:
-            self.close()
-            raise
 
 
 def check_script() -> None:

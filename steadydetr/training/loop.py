@@ -27,7 +27,7 @@ from steadydetr.training.not_finite import check_step, keeping_what_is_not_finit
 from steadydetr.training.optimiser import clip_gradient, gradient_norm, rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
 from steadydetr.training.preparation import prepare
-from steadydetr.training.processes import any_process
+from steadydetr.training.processes import any_process, losses_of_processes_named
 from steadydetr.training.run import Run, save, save_progress
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.validation import evaluate_detector, measure_stability
@@ -47,7 +47,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
     if not isinstance(recipe, Recipe):
         raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
     run = prepare(recipe, Path(output).expanduser(), resume, device)
-    with run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
+    with losses_of_processes_named(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress, keeping_what_is_not_finite(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from timm.layers import convert_sync_batchnorm
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
@@ -23,9 +23,9 @@ from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
 from steadydetr.training.averages import make_averages
 from steadydetr.training.optimiser import make_optimiser
-from steadydetr.training.processes import main_decides
+from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
-from steadydetr.training.run import Run, State, restore
+from steadydetr.training.run import Run, State, read_saved, restore
 
 LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
 
@@ -45,32 +45,51 @@ def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device
 
 def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"], device: str | None) -> Run:
     config = recipe.training
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", step_scheduler_with_optimizer=False)
+    accelerator = make_accelerator(config.precision, device)
     goes_on = main_decides(accelerator, lambda: folder.goes_on(resume))
     if goes_on:
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
-    train_data, val_data = open_both(recipe, progress.say)
+    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say))
     processes = accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    loader = together(
+        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    )
     val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
-    method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
-    if found := where_not_finite(method.state_dict()):
-        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
+    method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator))
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
     data = {"train": train_data.index.identity, "val": val_data.index.identity}
     run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
-    checkpoint = folder.resume(run_config) if goes_on else None
-    state = State() if checkpoint is None else restore(checkpoint, method, averages, optimiser, folder.best_progress())
+    checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
+    state = State()
+    if checkpoint is not None:
+        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, folder.best_progress()))
+        state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
     log = open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress)
     if goes_on and checkpoint is None:
         log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
-    run = Run(recipe, folder, lock, accelerator, val_data, loader, val_loader, method, wrapped, optimiser, averages, state, log, progress)
+    run = Run(
+        recipe,
+        folder,
+        lock,
+        accelerator,
+        MainWork(accelerator),
+        val_data,
+        loader,
+        val_loader,
+        method,
+        wrapped,
+        optimiser,
+        averages,
+        state,
+        log,
+        progress,
+    )
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run
@@ -98,10 +117,12 @@ def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Data
 def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator) -> Method:
     """The method of a recipe, on the device of this process."""
     method = recipe.build(classes, total_steps)
+    if found := where_not_finite(method.state_dict()):
+        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     if recipe.training.sync_batch_norm:
         if accelerator.device.type != "cuda":
             raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = convert_sync_batchnorm(method)  # torch's own would leave out the activations that timm's batch norms hold
     method.to(accelerator.device)
     if recipe.training.compile:
         for module in method.student.compiled_parts():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import RunLog
 from steadydetr.structures import Batch
 from steadydetr.training.averages import Averages
+from steadydetr.training.processes import MainWork
 from steadydetr.training.progress import Progress
 
 
@@ -46,6 +46,7 @@ class Run:
     folder: RunFolder
     lock: FolderLock
     accelerator: Accelerator
+    main_work: MainWork
     val_data: Dataset
     loader: TrainLoader
     val_loader: EvalLoader  # this process's share of `val_data`
@@ -92,14 +93,14 @@ def save(run: Run, name: str, weights: str = "model") -> None:
             run.folder.save_checkpoint(AVERAGE, average.model.state_dict(), run.card)
         state = run.models[weights].state_dict()
         run.folder.save_checkpoint(name, state, run.card, changed | {"teachers": teachers}, asdict(run.state))
-    run.accelerator.wait_for_everyone()
+    run.main_work.wait()
 
 
 def save_progress(run: Run) -> None:
     """Write into `last` what an evaluation has found since it was saved."""
     if run.accelerator.is_main_process:
         run.folder.save_progress(LAST, asdict(run.state))
-    run.accelerator.wait_for_everyone()
+    run.main_work.wait()
 
 
 def changed_by_training(run: Run) -> dict[str, Any]:
@@ -112,29 +113,39 @@ def changed_by_training(run: Run) -> dict[str, Any]:
     }
 
 
-def restore(
-    checkpoint: Path, method: Method, averages: Averages, optimiser: torch.optim.Optimizer, best: Mapping[str, Any] | None = None
-) -> State:
-    """Load what `save` wrote into the method, the averages and the optimiser; gives the state.
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote, and what is known of the run's `best`."""
 
-    Args:
-        best: the progress that the run's `best` was saved with. Its AP is the one to surpass, whatever `checkpoint` knew of it; None:
-            there is no `best`, so that the next evaluation gives one.
+    checkpoint: Path
+    training: dict[str, Any]  # as `load_training_state` gives it
+    progress: dict[str, Any]
+    best: dict[str, Any] | None  # the progress that `best` was saved with; None: there is none
+
+
+def read_saved(checkpoint: Path, best: dict[str, Any] | None) -> Saved:
+    return Saved(checkpoint, load_training_state(checkpoint), load_progress(checkpoint), best)
+
+
+def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.optim.Optimizer) -> State:
+    """Load what was saved into the method, the averages and the optimiser; gives the state.
+
+    The AP to surpass is that of `best`, whatever the checkpoint knew of it. Without a `best` the next evaluation gives one.
 
     Raises:
         ValueError: a trained teacher has other weights than the one that taught until then.
     """
-    extra = load_training_state(checkpoint)
+    training = saved.training
     for name, teacher in method.teachers.items():  # before the weights, which may not fit if the teacher has another width
-        if teacher.fingerprint != extra.get("teachers", {}).get(name, ""):
+        if teacher.fingerprint != training.get("teachers", {}).get(name, ""):
             raise ValueError(
-                f"{checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its teacher,"
-                " wherever that lies: name it by --teacher, or put its old weights back"
+                f"{saved.checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its"
+                " teacher, wherever that lies: name it by --teacher, or put its old weights back"
             )
-    method.load_training_state(extra["method"])
-    optimiser.load_state_dict(extra["optimiser"])
-    if extra["average"] is not None:
+    method.load_training_state(training["method"])
+    optimiser.load_state_dict(training["optimiser"])
+    if training["average"] is not None:
         averages.part()
         if averages.evaluated is not None:
-            averages.evaluated.model.load_state_dict(extra["average"])
-    return replace(State(**load_progress(checkpoint)), best_ap=-1.0 if best is None else best["best_ap"])
+            averages.evaluated.model.load_state_dict(training["average"])
+    return replace(State(**saved.progress), best_ap=-1.0 if saved.best is None else saved.best["best_ap"])

@@ -75,5 +75,5 @@ def measure_stability(run: Run) -> dict[str, Tensor]:
         )
         for weights, found in measured.items():
             log_stability(run, weights, found)
-    run.accelerator.wait_for_everyone()
+    run.main_work.wait()
     return matched
