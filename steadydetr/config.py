@@ -132,15 +132,16 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
 
 
 def check_within(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError where a field of a config is less than the first or more than the second of its bounds, or no number at all.
+    """Raise ValueError where a field of a config is less than the first or more than the second of its bounds, or NaN. None is passed over.
 
     Args:
-        owner: what messages and flags call the config: "detector.transformer".
+        owner: what messages and flags call the config: "detector.transformer"; empty for the options of a command.
     """
     for name, (low, high) in bounds.items():
         value = getattr(config, name)
-        if not low <= value <= high:
-            raise ValueError(f"{owner}.{name} = {value} must lie in {low} .. {high}")
+        if value is not None and not low <= value <= high:
+            shown = f"{owner}.{name} =" if owner else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{shown} {value} must lie in {low} .. {high}")
 
 
 def holds_foreign_part(config: Any) -> bool:

@@ -90,6 +90,41 @@ def test_a_mistake_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, ca
     assert "a mistake in steadydetr itself or in a plugin" in text and "report the text above" in text
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("predict run a.png --batch-size 0", "--batch-size 0 must lie in 1 .."),
+        ("eval run --data d --batch-size -1", "--batch-size -1 must lie in 1 .."),
+        ("eval run --data d --workers -1", "--workers -1 must lie in 0 .."),
+        ("eval run --data d --nms nan", "--nms nan must lie in 0 .. 1"),
+        ("stability run d --images 0", "--images 0 must lie in 1 .."),
+        ("figures run --objects 0", "--objects 0 must lie in 1 .."),
+        ("convert a.pth out --heads 0", "--heads 0 must lie in 1 .."),
+        ("convert a.pth out --queries -1", "--queries -1 must lie in 1 .."),
+        ("compare a b --seeds 0", "--seeds 0 must lie in 1 .."),
+        ("compare a b --jobs 0", "--jobs 0 must lie in 1 .."),
+        ("cost small-dino --size 0 0", "--size 0 0 must be sides in 32 .."),
+        ("cost small-dino --classes 0", "--classes 0 must lie in 1 .."),
+        ("train quickstart --top 0", "--top 0 must lie in 1 .."),
+        ("train quickstart --nms -1", "--nms -1.0 must lie in 0 .. 1"),
+        ("train quickstart --seed -1", "training.seed = -1 must lie in 0 .."),
+        ("train quickstart --training.lr nan", "training.lr = nan must lie in 0 .."),
+        ("train quickstart --training.batch-size 0", "training.batch_size = 0 must be at least 1"),
+        ("train quickstart --training.clip -1", "training.clip = -1.0 must lie in 0 .."),
+        ("train quickstart --detector.queries 0", "detector.queries = 0 must lie in 1 .."),
+        ("train quickstart --detector.transformer.dropout 2", "transformer.dropout = 2.0 must lie in 0 .. 1"),
+        ("train quickstart --detector.transformer.heads 0", "transformer.heads = 0 must lie in 1 .."),
+        ("train quickstart --data.transform.height 0", "data.transform.height = 0 must lie in 1 .."),
+        ("train quickstart --objectives.denoising.number -1", "objectives.denoising.number = -1 must lie in 0 .."),
+        ("train quickstart --device cuda", "device"),
+        ("eval run --data d --batch-size 1e9", "--batch-size"),
+    ],
+)
+def test_numbers_that_cannot_be_name_the_option(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = said(words.split(), capsys)
+    assert message in line and line.count("\n") == 1
+
+
 def command(words: str) -> str:
     return f"{sys.executable} -m steadydetr {words}"
 

@@ -27,7 +27,7 @@ from PIL import Image
 
 from steadydetr import load
 from steadydetr.checkpoints.convert import convert_state_dict, load_foreign
-from steadydetr.checkpoints.folder import DetectorCard, load_training_state, save_detector
+from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state, save_detector
 from steadydetr.cli import USER_ERRORS
 from steadydetr.config import to_plain
 from steadydetr.data.transforms import FixedSize
@@ -76,7 +76,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = DETECTORS["deformable"]
     state = config.build(CLASSES).state_dict()
     card = DetectorCard(config, tuple("abcde"), tuple(range(CLASSES)), FixedSize(32, 32))
-    save_detector(folder, state, card, {"method": {}, "teachers": {}, "average": dict(state), "optimiser": {}, "state": {"step": 1}})
+    save_detector(folder, state, card, {"method": {}, "teachers": {}, "average": dict(state), "optimiser": {}}, {"step": 1})
     return folder
 
 
@@ -204,15 +204,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "progress.pt"])
 @given(seed=SEEDS)
 @fuzz
 def test_tensors_of_a_checkpoint(again: Path, name: str, seed: int) -> None:
     chance, path = random.Random(seed), again / name
     original = path.read_bytes()
     path.write_bytes(damaged_tensors(original, chance))
+    use = {"model.safetensors": lambda: load_models(again, "cpu"), "progress.pt": lambda: load_progress(again)}
     try:
-        try_to(lambda: load_models(again, "cpu") if name == "model.safetensors" else average_state(load_training_state(again)))
+        try_to(use.get(name, lambda: average_state(load_training_state(again))))
     finally:
         path.write_bytes(original)
 

@@ -311,7 +311,7 @@ def test_class_lists(tmp_path: Path) -> None:
     path.write_bytes("\ufeffcat\nMäuse\n".encode())
     assert class_list(str(path), 2) == (("cat", "Mäuse"), (1, 2))
     path.write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(ValueError, match=r"names\.txt is no text in UTF-8"):
+    with pytest.raises(ValueError, match=r"names\.txt is not utf-16 text"):
         class_list(str(path), 2)
 
 

@@ -62,9 +62,7 @@ class DetectorCard:
     def __post_init__(self) -> None:
         if len(self.classes) != len(self.category_ids) or not self.classes:
             raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
-        check_within("card", self, top=(1, 10**6))
-        if self.nms is not None:
-            check_within("card", self, nms=(0, 1))
+        check_within("card", self, top=(1, 10**6), nms=(0, 1))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits, printable
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
@@ -46,6 +47,7 @@ class EvalArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
+    check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
     from steadydetr.metrics.table import CLASS_METRICS, METRICS
     from steadydetr.tools.evaluate import evaluate_checkpoint
 

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits
 
 DESCRIPTION = """The papers' figures, drawn of your runs, as files.
@@ -49,6 +50,7 @@ class FiguresArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(FiguresArguments, words, "figures", DESCRIPTION)
+    check_within("", arguments, objects=(1, 1000))
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
     from steadydetr.drawing.paper_figures import write_figures

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
@@ -45,8 +46,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
     if not arguments.images:
         raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size {arguments.batch_size} must be at least 1")
+    check_within("", arguments, batch_size=(1, 10**6))
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
     from steadydetr.tools.image_files import predict_files

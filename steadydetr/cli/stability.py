@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits, refuse_existing, write_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class StabilityArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
+    check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), images=(1, 10**9))
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
