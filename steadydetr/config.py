@@ -8,30 +8,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import field, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
-from steadydetr.kinds import find_part, kind_of, nearest
+from steadydetr.kinds import CHANGEABLE, find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
 FORMAT = 2
-CHANGEABLE = "changeable"
-T = TypeVar("T")
 LARGEST = 1e100  # of numbers in a file; beyond, or not a number, they would only make later errors
 NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2})")  # //host, \\\\host, https://host
 TEXTS = ("name", "notes", "reported")  # fields of a recipe that nothing but people read
-
-
-def changeable(default: T) -> T:
-    """The default of a config's field that does not decide what is learned, such as an interval of logging.
-
-    A resumed run may have another value of it.
-    """
-    return field(default=default, metadata={CHANGEABLE: True})  # type: ignore[no-any-return]
 
 
 def to_plain(value: Any, where: str = "config", *, decisive: bool = False) -> Any:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from steadydetr.kinds import changeable
+
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
@@ -115,10 +117,12 @@ def _is_hidden(character: str) -> bool:
 class Limits:
     """What may be read of a data set, which may come from a stranger."""
 
-    outside: Literal["refuse", "allow"] = "refuse"  # files outside the data folder, to which absolute names, .. or links in it lead
-    max_pixels: int = 178_956_970  # of an image; more are taken for a decompression bomb, as in Pillow
-    max_file_mb: int = 256  # MiB of an image file, and of the XML file of an image
-    max_annotation_mb: int = 4096  # MiB of a file about all images of a split: COCO's JSON, VOC's list
+    outside: Literal["refuse", "allow"] = changeable(
+        "refuse"
+    )  # files outside the data folder, to which absolute names, .. or links in it lead
+    max_pixels: int = changeable(178_956_970)  # of an image; more are taken for a decompression bomb, as in Pillow
+    max_file_mb: int = changeable(256)  # MiB of an image file, and of the XML file of an image
+    max_annotation_mb: int = changeable(4096)  # MiB of a file about all images of a split: COCO's JSON, VOC's list
 
     def __post_init__(self) -> None:
         if self.outside not in ("refuse", "allow"):

@@ -15,7 +15,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FunctionType
@@ -23,7 +23,9 @@ from typing import Any, TypeVar
 
 PACKAGE = "steadydetr"
 ENTRY_POINTS = "steadydetr.plugins"
+CHANGEABLE = "changeable"  # in the metadata of fields that do not decide what is learned
 Part = TypeVar("Part", bound=Callable[..., Any])
+T = TypeVar("T")
 
 _parts: dict[str, Any] = {}  # by kind
 _words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the first one in help
@@ -32,6 +34,14 @@ _failed: dict[str, BaseException] = {}  # plugins that could not be imported, by
 _imported: set[str] = set()  # packages that were imported as plugins, which may hold recipes alone
 _installed_are_loaded = False
 plugins_in_use: list[str] = []  # as the user named them, for processes that are started with the same ones
+
+
+def changeable(default: T) -> T:
+    """The default of a config's field that does not decide what is learned, such as an interval of logging.
+
+    A resumed run may have another value of it.
+    """
+    return field(default=default, metadata={CHANGEABLE: True})  # type: ignore[no-any-return]
 
 
 def register(kind: str, *words: str) -> Callable[[Part], Part]:
@@ -74,9 +84,9 @@ def _is_frozen_dataclass(value: Any) -> bool:
 
 def _check_fields(value: Any) -> None:
     """A part of another package is made by the command line without arguments, and from a file with all its fields."""
-    for field in fields(value):
-        if not field.init or field.default is field.default_factory is MISSING:
-            raise TypeError(f"the field {field.name} of {value.__qualname__} needs a default, and must be one that can be given (init)")
+    for each in fields(value):
+        if not each.init or each.default is each.default_factory is MISSING:
+            raise TypeError(f"the field {each.name} of {value.__qualname__} needs a default, and must be one that can be given (init)")
 
 
 def kind_of(value: Any) -> str | None:

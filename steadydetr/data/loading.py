@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.config import changeable
 from steadydetr.data.dataset import Dataset, first_few
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
 from steadydetr.files import Limits, printable
-from steadydetr.kinds import register
+from steadydetr.kinds import changeable, register
 from steadydetr.structures import Batch, Targets, seed_of
 
 

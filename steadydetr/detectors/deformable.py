@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.config import changeable, check_within
+from steadydetr.config import check_within
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
-from steadydetr.kinds import register
+from steadydetr.kinds import changeable, register
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.nn.backbone import BackboneConfig

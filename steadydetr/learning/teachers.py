@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
-from steadydetr.config import changeable
 from steadydetr.detectors.base import Detector, DetectorConfig
-from steadydetr.kinds import register
+from steadydetr.kinds import changeable, register
 
 Model = TypeVar("Model", bound=nn.Module)
 HORIZON = 0.028  # share of a run's steps that an average reaches back: 1 / (1 - 0.9996) = 2,500 of the 89,000 steps of OD-DETR's 12 epochs

@@ -18,10 +18,10 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from steadydetr.config import changeable, check_within
+from steadydetr.config import check_within
 from steadydetr.files import one_line
 from steadydetr.finite import where_not_finite
-from steadydetr.kinds import register
+from steadydetr.kinds import changeable, register
 from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.tensor_files import read_pickled, read_tensors
 

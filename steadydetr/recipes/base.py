@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from steadydetr.config import changeable, check_within
+from steadydetr.config import check_within
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.kinds import PACKAGE, normal, register
+from steadydetr.kinds import PACKAGE, changeable, normal, register
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Teacher
 from steadydetr.objectives import Objective

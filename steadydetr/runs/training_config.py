@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from steadydetr.config import changeable, check_within
-from steadydetr.kinds import register
+from steadydetr.config import check_within
+from steadydetr.kinds import changeable, register
 
 
 @register("training")
