@@ -12,7 +12,7 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from steadydetr.files import check_regular, one_line, printable
 
 SHARING = 16  # tensors that share their memory, as tied heads do, may together be so many times as large as the file
+MOST_LAYERS, MOST_VALUES = 64, 10**6  # of containers within each other, and of what is in them
 BYTEARRAY = b"\nbytearray\n"  # how a pickle names it: an object that torch makes of any size, and that no state dict holds
 
 
@@ -92,7 +93,7 @@ def _check_memory(content: Any, path: Path, size: int) -> None:
     """Raise ValueError where tensors are not plain ones, or larger than the file that they were read from."""
     storages: dict[int, int] = {}
     total = 0
-    for tensor in _tensors_in(content):
+    for tensor in _tensors_in(content, path):
         if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_cpu:
             raise ValueError(f"{printable(path)} holds a tensor that is sparse, quantised, or without values: save plain tensors")
         storage, needed = tensor.untyped_storage(), math.prod(tensor.shape) * tensor.element_size()
@@ -104,20 +105,30 @@ def _check_memory(content: Any, path: Path, size: int) -> None:
         raise ValueError(f"{printable(path)} claims tensors that are larger than the file itself")
 
 
-def _tensors_in(content: Any) -> Iterator[Tensor]:
-    """Every tensor in containers of containers, which may hold themselves."""
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (dict, list, tuple, set, argparse.Namespace)) and id(value) not in seen:
-            seen.add(id(value))
-            if isinstance(value, argparse.Namespace):
-                waiting.append(vars(value))
-            else:
-                waiting += [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+def _tensors_in(content: Any, path: Path) -> Iterator[Tensor]:
+    """Every tensor in containers of containers, layer by layer.
+
+    Raises:
+        ValueError: there is no end of layers, because a container holds itself, or of values, because many hold the same ones.
+    """
+    layer, seen = [content], 0
+    for _ in range(MOST_LAYERS):
+        seen += len(layer)
+        if seen > MOST_VALUES:
+            break
+        yield from (value for value in layer if isinstance(value, Tensor))
+        layer = [inner for value in layer for inner in _inner(value)]
+        if not layer:
+            return
+    raise ValueError(f"{printable(path)} is damaged: what it holds is nested without end")
+
+
+def _inner(value: Any) -> Iterable[Any]:
+    if isinstance(value, argparse.Namespace):
+        return vars(value).values()
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    return value if isinstance(value, (list, tuple, set)) else ()
 
 
 def _reason(error: Exception) -> str:

@@ -130,7 +130,7 @@ def test_command_line(tmp_path: Path, fake: list[str], capsys: pytest.CaptureFix
     [
         (["small-dino"], "at least two recipes"),
         (["small-dino", "small-dinoo"], "did you mean 'small-dino'"),
-        (["small-dino", "quickstart", "--seeds", "0"], "at least 1"),
+        (["small-dino", "quickstart", "--seeds", "0"], "--seeds 0 must lie in 1"),
     ],
 )
 def test_mistakes(words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

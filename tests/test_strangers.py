@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.runs.models import load_models
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
+from steadydetr.training.run import restore
 from tests.conftest import CLASSES, DETECTORS
 
 Plain = dict[str, Any]
@@ -212,6 +215,11 @@ def looped() -> Plain:
     return content
 
 
+def doubled(content: Any, times: int) -> Any:
+    """Few lists, in which there are 2**times values."""
+    return doubled([content, content], times - 1) if times else content
+
+
 def compressed(path: Path) -> Path:
     torch.save({"a": torch.zeros(1000)}, file := io.BytesIO())
     with zipfile.ZipFile(file) as before, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as after:
@@ -230,7 +238,9 @@ def compressed(path: Path) -> Path:
         (lambda path: saved(path, {"a": Runs(bytearray, 10**10)}), "holds a bytearray"),
         (lambda path: saved(path, {"a": Runs(torch.FloatTensor, 10**4)}), "larger than the file|cannot be read"),
         (lambda path: saved(path, dict.fromkeys(map(str, range(999)), torch.zeros(999))), "larger than the file"),
-        (lambda path: saved(path, looped()), "holds no state dict but model"),
+        (lambda path: saved(path, looped()), "nested without end"),
+        (lambda path: saved(path, doubled(torch.zeros(0), 40)), "nested without end"),
+        (lambda path: saved(path, functools.reduce(lambda inner, _: [inner], range(100), 1)), "nested without end"),
         (lambda path: saved(path, {"model": torch.zeros(2)}) and path.write_bytes(path.read_bytes()[:-40]), "cannot be read"),
         (lambda path: path.write_bytes(b""), "EOFError"),
         (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), "cannot be read"),
@@ -245,6 +255,15 @@ def test_files_that_would_grow_or_are_none(make: Callable[[Path], Any], said: st
     with pytest.raises((ValueError, FileNotFoundError), match=rf"x\.pth.*({said})") as error:
         load_foreign(path)
     assert "\n" not in str(error.value)
+
+
+def test_wrapped_models(tmp_path: Path) -> None:
+    """Of several processes, compiled, or both; and in several files."""
+    for key in ("a.b", "module.a.b", "_orig_mod.a.b", "module._orig_mod.a.b", "a._orig_mod.b"):
+        assert list(load_foreign(saved(tmp_path / "x.pth", {key: torch.zeros(1)}))) == ["a.b"]
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"index\.json tells of a model in several files: save it in one"):
+        load_foreign(tmp_path)
 
 
 def test_honest_files_are_read(tmp_path: Path) -> None:
@@ -322,3 +341,21 @@ def test_a_config_of_another_kind(checkpoint: Path) -> None:
     write_json(checkpoint / "config.json", [1])
     with pytest.raises(ValueError, match=r"config\.json is damaged: it holds a list instead of an object"):
         read_card(checkpoint)
+
+
+def test_a_state_of_another_run_is_one_line() -> None:
+    """A training state that is whole, but whose values are not those of the run."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimiser = torch.optim.AdamW([parameter])
+    method: Any = SimpleNamespace(teachers={}, load_training_state=torch.nn.Linear(2, 2).load_state_dict)
+    good = {"method": torch.nn.Linear(2, 2).state_dict(), "optimiser": optimiser.state_dict(), "average": None}
+    for changed in (
+        {"optimiser": {"state": {}}},
+        {"optimiser": {"state": 1, "param_groups": [{}]}},
+        {"method": {"weight": torch.zeros(9)}},
+        {},
+    ):
+        saved_state: Any = SimpleNamespace(checkpoint=Path("run/last"), training=good | changed, progress={"stride": 1}, best=None)
+        with pytest.raises(ValueError, match=r"^run/last does not fit its run, or is damaged: .+$") as error:
+            restore(saved_state, method, None, optimiser)  # type: ignore[arg-type]
+        assert "\n" not in str(error.value)

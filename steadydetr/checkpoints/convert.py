@@ -176,15 +176,22 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
     if path.is_dir():
         names = ("model.safetensors", "pytorch_model.bin")
         path = next((path / name for name in names if (path / name).exists()), path / names[0])
+    if (parts := path.with_name(f"{path.name}.index.json")).exists() and not path.exists():
+        raise ValueError(f"{parts} tells of a model in several files: save it in one, as by save_pretrained(..., max_shard_size='1000GB')")
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        return read_tensors(path)
+        return {plain_key(key): value for key, value in read_tensors(path).items()}
     content = unwrap(_load_pickled(path))
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
         found = printable(listed((str(key)[:60] for key in content), 12)) or "nothing"
         raise ValueError(f"{path} holds no state dict but {found}; expected tensors by name, or such under one of {', '.join(WRAPPERS)}")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return {plain_key(key): value for key, value in content.items()}
+
+
+def plain_key(key: Any) -> str:
+    """A key without what torch puts into it where a model is wrapped for several processes, or compiled."""
+    return str(key).replace("_orig_mod.", "").removeprefix("module.")
 
 
 def _load_pickled(path: Path) -> Any:

@@ -180,7 +180,7 @@ def choose_device(name: torch.device | str) -> torch.device:
     except Exception as error:  # each kind of device has errors of its own
         if str(name).startswith("cuda"):
             found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            have = f"there is no GPU here that torch can use, or its drivers are missing ({error})"
+            have = f"there is no GPU here that torch can use ({str(error).partition('.')[0]})"
             have = f"this machine has the GPUs cuda:0 to cuda:{found - 1}" if found else have
             raise ValueError(one_line(f"--device {name}: {have}; use --device cpu or auto", 400)) from None
         raise ValueError(one_line(f"--device {name}: torch has no such device here; use --device cpu, cuda or auto", 400)) from None

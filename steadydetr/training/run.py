@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
 from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
+from steadydetr.files import one_line
 from steadydetr.finite import NotFiniteError, tensors_in, where_not_finite
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
@@ -142,10 +143,13 @@ def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.o
                 f"{saved.checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its"
                 " teacher, wherever that lies: name it by --teacher, or put its old weights back"
             )
-    method.load_training_state(training["method"])
-    optimiser.load_state_dict(training["optimiser"])
-    if training["average"] is not None:
-        averages.part()
-        if averages.evaluated is not None:
-            averages.evaluated.model.load_state_dict(training["average"])
-    return replace(State(**saved.progress), best_ap=-1.0 if saved.best is None else saved.best["best_ap"])
+    try:
+        method.load_training_state(training["method"])
+        optimiser.load_state_dict(training["optimiser"])
+        if training["average"] is not None:
+            averages.part()
+            if averages.evaluated is not None:
+                averages.evaluated.model.load_state_dict(training["average"])
+        return replace(State(**saved.progress), best_ap=-1.0 if saved.best is None else saved.best["best_ap"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # as torch does for what does not fit
+        raise ValueError(f"{saved.checkpoint} does not fit its run, or is damaged: {one_line(error, 500)}") from error
