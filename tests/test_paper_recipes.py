@@ -80,6 +80,7 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
 def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
     """Down to the last field, save what only says how a run is logged and kept."""
     ours = {
+        *(f"data.{field.name}" for field in fields(Limits)),
         *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
         "data.workers",
