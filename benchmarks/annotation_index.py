@@ -33,7 +33,8 @@ with contextlib.redirect_stdout(io.StringIO()):
     data = load(sys.argv[1])
 seconds = time.perf_counter() - start
 gc.collect()
-print(seconds, resident() - before, peak() - before, getattr(data, 'nbytes', 0) / 2**20)
+arrays = sum(getattr(value, 'nbytes', 0) for value in vars(data).values())
+print(seconds, resident() - before, peak() - before, arrays / 2**20)
 """
 
 

@@ -6,31 +6,53 @@ A saved file carries the number of its format. Format 1, of version 0.1, named p
 from __future__ import annotations
 
 import json
-from dataclasses import fields, is_dataclass
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import field, fields, is_dataclass
+from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from steadydetr.kinds import find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
 FORMAT = 2
+CHANGEABLE = "changeable"
+T = TypeVar("T")
+LARGEST = 1e100  # of numbers in a file; beyond, or not a number, they would only make later errors
+NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2})")  # //host, \\\\host, https://host
+TEXTS = ("name", "notes", "reported")  # fields of a recipe that nothing but people read
 
 
-def to_plain(value: Any, where: str = "config") -> Any:
+def changeable(default: T) -> T:
+    """The default of a config's field that does not decide what is learned, such as an interval of logging.
+
+    A resumed run may have another value of it.
+    """
+    return field(default=default, metadata={CHANGEABLE: True})  # type: ignore[no-any-return]
+
+
+def to_plain(value: Any, where: str = "config", *, decisive: bool = False) -> Any:
     """A config as JSON values: {"kind": "focal-cost", field: ...}; a function as {"kind": "half-sine"}.
+
+    Args:
+        decisive: leave out the fields that are `changeable`.
 
     Raises:
         ValueError: something in it cannot be saved; says what, where, and what to do.
     """
     if is_dataclass(value) and not isinstance(value, type):
-        kind = _saved_kind(type(value), where)
-        return {"kind": kind} | {field.name: to_plain(getattr(value, field.name), f"{where}.{field.name}") for field in fields(value)}
+        names = [field.name for field in fields(value) if not (decisive and field.metadata.get(CHANGEABLE))]
+        plain = {name: to_plain(getattr(value, name), f"{where}.{name}", decisive=decisive) for name in names}
+        return {"kind": _saved_kind(type(value), where)} | plain
     if isinstance(value, FunctionType):
         return {"kind": _saved_kind(value, where)}
     if isinstance(value, list):
         raise ValueError(f"{where} cannot be saved: a list would come back as a tuple, so use a tuple: {tuple(value)!r}")
     if isinstance(value, tuple):
-        return [to_plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [to_plain(item, f"{where}[{i}]", decisive=decisive) for i, item in enumerate(value)]
     if value is None or type(value) in (bool, int, float, str):  # an enumeration or a number of numpy would come back as another type
         return value
     raise ValueError(
@@ -67,21 +89,69 @@ def _build(plain: Any, where: str) -> Any:
     if isinstance(plain, list):
         return tuple(_build(item, f"{where}[{i}]") for i, item in enumerate(plain))
     if not isinstance(plain, dict):
+        if isinstance(plain, (int, float)) and not abs(plain) <= LARGEST:
+            raise ValueError(f"{where} is no number that can be counted with: {str(plain)[:40]}")
         return plain
     if not isinstance(plain.get("kind"), str):
-        raise ValueError(f'{where}: an object needs a "kind", got the keys {sorted(map(str, plain))}')
+        raise ValueError(f'{where}: an object needs a "kind", got the keys {sorted(map(str, plain))[:20]}')
     part = find_part(plain["kind"], where)
     if not isinstance(part, type):
         return part
     names = [field.name for field in fields(part)]
-    values = {key: _build(value, f"{where}.{key}") for key, value in plain.items() if key != "kind"}
-    for key in values:
+    inner = f"{where}: " if where.endswith(".json") else f"{where}."
+    values = {key: _build(value, f"{inner}{key}") for key, value in plain.items() if key != "kind"}
+    for key, value in values.items():
         if key not in names:
-            raise ValueError(f"{where}: {plain['kind']} has no field {key!r}{nearest(key, names)}")
+            raise ValueError(f"{where}: {plain['kind']} has no field {key[:100]!r}{nearest(key, names)}")
+        _check_type(value, _hints(part).get(key, Any), f"{inner}{key}")
     try:
         return part(**values)
-    except TypeError as error:  # a field is missing, or a value is of a type that it cannot compare or count with
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    except Exception as error:  # a field is missing, or whatever a part raises where values do not go together
         raise ValueError(f"{where}: {plain['kind']} cannot be made of these values: {error}") from None
+
+
+@cache
+def _hints(part: Any) -> dict[str, Any]:
+    """The types of a part's fields; none for a plugin's part that names types which exist only for checkers."""
+    try:
+        return get_type_hints(part)
+    except NameError:
+        return {}
+
+
+def _check_type(value: Any, expected: Any, where: str) -> None:
+    shown = f"a {kind_of(type(value))}" if is_dataclass(value) else repr(value)[:100]
+    if get_origin(expected) is Callable and not isinstance(value, FunctionType):
+        raise ValueError(f"{where} = {shown}: the kind of a function belongs here")
+    try:
+        check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
+    except TypeCheckError as error:
+        raise ValueError(f"{where} = {shown}: {error}") from None
+
+
+def check_within(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
+    """Raise ValueError where a field of a config is less than the first or more than the second of its bounds, or NaN. None is passed over.
+
+    Args:
+        owner: what messages and flags call the config: "detector.transformer"; empty for the options of a command.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            shown = f"{owner}.{name} =" if owner else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{shown} {value} must lie in {low} .. {high}")
+
+
+def holds_foreign_part(config: Any) -> bool:
+    """Whether a config, or a part inside of it, belongs to another package."""
+    if isinstance(config, tuple):
+        return any(map(holds_foreign_part, config))
+    if not is_dataclass(config):
+        return ":" in (kind_of(config) or "") if isinstance(config, FunctionType) else False
+    inner = (getattr(config, field.name) for field in fields(config))
+    return ":" in (kind_of(type(config)) or ":") or any(map(holds_foreign_part, inner))
 
 
 def check_format(plain: dict[str, Any], where: str) -> None:
@@ -114,3 +184,25 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 def renewed(plain: Any, where: str = "config") -> Any:
     """A stored config as this version would write it: fields that were added since have their defaults."""
     return json.loads(json.dumps(to_plain(from_plain(plain, where))))
+
+
+def refuse_network(plain: Any, where: str) -> None:
+    """Raise ValueError for a place in the network that a recipe of a file names, such as `weights`: only the user's own words may."""
+    for name, value in flat_strings(plain):
+        if NETWORK_PLACE.match(value) and name not in TEXTS:
+            raise ValueError(
+                f"{where}: {name} = {value[:100]!r} is a place in the network, which a file may not name."
+                f" Take it out of the file, and if you trust it, give it as --{name.replace('_', '-')}"
+            )
+
+
+def flat_strings(plain: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """Every string below a plain value, with its path of dots."""
+    if isinstance(plain, str):
+        yield where, plain
+    elif isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from flat_strings(value, f"{where}.{name}" if where else name)
+    elif isinstance(plain, list):
+        for value in plain:
+            yield from flat_strings(value, where)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
 import tempfile
 import unicodedata
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
+UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
-IGNORED = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")  # a folder that holds only these is empty
+SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
+IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # how names begin that count for nothing: a folder with only these is empty
+JSON_LIMIT = 64 * 2**20  # bytes of a JSON file that is read as a whole: configs, summaries, recipes
+JSON_DEPTH = 64  # of objects and lists within each other; more would end in Python's limit of recursion
 
 
 # Reading
@@ -34,6 +41,44 @@ def read_bytes(path: Path, limit: int | None = None) -> bytes:
     return path.read_bytes()
 
 
+def read_json(path: Path, limit: int = JSON_LIMIT) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        ValueError: it is no regular file, longer than `limit` bytes, or damaged; names it.
+        OSError: it is not there or may not be read.
+    """
+    return parse_json(read_bytes(path, limit), printable(path))
+
+
+def read_json_object(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
+    """The same for a file that must hold an object."""
+    content = read_json(path, limit)
+    if not isinstance(content, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds a {type(content).__name__} instead of an object")
+    return content
+
+
+def parse_json(text: bytes, where: str) -> Any:
+    """The value that a JSON text stands for; a ValueError says what is wrong with it. `where` is what the message calls the text."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{where} is damaged: its lists and objects are nested too deep") from None
+    except ValueError as error:  # no JSON, no text, or a number of thousands of digits
+        raise ValueError(f"{where} is damaged, no JSON can be read from it: {error}") from None
+    if text.count(b"[") + text.count(b"{") > JSON_DEPTH and _depth_exceeds(value, JSON_DEPTH):
+        raise ValueError(f"{where} is damaged: its lists and objects are nested more than {JSON_DEPTH} deep")
+    return value
+
+
+def _depth_exceeds(value: Any, depth: int) -> bool:
+    layer = [value]  # all values that lie equally deep
+    for _ in range(depth + 1):
+        layer = [inner for v in layer if isinstance(v, (dict, list)) for inner in (v.values() if isinstance(v, dict) else v)]
+    return bool(layer)
+
+
 def check_regular(path: Path) -> int:
     """The size in bytes of a regular file, which a link may lead to; a ValueError names what is something else."""
     found = os.stat(path)
@@ -47,6 +92,18 @@ def check_regular(path: Path) -> int:
 def printable(value: object) -> str:
     """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
+
+
+def one_line(message: object, most: int = 4000) -> str:
+    """A message for the terminal: without line breaks and hidden characters, which may come from a stranger's file, and not endless."""
+    line = printable(" ".join(part.strip() for part in str(message).splitlines() if part.strip()))
+    return line if len(line) <= most else f"{line[:most]} ... ({len(line)} characters)"
+
+
+def listed(keys: Iterable[str], most: int = 40) -> str:
+    """Keys for an error message: all of them, or the first `most` and how many more there are."""
+    keys = list(keys)
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def _is_hidden(character: str) -> bool:
@@ -82,11 +139,24 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file. A crash leaves either the old file or the new one, never half of it; a link in its place is replaced, not followed."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write into, which takes the name `path` when the block ends, and is removed if it ends by an exception.
+
+    A crash leaves either the old file or the new one, never half of it. A link in its place is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name[:60]}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", suffix=UNFINISHED, delete=False) as file:
         try:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.chmod(file.name, 0o666 & ~umask())
@@ -96,6 +166,25 @@ def write_text(path: Path, text: str) -> None:
             raise
 
 
+def remove_tree(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link without what it leads to; nothing happens where there is none."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what was being written into the folder when a program was killed."""
+    for path in folder.glob(f".*{UNFINISHED}"):
+        remove_tree(path)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, shortened to one line."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
+
+
 def umask() -> int:
     """The process's mask of permissions for new files. It can only be read by setting it."""
     mask = os.umask(0o077)
@@ -103,12 +192,14 @@ def umask() -> int:
     return mask
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
+def refuse_existing(path: Path | None, overwrite: bool) -> None:
     """Raise FileExistsError where a command would replace a file that the user did not offer by `--overwrite`."""
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
+    if path is None:
+        return
     if path.is_dir():
         raise FileExistsError(f"{path} is a folder; --output names a file here")
+    if os.path.lexists(path) and not overwrite:
+        raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
 
 
 def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bool = False) -> None:
@@ -136,7 +227,11 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 def is_free(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder."""
-    return not os.path.lexists(path) or (path.is_dir() and not any(not entry.name.startswith(IGNORED) for entry in os.scandir(path)))
+    return not os.path.lexists(path) or (path.is_dir() and all(map(_counts_for_nothing, os.scandir(path))))
+
+
+def _counts_for_nothing(entry: os.DirEntry[str]) -> bool:
+    return entry.name.startswith(IGNORED) or entry.name.endswith(UNFINISHED)
 
 
 def folder_made_by(path: Path) -> str:

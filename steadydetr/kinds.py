@@ -29,6 +29,7 @@ _parts: dict[str, Any] = {}  # by kind
 _words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the first one in help
 _kinds: dict[Any, str] = {}  # by part
 _failed: dict[str, BaseException] = {}  # plugins that could not be imported, by the name of their package
+_imported: set[str] = set()  # packages that were imported as plugins, which may hold recipes alone
 _installed_are_loaded = False
 plugins_in_use: list[str] = []  # as the user named them, for processes that are started with the same ones
 
@@ -107,17 +108,45 @@ def find_part(kind: str, where: str) -> Any:
         load_installed()
     if kind in _parts:
         return _parts[kind]
-    package = kind.partition(":")[0]
-    if ":" not in kind or package in ("", PACKAGE):
+    kind = kind[:100]  # a file may have anything in its place
+    if not package_of(kind):
         raise ValueError(f"{where}: there is no {kind!r} in this version of {PACKAGE}{nearest(kind, own_kinds())}")
+    raise ValueError(f"{where}: {not_found(kind, list(_parts))}")
+
+
+def package_of(name: str) -> str:
+    """The foreign package in a name such as `mylab:entropy`; empty where it names none."""
+    package, colon, _ = name.partition(":")
+    return package if colon and package != PACKAGE and package.isidentifier() else ""
+
+
+def packages_in_use() -> list[str]:
+    """The packages whose parts or recipes can be named, besides this one."""
+    return sorted(_imported | {package_of(kind) for kind in _parts if package_of(kind)})
+
+
+def not_found(name: str, known: Sequence[str], what: str = "part") -> str:
+    """Why no part (function, recipe) has this name, as an error message, and what to do.
+
+    Args:
+        name: as a user or a file has it, `focall` or `mylab:entropy`.
+        known: the names that would be right; those of other packages are `package:kind`.
+    """
+    package = package_of(name)
+    if not package:
+        return f"there is no {what} {name!r}{nearest(name, known)}"
     if package in _failed:
-        raise ValueError(f"{where}: {kind!r} belongs to the plugin {package}, which could not be imported: {_failed[package]}")
-    if known := [other for other in _parts if other.startswith(f"{package}:")]:
-        raise ValueError(f"{where}: the plugin {package} has no {kind!r}{nearest(kind, known)}")
-    if package in {Path(name).stem.partition(".")[0] for name in plugins_in_use}:
-        raise ValueError(f"{where}: the plugin {package} is in use, but it registers no part at all")
-    raise ValueError(
-        f"{where}: {kind!r} belongs to the package {package}, which is not in use. Name it, --plugin {package} (or"
+        return f"{name!r} belongs to the plugin {package}, which could not be imported: {_failed[package]}"
+    if theirs := [other for other in known if package_of(other) == package]:
+        return f"the plugin {package} has no {what} {name!r}{nearest(name, theirs)}"
+    in_use = packages_in_use()
+    if package in in_use:
+        return f"the plugin {package} is in use, but it registers no {what} that fits"
+    similar = [f"{other}{name.removeprefix(package)}" for other in difflib.get_close_matches(package, in_use)]
+    meant = f"{did_you_mean(similar)} If not, name it" if similar else ". Name it"
+    known_packages = f" (in use: {', '.join(in_use)})" if in_use and not similar else ""
+    return (
+        f"{name!r} belongs to the package {package}, which is not in use{known_packages}{meant}, --plugin {package} (or"
         f" the path of its file) or steadydetr.use({package!r}), if you trust it"
     )
 
@@ -160,6 +189,7 @@ def load_installed() -> None:
     for entry in entry_points(group=ENTRY_POINTS):
         try:
             importlib.import_module(entry.module)
+            _imported.add(entry.module.partition(".")[0])
         except (Exception, SystemExit) as error:  # whatever a foreign module raises
             _failed[entry.module.partition(".")[0]] = error
             print(f"the plugin {entry.name} ({entry.module}) could not be imported: {type(error).__name__}: {error}", file=sys.stderr)
@@ -179,6 +209,7 @@ def use(name: str) -> None:
         importlib.import_module(module)
     except (Exception, SystemExit) as error:
         raise ValueError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
+    _imported.add(module.partition(".")[0])
     if name not in plugins_in_use:
         plugins_in_use.append(name)
 
@@ -210,5 +241,9 @@ def _find_plugin(name: str) -> str:
 
 def nearest(wanted: str, known: Sequence[str]) -> str:
     """The end of an error message: the names nearest to `wanted`, or all that are known if none is near."""
-    close = difflib.get_close_matches(wanted, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else f"; there are {', '.join(known)}"
+    close = difflib.get_close_matches(wanted[:100], known, n=3, cutoff=0.4)
+    return did_you_mean(close) if close else f"; there are {', '.join(known) or 'none'}"
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?"

@@ -30,6 +30,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def without_autocast(tensor: Tensor) -> torch.autocast:
+    """A context for what bfloat16 is too coarse for: operations on the device of `tensor` keep the types of their inputs."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     """The chosen rows of every image (and stage): [..., N, D] and [..., K] -> [..., K, D]."""
     return tensor.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))
@@ -108,6 +113,12 @@ class Batch:
         """The totals of the step: those that were given, or this batch's own."""
         counts = self.targets.counts
         return self.totals or Totals(sum(counts), max(counts, default=0), len(counts))
+
+    def split(self) -> list[Batch]:
+        """One `Batch` per image, as a part of the same step."""
+        parts = zip(self.images.split(1), self.padding.split(1), self.targets.split(), self.image_ids, self.original_sizes, strict=True)
+        step = replace(self, totals=self.global_totals)
+        return [replace(step, images=i, padding=p, targets=t, image_ids=(n,), original_sizes=(size,)) for i, p, t, n, size in parts]
 
     def to(self, device: torch.device | str) -> Batch:
         """A copy on the device; the host does not wait for it."""

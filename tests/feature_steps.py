@@ -62,4 +62,4 @@ def own_value(losses: Losses, prefix: str = "features") -> float:
 SAME_WIDTH = replace(TEACHER, transformer=TINY)
 EVERY: dict[str, Any] = {**VARIANTS, "released": ReleasedFeatures()}
 EVERY |= {"fgd": FGD(), "fgd without attention": FGD(focal=False), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
-PEERS: dict[str, Objective] = {"fgd": FGD(), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}
+BY_LEVEL: dict[str, Objective] = {"fgd": FGD(), "mgd": MGD(), "fkd": FKD(), "fgfi": FGFI()}

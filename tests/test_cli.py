@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 import steadydetr
-from steadydetr.cli import COMMANDS, main
+from steadydetr.cli import COMMANDS, main, take_plugins
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
 from steadydetr.cli.training_arguments import read_training_arguments
+from steadydetr.cli.words import take_flag
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
@@ -109,7 +110,7 @@ def test_putting_a_part_into_a_tuple_leaves_the_others() -> None:
 def test_shorthands() -> None:
     recipe, arguments = read_training_arguments("quickstart", ["--data", "somewhere", "--seed", "7", "--output", "out", "--resume"])
     assert (recipe.data.source, recipe.training.seed) == ("somewhere", 7)
-    assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), True, "auto")
+    assert (arguments.output, arguments.resume, arguments.device) == (Path("out"), "yes", "auto")
 
 
 # errors
@@ -166,7 +167,38 @@ def test_debug_shows_the_traceback() -> None:
         main(["--debug", "trian"])
 
 
+@pytest.mark.parametrize(
+    ("words", "value", "left"),
+    [
+        ("train a --teacher b --seed 1", "b", "train a --seed 1"),
+        ("train --teacher=b=c a", "b=c", "train a"),
+        ("--teacher", "", ""),
+        ("a --teacher= b", "", "a b"),
+        ("a --teacher b --teacher c", "b", "a --teacher c"),
+        ("a --teachers b", None, "a --teachers b"),
+    ],
+)
+def test_a_flag_is_taken_with_its_word(words: str, value: str | None, left: str) -> None:
+    assert take_flag(words.split(), "--teacher") == (value, left.split())
+    assert take_flag([word.replace("--teacher", "--the_teacher") for word in words.split()], "--the-teacher")[0] == value
+
+
+def test_plugins_are_taken_in_their_order() -> None:
+    assert take_plugins(["train", "--plugin", "a", "x", "--plugin=b", "--plugin", "c"]) == (["train", "x"], ["a", "b", "c"])
+
+
 # help
+
+
+@pytest.mark.parametrize("command", ["train", "distill", "cost"])
+def test_a_recipe_comes_first(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in ([], ["--help"], ["--data", "shapes", "-h"]):
+        with pytest.raises(SystemExit) as exit_:
+            main([command, *words])
+        assert exit_.value.code == 0 and capsys.readouterr().out.startswith(f"steadydetr {command} RECIPE")
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--data", "shapes"])
+    assert exit_.value.code == 2 and f"name a recipe first, as in `steadydetr {command} " in capsys.readouterr().err
 
 
 def test_help_comes_without_torch() -> None:

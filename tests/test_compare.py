@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from steadydetr.cli import main
+from steadydetr.files import claim_folder
 from steadydetr.tools.compare import Difference, compare_recipes, paired_difference, with_labels
 from tests.test_train import tiny
 
@@ -92,11 +93,11 @@ def test_interrupted_runs_go_on_and_unsaved_ones_start_anew(tmp_path: Path) -> N
     """With real trainings, a few steps long."""
     recipe = replace(tiny(epochs=1), name="base")
     folder = tmp_path / "out/base/seed0"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")  # as if killed before its first checkpoint
+    claim_folder(tmp_path / "out", "compare")
+    claim_folder(folder, "train")  # as if killed before its first checkpoint
     said: list[str] = []
     outcomes = compare_recipes({"base": recipe}, 1, tmp_path / "out", say=said.append)
-    assert (tmp_path / "out/base/seed0-unsaved1/config.json").exists() and len(outcomes["base"]) == 1
+    assert len(outcomes["base"]) == 1
     (folder / "summary.json").unlink()
     assert len(compare_recipes({"base": recipe}, 1, tmp_path / "out", say=said.append)["base"]) == 1
     assert "base, seed 0: starts" in said and "base, seed 0: goes on" in said

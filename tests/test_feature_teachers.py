@@ -17,7 +17,7 @@ from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.objectives import FeatureDistillation, Objective, ReleasedFeatures
 from steadydetr.objectives.released_features import MOST_PAIRS
 from tests.conftest import CLASSES, DETECTORS, make_batch
-from tests.feature_steps import PEERS, TEACHER, WIDE, context_of, make, own_value
+from tests.feature_steps import BY_LEVEL, TEACHER, WIDE, context_of, make, own_value
 from tests.steps import wide
 from tests.test_features import expected
 
@@ -64,7 +64,7 @@ def first_layer_up(cells: float) -> int:
     return math.floor(cells + 1 / 8)
 
 
-@pytest.mark.parametrize("objective", [FeatureDistillation(), ReleasedFeatures(), *PEERS.values()], ids=lambda o: o.name)
+@pytest.mark.parametrize("objective", [FeatureDistillation(), ReleasedFeatures(), *BY_LEVEL.values()], ids=lambda o: o.name)
 def test_maps_that_would_differ_in_size_are_refused(objective: Objective) -> None:
     """Whatever the image: which side it is on, and from which layer on. Only levels that both have count."""
     up, down = Stride(8, 16, 32), Stride(8, 32, 64, rounds=math.floor)
@@ -113,8 +113,8 @@ def test_every_row_of_the_tables_is_one_override() -> None:
     ):
         recipe, _ = read_training_arguments("small-dino", ["--objectives.features", "feature-distillation", *words.split()])
         assert objective in recipe.objectives
-    for name, peer in PEERS.items():
-        assert peer in read_training_arguments("small-dino", [f"--objectives.{name}", name])[0].objectives
+    for name, objective in BY_LEVEL.items():
+        assert objective in read_training_arguments("small-dino", [f"--objectives.{name}", name])[0].objectives
 
 
 def test_defaults_are_the_papers() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.detectors import DetectorConfig
-from steadydetr.detectors.query_groups import join
+from steadydetr.detectors.query_groups import join_groups
 from steadydetr.structures import Assignment, Losses, Memory, Queries, QueryGroup, Stages
 from tests.conftest import DETECTORS, make_batch, make_method
 
@@ -148,8 +148,8 @@ def test_folded_stages_equal_looped_stages(detector_config: DetectorConfig) -> N
 def test_a_group_without_position_is_named() -> None:
     q = Queries(torch.zeros(1, 2, 4), torch.rand(1, 2, 4))
     with pytest.raises(ValueError, match=r"groups \['b'\] have no position"):
-        join([QueryGroup("a", replace(q, position=torch.zeros(1, 2, 4))), QueryGroup("b", q)])
+        join_groups([QueryGroup("a", replace(q, position=torch.zeros(1, 2, 4))), QueryGroup("b", q)])
     with pytest.raises(ValueError, match="sees"):
-        join([QueryGroup("a", q, sees=("main",))])
+        join_groups([QueryGroup("a", q, sees=("main",))])
     with pytest.raises(ValueError, match="names of their own"):
-        join([QueryGroup("a", q), QueryGroup("a", q)])
+        join_groups([QueryGroup("a", q), QueryGroup("a", q)])

@@ -169,7 +169,7 @@ def test_use_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         use("bare_lab")
     (tmp_path / "empty_lab.py").write_text("")
     use(str(tmp_path / "empty_lab.py"))
-    with pytest.raises(ValueError, match="the plugin empty_lab is in use, but it registers no part at all"):
+    with pytest.raises(ValueError, match="the plugin empty_lab is in use, but it registers no part that fits"):
         find_part("empty_lab:entropy", "config.json")
     for name in ("", "--data"):
         with pytest.raises(ValueError, match="names no module"):
@@ -211,9 +211,26 @@ def test_fields_called_type_are_nobodys_kind() -> None:
     assert upgrade(plain) == plain and upgrade({"type": 3, "recipe": {}}) == {"type": 3, "recipe": {}}
 
 
-@pytest.mark.parametrize("plain", [{"kind": "training", "epochs": "three"}, {"kind": "recipe", "name": "half"}])
-def test_values_of_a_wrong_type_are_one_error(plain: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"config\.json: \w+ cannot be made of these values"):
+@pytest.mark.parametrize(
+    ("plain", "said"),
+    [
+        ({"kind": "training", "epochs": "three"}, "epochs = 'three': str is not an instance of int"),
+        ({"kind": "training", "epochs": 1.5}, "epochs = 1.5: float is not"),
+        ({"kind": "training", "epochs": 10**400}, "epochs is no number that can be counted with"),
+        ({"kind": "training", "lr": float("nan")}, "lr is no number that can be counted with: nan"),
+        ({"kind": "training", "drop_epochs": [1, "x"]}, "drop_epochs = .* item 1"),
+        ({"kind": "training", "schedule": "stairs"}, "schedule = 'stairs'"),
+        ({"kind": "recipe", "name": "half"}, "recipe cannot be made of these values"),
+        ({"kind": "criterion", "class_cost": {"kind": "half-sine"}}, "class_cost = .* is not an instance of .*ClassCost"),
+        (
+            {"kind": "criterion", "class_target": {"kind": "position-target", "warp": {"kind": "focal-cost"}}},
+            "warp = a focal-cost: the kind",
+        ),
+        ({"kind": "transformer", "heads": 0}, r"heads = 0 must lie in 1 \.\."),
+    ],
+)
+def test_values_of_a_wrong_type_are_one_error(plain: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=rf"config\.json: .*{said}"):
         from_plain(plain, "config.json")
 
 

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 import steadydetr.training.pictures
-from steadydetr.checkpoints.folder import average_state, load_detector
+from steadydetr.checkpoints.folder import load_detector
 from steadydetr.cli import main
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.recipes.base import Recipe
+from steadydetr.runs.models import average_state
 from steadydetr.tools.evaluate import measure_checkpoint
 from steadydetr.training.loop import train, train_epoch
 from steadydetr.training.preparation import prepare, remarks

@@ -11,7 +11,7 @@ from torch import nn
 
 from steadydetr.nn.backbone import TimmBackboneConfig
 from steadydetr.runs.training_config import TrainingConfig
-from steadydetr.training.optimiser import first_drop, make_optimiser, parameter_groups, rate_factor, set_rate
+from steadydetr.training.optimiser import clip_gradient, first_drop, gradient_norm, make_optimiser, parameter_groups, rate_factor, set_rate
 from tests.conftest import CLASSES, DETECTORS
 
 CONFIG = TrainingConfig(lr=0.01, weight_decay=0.3, backbone_lr_factor=0.1, offset_lr_factor=0.5)
@@ -112,3 +112,16 @@ def test_the_groups_have_names_that_exist() -> None:
     names = [name for kind in DETECTORS for name, _ in detector(kind).named_parameters()]
     for part in ("sampling_offsets", "query_reference", "backbone"):
         assert any(re.search(rf"(^|\.){part}\.", name) for name in names)
+
+
+def test_clipping_is_that_of_torch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for most in (0.1, 1e3):
+        ours, theirs = ([torch.randn(n, n, generator=generator.manual_seed(n)) for n in (1, 3, 8)] for _ in range(2))
+        parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in theirs]
+        for parameter, gradient in zip(parameters, theirs, strict=True):
+            parameter.grad = gradient
+        norm = gradient_norm(ours)
+        assert torch.equal(norm, torch.nn.utils.clip_grad_norm_(parameters, most))
+        clip_gradient(ours, norm, most)
+        assert all(map(torch.equal, ours, theirs))

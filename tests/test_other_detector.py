@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.data import DataConfig
 from steadydetr.detectors.base import Detector, DetectorConfig
-from steadydetr.detectors.query_groups import join
+from steadydetr.detectors.query_groups import join_groups
 from steadydetr.kinds import options
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.predictions import match_batch
@@ -80,7 +80,7 @@ class PlainDetector(Detector):
         return {"content": self.content.weight, "anchor": self.anchor.weight}
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
-        joined = join(groups)
+        joined = join_groups(groups)
         content, reference = joined.content, joined.reference
         logits, boxes, contents, references = [], [], [], []
         for _ in range(self.stages):

@@ -84,6 +84,7 @@ def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
         *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
         "data.workers",
+        "data.timeout",
         "detector.transformer.checkpointing",
     }
     missing = {path for path in leaves(find(name)) if path not in ours} - sources(name).keys()

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from steadydetr.config import FORMAT
 from steadydetr.data.shapes import ShapesConfig, ShapesDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,14 +167,87 @@ def test_comparing(installed: Path, data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "compare" / "mylab-entropy-dino" / "seed0" / "summary.json").exists()
 
 
-def test_without_the_package_one_line_says_what_to_name(data: Path, runs: Path) -> None:
+def check_names_the_plugin(done: Done, words: list[str]) -> None:
+    assert done.code == 2 and "--plugin mylab" in done.err, f"{words}: {done.err}{done.out}"
+    assert len(done.err.strip().splitlines()) == 1 and not done.out, f"{words}: {done.err}{done.out}"
+
+
+def test_saved_files_without_the_package(data: Path, runs: Path, tmp_path: Path) -> None:
+    """A run, a checkpoint, a recipe in a file and a comparison, in every command: one line names what to add."""
+    run, where, config = str(runs / "plain"), str(data), str(runs / "plain" / "config.json")
+    alone = tmp_path / "compare" / "ours" / "recipe.json"
+    alone.parent.mkdir(parents=True)
+    alone.write_text(json.dumps({"format": FORMAT} | json.loads(Path(config).read_text())["recipe"]))
     commands = [
-        ["eval", str(runs / "plain"), "--data", str(data)],
-        ["train", str(runs / "plain" / "config.json"), "--resume", "--output", str(runs / "plain")],
-        ["train", "mylab:plain"],
+        ["train", config, "--output", str(tmp_path / "new")],
+        ["train", str(runs / "entropy_dino" / "config.json"), "--output", str(tmp_path / "new")],
+        ["train", str(alone), "--output", str(tmp_path / "new")],
+        ["train", config, "--output", run, "--resume"],
+        ["train", "small-dino", "--data", "shapes", "--output", run, "--resume"],
+        ["distill", "small-dino", "--teacher", run, "--data", "shapes", "--output", str(tmp_path / "new")],
+        ["eval", run, "--data", where],
+        ["eval", f"{run}/last", "--data", where],
+        ["predict", run, str(data / "val0.png"), "--output", str(tmp_path / "new")],
+        ["stability", run, where],
+        ["figures", run, "--data", "shapes", "--output", str(tmp_path / "figures")],
+        ["cost", config],
+        ["cost", "small-dino", "--teachers.teacher", "trained-teacher", "--objectives.features", "feature-distillation", "--teacher", run],
+        ["compare", "small-dino", config, "--output", str(tmp_path / "new")],
+        ["compare", "ours=small-dino", "small-stable-dino", "--output", str(tmp_path / "compare")],
     ]
-    for done in run_all(commands):
-        assert done.code == 2 and "--plugin mylab" in done.err and len(done.err.strip().splitlines()) == 1, done.err
+    # reports read a recipe as plain values, and a detector of ours is one whatever it was trained with
+    working = [
+        ["report", str(runs), "--output", str(tmp_path / "report.html")],
+        ["predict", str(runs / "entropy_dino"), str(data / "val0.png"), "--output", str(tmp_path / "found")],
+    ]
+    for words, done in zip([*commands, *working], run_all([*commands, *working]), strict=True):
+        if words in working:
+            assert done.code == 0, f"{words}: {done.err}"
+        else:
+            check_names_the_plugin(done, words)
+    assert not (tmp_path / "new").exists() and "mylab:entropy" in (tmp_path / "report.html").read_text()
+
+
+def test_words_without_the_package() -> None:
+    train, stable = ["train", "small-dino", "--data", "shapes"], ["train", "small-stable-dino"]
+    commands = [
+        ["train", "mylab:plain"],
+        ["cost", "mylab:plain"],
+        ["distill", "mylab:entropy_dinoo", "--teacher", "x"],
+        ["recipes", "mylab:plain"],
+        ["compare", "small-dino", "mylab:entropy_dino"],
+        [*train, "--objectives.x", "mylab:entropy"],
+        [*train, "--objectives.entropy", "mylab:entropy", "--objectives.entropy.weight", "0.2"],
+        [*train, "--objectives.entropy=mylab:entropy"],
+        [*train, "--sinks.losses", "mylab:losses-csv"],
+        [*train, "--detector", "mylab:plain-detr"],
+        [*train, "--criterion.class-cost", "mylab:sharp-cost"],
+        [*train, "--data.transform", "mylab:mosaic", "--data.transform.size", "64"],
+        [*stable, "--criterion.class-target.warp", "mylab:cubic"],
+        ["cost", "small-dino", "--objectives.entropy", "mylab:entropy"],
+        ["compare", "small-dino", "quickstart", "--", "--objectives.entropy", "mylab:entropy"],
+    ]
+    for words, done in zip(commands, run_all(commands), strict=True):
+        check_names_the_plugin(done, words)
+
+
+def test_mistyped_packages_and_parts(installed: Path) -> None:
+    """Where the package is in use, its names and that of the package itself are near ones."""
+    commands = [
+        (["train", "mypulg:entropy_dino"], "(in use: mylab). Name it, --plugin mypulg"),
+        (["train", "mylba:entropy_dino"], "did you mean 'mylab:entropy-dino'"),
+        (["train", "other:entropy"], "(in use: mylab)"),
+        (["train", "mylab:entropy_dinoo"], "did you mean 'mylab:entropy-dino'"),
+        (["train", "entropy_dino"], "did you mean 'mylab:entropy-dino'"),
+        (["train", "small-dino", "--objectives.x", "mylab:entropy"], "--objectives.entropy mylab:entropy"),
+        (["train", "small-dino", "--objectives.x", "mylba:entropy"], "did you mean 'mylab:entropy'"),
+        (["train", "small-dino", "--objectives.entropy", "mylab:entropi"], "did you mean 'mylab:entropy'"),
+        (["train", "small-dino", "--objectives.entropy.weight", "1"], "--objectives.entropy mylab:entropy"),
+        (["train", "small-dino", "--detector", "mylab:plain"], "did you mean 'mylab:plain-detr'"),
+        (["train", "small-stable-dino", "--criterion.class-target.warp", "mylab:entropy"], "no function that fits"),
+    ]
+    for (words, said), done in zip(commands, run_all([words for words, _ in commands], installed), strict=True):
+        assert done.code == 2 and said in done.err and len(done.err.strip().splitlines()) == 1, f"{words}: {done.err}"
 
 
 @pytest.mark.parametrize("plugin", ["mylab", str(PLUGIN / "mylab")])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from steadydetr.detectors import postprocess
@@ -40,3 +42,10 @@ def test_suppression_is_class_wise() -> None:
     _, kept, labels = postprocess(stages, [(10, 10)], top=4, nms=0.7)[0]
     assert labels.tolist() == [0, 1, 0]  # the second of class 0 is gone, class 1 on the same place is not
     assert torch.equal(kept, scores[[0, 2, 3]])
+
+
+def test_an_infinite_score_is_not_certain() -> None:
+    stages = Stages(torch.zeros(1, 1, 3, 2), torch.full((1, 1, 3, 4), 0.5))
+    stages.logits[0, 0, 1, 0], stages.logits[0, 0, 2, 1] = math.inf, -math.inf
+    ((_, scores, _),) = postprocess(stages, [(10, 10)])
+    assert scores[0].isnan() and scores[1:].isfinite().all() and scores[-1] == 0

@@ -14,7 +14,7 @@ import steadydetr
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_detector, save_detector
 from steadydetr.data import FixedSize
 from steadydetr.tools.evaluate import align_classes, evaluate_checkpoint
-from steadydetr.tools.image_files import list_sources, predict_files
+from steadydetr.tools.image_files import list_sources, picture_names, predict_files
 from tests.conftest import DETECTORS, make_method
 
 NAMES, IDS = ("disc", "square", "triangle", "cross", "ring"), (3, 5, 8, 13, 21)
@@ -58,12 +58,30 @@ def test_files_folders_and_image_lists(checkpoint: Path, images: Path, tmp_path:
     assert report.images == 3 and report.detections == 27 and "broken.png" in report.failures[0]
     assert (tmp_path / "out/0.png").exists()
     (tmp_path / "list.json").write_text(json.dumps({"images": [{"id": 77, "file_name": "1.png"}]}))
-    predict_files(detector, [tmp_path / "list.json"], tmp_path / "out", image_folder=images, draw=False)
+    with pytest.raises(FileExistsError, match=r"was made by `steadydetr predict`: choose another --output, or add --overwrite"):
+        predict_files(detector, [images], tmp_path / "out")
+    predict_files(detector, [tmp_path / "list.json"], tmp_path / "out", image_folder=images, draw=False, overwrite=True)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert len(results) == 9 and {row["image_id"] for row in results} == {77}
     assert {row["category_id"] for row in results} <= set(IDS)
+    assert all(row["file_name"] == "1.png" and row["category_name"] == NAMES[IDS.index(row["category_id"])] for row in results)
     with pytest.raises(ValueError, match="no image or folder"):
         list_sources([tmp_path / "absent.jpg"])
+
+
+def test_pictures_have_names_of_their_own(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    """Equal names in two folders, of two formats, that differ by capitals; the same image twice; an input that lies in the output."""
+    paths = [Path("a/x.jpg"), Path("b/x.jpg"), Path("b/x.png"), Path("c/X.jpg"), Path("b/x.jpg"), Path("b/x.jpg"), Path("out/y.png")]
+    assert picture_names(paths, Path("out")) == ["x.png", "x_jpg.png", "x_png.png", "c_X.png", "b_x.png", "x_2.png", "y_png.png"]
+    before = (images / "0.png").read_bytes()
+    detector = steadydetr.load(checkpoint, "cpu")
+    with pytest.raises(FileExistsError, match="no command of steadydetr has made it: choose another --output"):
+        predict_files(detector, [images], images)
+    assert not (images / "results.json").exists()
+    (images / "results.json").symlink_to(images / "1.png")
+    predict_files(detector, [images], images, overwrite=True)
+    assert (images / "0.png").read_bytes() == before and (images / "0_png.png").exists()
+    assert not (images / "results.json").is_symlink() and Image.open(images / "1.png").size == (50, 80)
 
 
 def test_classes_must_agree_by_name(checkpoint: Path) -> None:

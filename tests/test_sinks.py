@@ -154,5 +154,5 @@ def test_records_are_trimmed_to_the_checkpoint(tmp_path: Path) -> None:
     before = (tmp_path / "metrics.jsonl").read_text()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"kind": "tr')
-    folder.trim_records(2)
+    folder.trim_records(2, 0)
     assert (tmp_path / "metrics.jsonl").read_text() == "".join(before.splitlines(keepends=True)[:2])

@@ -132,3 +132,11 @@ def test_losses_sum_their_weighted_stages() -> None:
     assert torch.equal(values.grad, torch.full((2,), 2.0))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'main/class' was added twice"):
         losses.add("main/class", values, 1.0)
+
+
+def test_parts_of_a_batch_are_of_the_same_step() -> None:
+    batch = replace(make_batch((2, 0, 3)), step=5, seed=1)
+    parts = batch.split()
+    assert [part.image_ids for part in parts] == [(0,), (1,), (2,)] and [part.targets.counts for part in parts] == [(2,), (0,), (3,)]
+    assert all(part.totals == batch.global_totals and (part.step, part.seed) == (5, 1) for part in parts)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)

@@ -7,24 +7,25 @@ are left over or missing are an error that lists them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, save_detector
-from steadydetr.checkpoints.key_maps import listed, missing_copies, recognise, rename
+from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.files import listed, printable
+from steadydetr.finite import where_not_finite
 from steadydetr.kinds import options
 from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
+from steadydetr.tensor_files import read_pickled, read_tensors
 
 # what projects call the state dict in a file; averaged weights come first, because the numbers that are reported belong to them
 WRAPPERS = ("ema_model", "ema_state", "ema_state_dict", "state_dict_ema", "teacher", "model", "state_dict")
@@ -178,34 +179,30 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise FileNotFoundError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        return load_file(path)
-    content = unwrap(_load_tensors(path))
+        return read_tensors(path)
+    content = unwrap(_load_pickled(path))
     if not content or not all(isinstance(value, Tensor) for value in content.values()):
-        found = listed(map(str, content), 12) or "nothing"
+        found = printable(listed((str(key)[:60] for key in content), 12)) or "nothing"
         raise ValueError(f"{path} holds no state dict but {found}; expected tensors by name, or such under one of {', '.join(WRAPPERS)}")
-    return {key.removeprefix("module."): value for key, value in content.items()}
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
-def _load_tensors(path: Path) -> Any:
+def _load_pickled(path: Path) -> Any:
     try:
-        # Deformable DETR and DINO save the arguments of their command line beside the weights, as a namespace
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+        return read_pickled(path)
+    except ValueError as error:
         raise ValueError(
-            f"{path} cannot be read as a file of tensors ({type(error).__name__}: {str(error)[:300]}). If it holds other objects beside"
-            " the weights and you trust it, save the weights alone: torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE)"
-        ) from error
+            f"{error}. If it holds other objects beside the weights and you trust it, save the weights alone:"
+            " torch.save(torch.load(FILE, weights_only=False)['model'], NEW_FILE)"
+        ) from None
 
 
 def unwrap(content: Any) -> dict[str, Any]:
     """The state dict in the dictionaries that projects put around it; empty if the content is no dictionary."""
-    while isinstance(content, Mapping):
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping) and content[name]), None)
-        if inner is None:
-            return dict(content)
-        content = inner
-    return {}
+    for _ in range(len(WRAPPERS)):  # and no more: a dictionary may hold itself
+        inner = [content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)] if isinstance(content, Mapping) else []
+        content = next(filter(None, inner), content)
+    return dict(content) if isinstance(content, Mapping) else {}
 
 
 def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untraced = USUAL) -> Converted:
@@ -216,10 +213,13 @@ def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untr
 
     Raises:
         FileExistsError: `output` is there already.
+        ValueError: the file is not understood, or holds NaN or infinite values.
     """
     if output.exists():
         raise FileExistsError(f"{output} exists already: choose another folder")
     converted = convert_state_dict(load_foreign(path), untraced=untraced)
+    if found := where_not_finite(converted.state):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")
     names, category_ids = class_list(classes, converted.num_classes)
     save_detector(output, converted.state, DetectorCard(converted.config, names, category_ids, ShortestSide()))
     return converted

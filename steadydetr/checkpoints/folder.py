@@ -6,28 +6,45 @@ there.
 
 from __future__ import annotations
 
-import copy
-import json
+import io
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from steadydetr.checkpoints.layouts import known_layouts
-from steadydetr.config import FORMAT, check_format, from_plain, to_plain
+from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import write_json
+from steadydetr.files import (
+    UNFINISHED,
+    first_line,
+    listed,
+    one_line,
+    printable,
+    read_json_object,
+    remove_tree,
+    umask,
+    write_bytes,
+    write_json,
+)
+from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
+from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
-WEIGHTS, CONFIG, STATE = "model.safetensors", "config.json", "training_state.pt"
+WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
+PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
+STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # of every training state
 
 
 @register("detector-card")
@@ -42,6 +59,11 @@ class DetectorCard:
     top: int = 300  # detections of an image at most
     nms: float | None = None  # IoU above which the lower-scored of two detections of a class is removed; None: none is
 
+    def __post_init__(self) -> None:
+        if len(self.classes) != len(self.category_ids) or not self.classes:
+            raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
+        check_within("card", self, top=(1, 10**6), nms=(0, 1))
+
 
 @dataclass(frozen=True)
 class LoadedDetector:
@@ -51,38 +73,75 @@ class LoadedDetector:
     card: DetectorCard
 
 
-def save_detector(folder: Path, state: Mapping[str, Tensor], card: DetectorCard, extra: Mapping[str, Any] | None = None) -> None:
+def save_detector(
+    folder: Path,
+    state: Mapping[str, Tensor],
+    card: DetectorCard,
+    extra: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> None:
     """Write a checkpoint folder. An older one in its place is removed only when the new one is complete.
 
     Args:
         extra: the state of the training, for resuming. `load_training_state` reads it with `weights_only`, so it may hold only tensors
             and plain values.
+        progress: where the run is, of the same kinds of values; `save_progress` can replace it without the rest.
+
+    Raises:
+        OSError: it cannot be written, because the disk is full for instance; what was there is as it was.
     """
-    fresh = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
-    write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
-    if extra is not None:
-        torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
-    for path in fresh.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    _replace_folder(fresh, folder)
+    with reported_writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
+            write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
+            if extra is not None:
+                torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
+            if progress is not None:
+                torch.save({"format": FORMAT} | dict(progress), fresh / PROGRESS)
+            for path in fresh.iterdir():
+                path.chmod(0o666 & ~umask())
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            fresh.chmod(0o777 & ~umask())
+            _replace_folder(fresh, folder)
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def save_progress(folder: Path, progress: Mapping[str, Any]) -> None:
+    """Replace only where the run is, in a checkpoint that `save_detector` wrote; the weights stay."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT} | dict(progress), content)
+    with reported_writing(folder):
+        write_bytes(folder / PROGRESS, content.getvalue())
+
+
+@contextmanager
+def reported_writing(folder: Path) -> Iterator[None]:
+    """Whatever a library raises where it cannot write becomes an OSError that names the folder."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = first_line(error)
+        raise OSError(f"the checkpoint {folder} cannot be written: {reason}. What was saved before is as it was") from error
 
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
-    """Put the folder `fresh` in the place of `folder`.
+    """Put the folder `fresh` in the place of `folder`; a link there is replaced, what it leads to stays as it is.
 
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too.
     """
     old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    remove_tree(old)
+    if os.path.lexists(folder):
         os.rename(folder, old)
     os.rename(fresh, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    remove_tree(old)
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
@@ -108,8 +167,24 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
 
 
 def choose_device(name: torch.device | str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU.
+
+    Raises:
+        ValueError: torch does not know it, or this machine has none; says what to use.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device has errors of its own
+        if str(name).startswith("cuda"):
+            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+            have = f"there is no GPU here that torch can use, or its drivers are missing ({error})"
+            have = f"this machine has the GPUs cuda:0 to cuda:{found - 1}" if found else have
+            raise ValueError(one_line(f"--device {name}: {have}; use --device cpu or auto", 400)) from None
+        raise ValueError(one_line(f"--device {name}: torch has no such device here; use --device cpu, cuda or auto", 400)) from None
+    return device
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:
@@ -117,13 +192,15 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: a file of it is damaged or of another version; says which.
+        ValueError: a file of it is damaged or of another version, or there is no such device; says which.
     """
+    chosen = choose_device(device)
     folder = find_checkpoint(Path(path).expanduser())
     card = read_card(folder)
+    check_sizes(card, folder)
     detector = card.detector.without_pretrained().build(len(card.classes))
     load_weights(detector, folder)
-    return LoadedDetector(detector.eval().to(choose_device(device)), card)
+    return LoadedDetector(detector.eval().to(chosen), card)
 
 
 def read_card(folder: Path) -> DetectorCard:
@@ -132,28 +209,73 @@ def read_card(folder: Path) -> DetectorCard:
     Raises:
         ValueError: config.json is damaged, of another version, or not that of a checkpoint.
     """
-    try:
-        card = from_plain(json.loads((folder / CONFIG).read_text()), str(folder / CONFIG))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / CONFIG} is damaged: {error}") from error
+    card = from_plain(read_json_object(folder / CONFIG), printable(folder / CONFIG))
     if not isinstance(card, DetectorCard):
         raise ValueError(f"{folder / CONFIG} is not that of a checkpoint but a {type(card).__name__}")
     return card
+
+
+def check_sizes(card: DetectorCard, folder: Path) -> None:
+    """Compare what config.json would build with the header of the weights, before either takes memory.
+
+    Raises:
+        ValueError: the header is damaged, or tells of other parameters; lists them.
+    """
+    shapes = tensor_shapes(folder / WEIGHTS)
+    try:
+        with torch.device("meta"), at_most_parameters(PARTS_PER_TENSOR * len(shapes) + 1000):
+            planned = card.detector.without_pretrained().build(len(card.classes))
+    except Exception as error:
+        if holds_foreign_part(card.detector):
+            return  # not every plugin's detector can be built without values; its sizes are its own affair
+        raise ValueError(f"{printable(folder / CONFIG)}: its detector cannot be built: {one_line(error, 500)}") from None
+    check_fit({name: tuple(tensor.shape) for name, tensor in planned.state_dict().items()}, shapes, folder / WEIGHTS)
+
+
+@contextmanager
+def at_most_parameters(number: int) -> Iterator[None]:
+    """Within the block modules may get so many parameters together; one more is a ValueError."""
+    left = number
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise ValueError(f"it has more than {number} parameters, many more than {WEIGHTS} has")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """Raise ValueError unless the file at `path`, which holds tensors of the shapes `found`, holds those of a detector; lists them."""
+    wrong = [f"{name} {list(found[name])} for {list(shape)}" for name, shape in wanted.items() if name in found and found[name] != shape]
+    problems = {"missing": sorted(wanted.keys() - found.keys()), "left over": sorted(found.keys() - wanted.keys()), "shapes": wrong}
+    if any(problems.values()):
+        lists = "; ".join(f"{what}: {listed(names, 10)}" for what, names in problems.items() if names)
+        raise ValueError(f"{printable(path)} does not fit its {CONFIG}: {printable(lists)}")
 
 
 def load_weights(detector: Detector, folder: Path) -> None:
     """Load a checkpoint folder's weights into a detector.
 
     Raises:
-        ValueError: the file is damaged, or has other parameters than the detector; lists them.
+        ValueError: the file is damaged, holds NaN or infinite values, or has other parameters than the detector; lists them.
     """
-    try:
-        state = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged: {error}") from error
-    missing, unexpected = detector.load_state_dict(state, strict=False)
-    if missing or unexpected:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its {CONFIG}: missing {missing}, left over {unexpected}")
+    load_state(detector, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def load_state(detector: Detector, state: Mapping[str, Any], path: Path) -> None:
+    """Load tensors that were read from `path`; a ValueError lists those that are missing, left over, of another shape or not finite."""
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise ValueError(f"{printable(path)} is damaged: it holds weights that are no tensors")
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    check_fit({name: tuple(tensor.shape) for name, tensor in detector.state_dict().items()}, shapes, path)
+    _refuse_not_finite(state, path)
+    detector.load_state_dict(state)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -161,32 +283,42 @@ def load_training_state(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.
+        ValueError: it is damaged, of another version, or holds NaN or infinite values; names it.
     """
-    if not (folder / STATE).exists():
+    path = folder / STATE
+    if not path.exists():
         raise FileNotFoundError(f"{folder} has no {STATE}: it can be evaluated but not resumed from")
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
-    check_format(state, str(folder / STATE))
+    state = _read_dictionary(path)
+    if wrong := [name for name, kind in STATE_PARTS.items() if not isinstance(state.get(name, ...), kind)]:
+        raise ValueError(f"{printable(path)} is damaged, or of an unknown version: its {', '.join(wrong)} is missing or no dictionary")
+    _refuse_not_finite(dict(tensors_in(state)), path)
     return state
 
 
-def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state, None if there are none.
+def _refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ValueError if one of the tensors that were read from the file is not finite."""
+    if found := where_not_finite(tensors):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values. Take an earlier checkpoint, such as best of the run")
 
-    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
+
+def load_progress(folder: Path) -> dict[str, Any]:
+    """Where the run was when a checkpoint of it was written; version 0.1 kept it in the state of the training.
+
+    Raises:
+        FileNotFoundError: the folder is no checkpoint of a run.
     """
-    if extra["average"] is not None:
-        return extra["average"]
-    prefix = "teachers.ema.model."
-    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
-    return found or None
+    if not (folder / PROGRESS).exists():
+        progress = load_training_state(folder).get("state")
+        if not isinstance(progress, dict):
+            raise ValueError(f"{printable(folder / STATE)} is damaged: it does not say where the run was")
+        return progress
+    return {name: value for name, value in _read_dictionary(folder / PROGRESS).items() if name != "format"}
 
 
-def load_models(folder: Path, device: str) -> dict[str, Detector]:
-    """The detector of a checkpoint with its trained weights, "model", and with their average, "ema", if the checkpoint has one."""
-    loaded = load_detector(folder, device)
-    models = {"model": loaded.detector}
-    average = average_state(load_training_state(folder)) if (folder / STATE).exists() else None
-    if average is not None:
-        models["ema"] = copy.deepcopy(loaded.detector)
-        models["ema"].load_state_dict(average)
-    return models
+def _read_dictionary(path: Path) -> dict[str, Any]:
+    """What `save_detector` or `save_progress` wrote with torch; a ValueError names a damaged file or one of another version."""
+    content = read_pickled(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{printable(path)} is damaged: it holds a {type(content).__name__} instead of a dictionary")
+    check_format(content, printable(path))
+    return content

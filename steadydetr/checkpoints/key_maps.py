@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steadydetr.checkpoints.layouts import BY_NAME, LAYOUTS, known_layouts
 from steadydetr.checkpoints.layouts.base import DROP, Numbers
+from steadydetr.files import listed
 from steadydetr.nn.named_tensors import same
 
 
@@ -29,12 +30,6 @@ def recognise(keys: Iterable[str]) -> str:
             return layout.name
     names = ", ".join(reversed(BY_NAME))
     raise ValueError(f"no known layout: none of {names} writes keys like {listed(keys)}. Known are {known_layouts()}")
-
-
-def listed(keys: Iterable[str], most: int = 40) -> str:
-    """Keys for an error message: all of them, or the first `most` and how many more there are."""
-    keys = list(keys)
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
 
 
 def rename(state: Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:

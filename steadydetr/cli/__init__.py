@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
+from steadydetr.cli.words import take_flag
+from steadydetr.files import one_line, printable
 from steadydetr.kinds import nearest, use
+
+# read by torch's thread pool when it is loaded: threads that wait for work sleep, rather than keep a core busy that others need
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 HELP = """steadydetr: train, evaluate and use detectors of the DETR family
 
@@ -21,7 +28,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
-  steadydetr convert FILE OUTPUT             a checkpoint of Deformable DETR, DINO, detrex, mmdet or Hugging Face to ours
+  steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
 DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
 
@@ -45,24 +52,43 @@ COMMANDS = {
     "cost": "cost",
     "convert": "convert",
 }
-USER_ERRORS = (
-    ValueError,
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    PermissionError,
-    ChildProcessError,
-    FloatingPointError,
-    ImportError,
-)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+LESS_MEMORY = {  # what lowers the memory that a command takes
+    "train": "lower --training.batch-size, or raise --training.accumulation (the same result); --detector.transformer.checkpointing and"
+    " --training.precision bf16 save more",
+    "predict": "lower --batch-size, or use --device cpu",
+    "figures": "use --device cpu",
+    "cost": "lower --size",
+}
+LESS_MEMORY |= dict.fromkeys(("distill", "compare"), LESS_MEMORY["train"]) | dict.fromkeys(("eval", "stability"), LESS_MEMORY["predict"])
+BUG = """
+steadydetr {command}: this is a mistake in steadydetr itself or in a plugin, not in what you gave it. Please report the text above, with
+the command and what `pip list` says of steadydetr and torch."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Entry point. An error that a user can mend is one line on stderr and exit code 2."""
+    """Entry point. An error that a user can mend is one line on stderr and exit code 2; a mistake of ours is a traceback and 3."""
     words = list(sys.argv[1:] if words is None else words)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     words, plugins = take_plugins(words)
+    command = words[0] if words else ""
+    try:
+        answer(words, plugins)
+        flush()
+    except Exception as error:
+        if debug:
+            raise
+        raise SystemExit(tell(error, printable(command))) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print(f"steadydetr {command}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def answer(words: Sequence[str], plugins: Sequence[str]) -> None:
+    """Show help or version, or run the command."""
     if not words or words[0] in ("-h", "--help", "help"):
         print(HELP)
         return
@@ -71,32 +97,57 @@ def main(words: Sequence[str] | None = None) -> None:
 
         print(__version__)
         return
+    for plugin in plugins:
+        use(plugin)
+    run_command(words[0], words[1:])
+
+
+def tell(error: Exception, command: str) -> int:
+    """Say what went wrong, and give the exit code."""
+    if getattr(error, "said_elsewhere", False):  # by another process of the run
+        return 2
+    if isinstance(error, BrokenPipeError):  # whoever read our output, such as `head`, has ended
+        drop_output()
+        return 141  # as of a program that the signal of a broken pipe has ended
+    if is_out_of_memory(error):
+        print(f"steadydetr {command}: out of memory; {LESS_MEMORY.get(command, 'close other programs')}", file=sys.stderr)
+        return 2
+    if isinstance(error, USER_ERRORS):
+        print(f"steadydetr {command}: {one_line(error)}", file=sys.stderr)
+        return 2
+    traceback.print_exception(error)
+    print(BUG.format(command=command), file=sys.stderr)
+    return 3
+
+
+def flush() -> None:
+    """Write what is still in memory, so that a full disk or a pipe that has ended is an error here, and not at the end of Python."""
     try:
-        for plugin in plugins:
-            use(plugin)
-        run_command(words[0], words[1:])
-    except USER_ERRORS as error:
-        if debug:
-            raise
-        print(f"steadydetr {words[0]}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        print(f"steadydetr {words[0]}: interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        print(end="", flush=True)
+    except OSError:
+        drop_output()
+        raise
+
+
+def drop_output() -> None:
+    """Write nothing more: at its end Python would try once more, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the machine, whose allocator raises a plain RuntimeError in torch, or of a GPU."""
+    texts = ("DefaultCPUAllocator", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
 
 
 def take_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words without every `--plugin MODULE`, and the modules."""
-    left, plugins = [], []
-    rest = iter(words)
-    for word in rest:
-        if word == "--plugin" or word.startswith("--plugin="):
-            plugins.append(word.partition("=")[2] or next(rest, ""))
-        else:
-            left.append(word)
-    return left, plugins
+    plugins: list[str] = []
+    plugin, rest = take_flag(words, "--plugin")
+    while plugin is not None:
+        plugins.append(plugin)
+        plugin, rest = take_flag(rest, "--plugin")
+    return rest, plugins
 
 
 def run_command(command: str, words: Sequence[str]) -> None:

@@ -12,8 +12,8 @@ import tyro
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
-from steadydetr.files import Limits, printable, write_json
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.files import Limits, printable, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport
@@ -33,6 +33,8 @@ class CheckArguments:
     """Splits to look at, those that are there."""
     output: Path | None = None
     """JSON file for every finding; the console shows the first of each kind."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -40,6 +42,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(CheckArguments, words, "check", DESCRIPTION)
     from steadydetr.data.check import check_data
 
+    refuse_existing(arguments.output, arguments.overwrite)
     report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
     Console(markup=False, emoji=False).print(render(report))
     if arguments.output is not None:

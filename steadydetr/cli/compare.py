@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.config import check_within
 
 DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation and the paired difference to the first one.
 
@@ -46,8 +47,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(CompareArguments, words[: len(words) - len(shared) - ("--" in words)], "compare", DESCRIPTION)
     if len(arguments.recipes) < 2:
         raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
-    if arguments.seeds < 1 or arguments.jobs < 1:
-        raise ValueError(f"--seeds {arguments.seeds} and --jobs {arguments.jobs} must be at least 1")
+    check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))
     from steadydetr.cli.training_arguments import read_training_arguments
     from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels
 

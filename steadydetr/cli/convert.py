@@ -8,9 +8,11 @@ from pathlib import Path
 
 import tyro
 
+from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.cli.parsing import parse
+from steadydetr.config import check_within
 
-DESCRIPTION = """Convert a checkpoint of Deformable DETR, DINO, detrex (DINO, DAB-Deformable-DETR), mmdet or Hugging Face.
+DESCRIPTION = f"""Convert a checkpoint of another project: {known_layouts()}.
 Every key must find its place: one that is left over or missing is an error that lists them.
 
   steadydetr convert checkpoint0011_4scale.pth runs/dino-official
@@ -37,6 +39,7 @@ class ConvertArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
+    check_within("", arguments, heads=(1, 1000), queries=(1, 10**6))
     from steadydetr.checkpoints.convert import Untraced, convert_file
 
     untraced = Untraced(arguments.heads, arguments.queries, arguments.temperature, arguments.position_offset)

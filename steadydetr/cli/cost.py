@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import Console
+
+from steadydetr.cli.words import take_recipe
+from steadydetr.files import refuse_existing, write_json
+
 USAGE = """steadydetr cost RECIPE [--size H W] [--teacher RECIPE_OR_CHECKPOINT] [flags]
 
   steadydetr cost deformable-detr-r50-50ep                           at 800 x 1333; some minutes on a laptop
@@ -17,18 +22,12 @@ Runs on the CPU with random weights. Every field of the recipe is a flag, as in 
 
 
 def run(words: Sequence[str]) -> None:
-    if not words or words[0].startswith("-"):
-        if not words or {"-h", "--help"} & set(words):
-            print(USAGE)
-            return
-        raise ValueError("name a recipe first, as in `steadydetr cost deformable-detr-r50-50ep`")
-    from rich.console import Console
-
+    name, rest = take_recipe(words, USAGE, "steadydetr cost deformable-detr-r50-50ep")
     from steadydetr.cli.cost_arguments import read_cost_arguments, tables
-    from steadydetr.files import write_json
     from steadydetr.tools.cost import measure_cost
 
-    arguments = read_cost_arguments(words[0], words[1:], USAGE)
+    arguments = read_cost_arguments(name, rest, USAGE)
+    refuse_existing(arguments.output, arguments.overwrite)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
         Console(markup=False, emoji=False).print(table)

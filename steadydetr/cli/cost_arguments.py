@@ -11,8 +11,9 @@ import tyro
 from rich.table import Table
 
 from steadydetr.cli.overrides import choose
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.cli.training_arguments import find_or_read
+from steadydetr.config import check_within
 from steadydetr.recipes.base import Recipe
 from steadydetr.tools.cost import Cost
 
@@ -27,11 +28,17 @@ class CostArguments:
     classes: int = 80
     output: Path | None = None
     """JSON file for the numbers."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
 
 
 def read_cost_arguments(name: str, words: Sequence[str], description: str) -> CostArguments:
     recipe, words = choose(find_or_read(name), words)
-    return parse(CostArguments, words, f"cost {name}", description, CostArguments(recipe))
+    arguments = parse(CostArguments, words, f"cost {name}", description, CostArguments(recipe))
+    check_within("", arguments, classes=(1, 10**6))
+    if not all(32 <= side <= 2**14 for side in arguments.size):
+        raise ValueError(f"--size {arguments.size[0]} {arguments.size[1]} must be sides in 32 .. {2**14}")
+    return arguments
 
 
 def tables(cost: Cost) -> list[Table]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume] [flags]
+from steadydetr.cli.words import take_flag, take_recipe
+
+USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume [auto]] [flags]
 
   steadydetr distill deformable-detr-r50-50ep --teacher runs/r101 --data path/to/coco
   steadydetr distill detrdistill-dino-4scale-r101-r18-12ep --teacher runs/converted --data path/to/coco
@@ -24,27 +26,21 @@ TEACHER = """
 
 
 def run(words: Sequence[str]) -> None:
-    if not words or words[0].startswith("-"):
-        if not words or {"-h", "--help"} & set(words):
-            print(USAGE)
-            return
-        raise ValueError("name a recipe first, as in `steadydetr distill small-distill-deformable-detr --teacher runs/teacher`")
+    name, rest = take_recipe(words, USAGE, "steadydetr distill small-distill-deformable-detr --teacher runs/teacher")
     from steadydetr.cli.train import start
     from steadydetr.cli.training_arguments import find_or_read, override
     from steadydetr.recipes.distill import distilled
 
-    teacher, rest = take_teacher(words[1:])
-    start(*override(distilled(find_or_read(words[0]), teacher), rest, f"distill {words[0]}", TEACHER))
+    teacher, rest = take_teacher(rest)
+    start(*override(distilled(find_or_read(name), teacher), rest, f"distill {name}", TEACHER))
 
 
 def take_teacher(words: Sequence[str]) -> tuple[str, list[str]]:
     """What --teacher names, and the other words; empty where it is not given."""
-    words = [part for word in words for part in (word.split("=", 1) if word.startswith("--teacher=") else [word])]
-    if "--teacher" not in words:
-        return "", words
-    at = words.index("--teacher")
-    teacher = words[at + 1] if at + 1 < len(words) else ""
+    teacher, rest = take_flag(words, "--teacher")
+    if teacher is None:
+        return "", rest
     if not teacher or teacher.startswith("--"):
         found = f", but {teacher} follows it" if teacher else ""
         raise ValueError(f"--teacher names no checkpoint{found}: give a run, a checkpoint folder or a converted checkpoint after it")
-    return teacher, words[:at] + words[at + 2 :]
+    return teacher, rest

@@ -12,7 +12,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits, printable
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
@@ -37,6 +38,8 @@ class EvalArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the metrics; the detections go beside it as COCO results."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
     nms: float | None = None
     """IoU of class-wise suppression; the checkpoint's own setting if not given."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
@@ -44,6 +47,7 @@ class EvalArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
+    check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
     from steadydetr.metrics.table import CLASS_METRICS, METRICS
     from steadydetr.tools.evaluate import evaluate_checkpoint
 

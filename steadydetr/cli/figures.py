@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits
 
 DESCRIPTION = """The papers' figures, drawn of your runs, as files.
@@ -33,7 +34,9 @@ class FiguresArguments:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Folders of runs, or folders with runs below them."""
     output: Path = Path("figures")
-    """Folder of the files; figures of the same names in it are replaced."""
+    """New or empty folder of the files, or one of earlier figures; those of the same names are replaced."""
+    overwrite: Overwrite = False
+    """Write into any folder, and replace files of the same names."""
     format: Literal["png", "svg", "pdf"] = "png"
     data: str | None = None
     """Data set for sampling points, masks and activation: a folder, or shapes."""
@@ -47,6 +50,7 @@ class FiguresArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(FiguresArguments, words, "figures", DESCRIPTION)
+    check_within("", arguments, objects=(1, 1000))
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
     from steadydetr.drawing.paper_figures import write_figures
@@ -59,6 +63,7 @@ def run(words: Sequence[str]) -> None:
         arguments.split,
         arguments.objects,
         arguments.teacher,
+        arguments.overwrite,
         arguments.limits,
     )
     for path in written:

@@ -17,7 +17,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import tyro
 
 from steadydetr.cli.parsing import REGISTRY
-from steadydetr.kinds import nearest, normal, options, word_of, words_of
+from steadydetr.kinds import nearest, normal, not_found, options, package_of, word_of, words_of
 from steadydetr.recipes.base import Recipe
 
 NONE = "none"
@@ -39,7 +39,9 @@ class Choice:
         """The part that a word means, by any of its words or its kind; ValueError where there is none."""
         found = [kind for kind in self.kinds.values() if normal(word) in ((NONE,) if kind is None else words_of(kind))]
         if not found:
-            raise ValueError(f"{self.flag} {word}: there is no such part{nearest(normal(word), list(self.kinds))}")
+            if not word or word.startswith("--"):
+                raise ValueError(f"{self.flag} names no part; there are {', '.join(self.kinds)}")
+            raise ValueError(f"{self.flag} {word}: {not_found(normal(word), list(self.kinds))}")
         return found[0]
 
 
@@ -59,6 +61,7 @@ def choose(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
     """
     left = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     recipe, taken = _exchange(recipe, left)
+    _check_flags(recipe, left)
     return (recipe, left) if taken else (recipe, list(words))
 
 
@@ -75,6 +78,42 @@ def _exchange(recipe: Recipe, left: list[str]) -> tuple[Recipe, bool]:
         recipe = put(recipe, choice.path, None if kind is None else kind())
         del left[at : at + 2]
         taken = True
+
+
+def _check_flags(recipe: Recipe, left: Sequence[str]) -> None:
+    """Raise ValueError for a flag of a part that the recipe does not have, or of a field that a part does not have."""
+    places = {choice.flag: choice for choice in choices(recipe)}
+    words = zip(left, [*left[1:], ""], strict=False)
+    for flag, word in ((flag.replace("_", "-"), word) for flag, word in words if flag.startswith("--") and "." in flag):
+        top, name, *_ = flag.removeprefix("--").split(".")
+        above = [place for place in places if flag.startswith(f"{place}.")]
+        if above:
+            _check_field(places[max(above, key=len)], flag)
+        elif role := role_of(get_type_hints(Recipe).get(top)):
+            raise ValueError(_no_such_name(flag, word, top, name, role))
+
+
+def _check_field(place: Choice, flag: str) -> None:
+    """Raise ValueError where the part that stands there has no such field."""
+    part, field = place.kinds.get(place.current), flag.removeprefix(f"{place.flag}.").partition(".")[0]
+    if part is None:
+        fitting = [word for word, kind in place.kinds.items() if kind is not None]
+        raise ValueError(f"{flag}: there is none in this recipe; name a part before it, {place.flag} {fitting[0]}")
+    names = [each.name.replace("_", "-") for each in fields(part)]
+    if field.removeprefix("no-") not in names:
+        raise ValueError(f"{flag}: {place.flag} is {place.current}, which has no field {field!r}{nearest(field, names)}")
+
+
+def _no_such_name(flag: str, word: str, top: str, name: str, role: type) -> str:
+    """What is wrong with --objectives.NAME, --teachers.NAME or --sinks.NAME where no part has that name."""
+    known, what = options(role), top.removesuffix("s")
+    names = {other: kind().name for other, kind in known.items()}
+    for other, kind in known.items():
+        if normal(word) in words_of(kind):
+            return f"{flag} {word}: this {what} goes by the name {names[other]}: --{top}.{names[other]} {word}"
+    if package_of(word):
+        return f"{flag} {word}: {not_found(normal(word), list(known), what)}"
+    return f"{flag}: there is no {what} {name!r}{nearest(name, sorted(set(names.values())))}"
 
 
 def choices(value: Any, path: tuple[str, ...] = ()) -> Iterator[Choice]:

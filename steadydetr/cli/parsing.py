@@ -3,26 +3,89 @@
 from __future__ import annotations
 
 import collections.abc
+import contextlib
+import difflib
+import io
+import re
+import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_origin
+from itertools import pairwise, takewhile
+from typing import Annotated, Any, TypeVar, get_origin
 
 import tyro
 
-from steadydetr.kinds import functions, kind_of, nearest, normal
+from steadydetr.kinds import did_you_mean, functions, kind_of, normal, not_found
 from steadydetr.old_formats import upgrade
 
 T = TypeVar("T")
+Overwrite = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # a flag without --no-overwrite
 REGISTRY = tyro.constructors.ConstructorRegistry()
 
 
 def parse(kind: type[T], words: Sequence[str], command: str, description: str, default: T | None = None) -> T:
-    """`kind` from the words of a command line; unknown flags and wrong values end the program with what was meant, code 2."""
-    prog = f"steadydetr {command}"
-    config = (tyro.conf.AvoidSubcommands,)
+    """`kind` from the words of a command line.
+
+    Raises:
+        ValueError: an unknown option, with the nearest ones, or a wrong value; one line.
+        SystemExit: help was asked for, and is shown.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found, left = _ask_tyro(kind, words, command, description, default)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ValueError(_in_one_line(said.getvalue(), command)) from None
+    sys.stderr.write(said.getvalue())  # of a plugin's classes, which are made there
+    if left:
+        raise ValueError(_not_understood(left[0], _flags(kind, command, description, default), command))
+    return found
+
+
+def _ask_tyro(kind: type[T], words: Sequence[str], command: str, description: str, default: T | None) -> tuple[T, list[str]]:
+    """The arguments, and the words that are none. Wrong values end the program, after a box of text on stderr."""
     with REGISTRY:
-        if default is None:
-            return tyro.cli(kind, args=list(words), prog=prog, description=description, config=config)
-        return tyro.cli(kind, args=list(words), prog=prog, description=description, default=default, config=config)
+        return tyro.cli(
+            kind,
+            args=list(words),
+            prog=f"steadydetr {command}",
+            description=description,
+            config=(tyro.conf.AvoidSubcommands,),
+            default=tyro.MISSING_NONPROP if default is None else default,
+            return_unknown_args=True,
+        )
+
+
+def _flags(kind: type[T], command: str, description: str, default: T | None) -> list[str]:
+    """Every flag that the help shows."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        _ask_tyro(kind, ["--help"], command, description, default)
+    return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue())))
+
+
+def _not_understood(word: str, flags: Sequence[str], command: str) -> str:
+    """What a word could mean that is no option: a flag with the same last part, `--lr` for `--training.lr`, or one below it or alike."""
+    more = f"`steadydetr {command} --help` shows all options"
+    flag = word.partition("=")[0].replace("_", "-")
+    if not flag.startswith("-"):
+        return f"{word!r} is left over: it belongs to no option; {more}"
+    last = flag.strip("-").rpartition(".")[2]
+    same, below = [other for other in flags if other.endswith((f".{last}", f"--{last}"))], [o for o in flags if o.startswith(f"{flag}.")]
+    close = (last and same) or below or difflib.get_close_matches(flag, flags)
+    return f"there is no option {flag}{did_you_mean(close[:3]) if close else ';'} {more}"
+
+
+def _in_one_line(box: str, command: str) -> str:
+    """An error of tyro's without its box, title and long help: what is wrong, and how the option is written."""
+    lines = [line.strip(" │|") for line in box.splitlines()[1:]]
+    lines = [line for line in lines if re.search(r"\w", line)]
+    what = " ".join(takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines))
+    usage = next((after for before, after in pairwise(lines) if before.startswith("Argument helptext")), "")
+    expected = f"; write it as {usage}" if usage else ""
+    what = what.removeprefix("Error parsing ").replace(f"Missing from steadydetr {command}:", "missing:").rstrip(".")
+    return f"{what}{expected}; `steadydetr {command} --help` shows all options"
 
 
 @REGISTRY.primitive_rule
@@ -43,5 +106,5 @@ def find_function(word: str) -> Callable[..., Any]:
     """The registered function of that kind, with - or _, or by the full name that version 0.1 took; a ValueError gives the nearest ones."""
     known, kind = functions(), normal(upgrade({"function": word})["kind"])
     if kind not in known:
-        raise ValueError(f"there is no function {word!r}{nearest(kind, list(known))}")
+        raise ValueError(not_found(kind if ":" in word else word, list(known), "function"))
     return known[kind]

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
 from steadydetr.files import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
@@ -25,7 +26,9 @@ class PredictArguments:
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
     output: Path = Path("predictions")
-    """Folder for results.json (COCO results) and the pictures."""
+    """New or empty folder for results.json (COCO results) and the pictures."""
+    overwrite: Overwrite = False
+    """Write into a folder that holds files already, and replace those of the same names; never an image that is read."""
     image_folder: Path | None = None
     """Where the images of a COCO image list are; beside it if not given."""
     threshold: float = 0.3
@@ -43,6 +46,9 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(PredictArguments, words, "predict", DESCRIPTION)
     if not arguments.images:
         raise ValueError("name at least one image, folder or COCO image list after the checkpoint")
+    check_within("", arguments, batch_size=(1, 10**6))
+    if not 0 <= arguments.threshold <= 1:
+        raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
     from steadydetr.tools.image_files import predict_files
     from steadydetr.tools.predictor import load
 
@@ -54,6 +60,7 @@ def run(words: Sequence[str]) -> None:
         threshold=arguments.threshold,
         draw=arguments.draw,
         batch_size=arguments.batch_size,
+        overwrite=arguments.overwrite,
         limits=arguments.limits,
     )
     print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import tyro
 
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 
 DESCRIPTION = """One HTML page of one run or of several side by side: curves, AP, stability, losses, speed, predictions, what differs.
 
@@ -25,6 +25,8 @@ class ReportArguments:
     """Folders of runs, or folders with runs below them."""
     output: Path | None = None
     """The page; report.html in the run's folder, for several runs in the current one, if not given. An earlier report is replaced."""
+    overwrite: Overwrite = False
+    """Replace --output even if it is no report."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -33,4 +35,4 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name at least one run, as in `steadydetr report runs/quickstart`")
     from steadydetr.drawing.report import write_report
 
-    print(f"Wrote {write_report(arguments.runs, arguments.output)}: open it in a browser")
+    print(f"Wrote {write_report(arguments.runs, arguments.output, arguments.overwrite)}: open it in a browser")

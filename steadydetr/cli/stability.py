@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from steadydetr.cli.parsing import parse
-from steadydetr.files import Limits, write_json
+from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.config import check_within
+from steadydetr.files import Limits, refuse_existing, write_json
 
 if TYPE_CHECKING:
     from steadydetr.metrics.stability import Stability
@@ -44,16 +45,18 @@ class StabilityArguments:
     """cpu, cuda or auto: a GPU if there is one."""
     output: Path | None = None
     """JSON file for the measures."""
+    overwrite: Overwrite = False
+    """Replace --output if it is there."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
-    from dataclasses import asdict
-
+    check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), images=(1, 10**9))
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
+    refuse_existing(arguments.output, arguments.overwrite)
     measured = measure_checkpoint(
         arguments.checkpoint,
         arguments.data,

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
+
+from steadydetr.cli.words import take_recipe
+from steadydetr.files import printable
 
 if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
     from steadydetr.recipes.base import Recipe
 
-USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume] [flags]
+USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume [auto]] [flags]
 
   steadydetr train quickstart                                        minutes on a laptop, on generated images
   steadydetr train dino-4scale-r50-12ep --data path/to/coco          the recipe of the paper
   steadydetr train quickstart --data path/to/voc --training.epochs 60 --output runs/mine
   steadydetr train quickstart --output runs/mine --resume            go on with an interrupted run: the same command again
+  steadydetr train quickstart --output runs/mine --resume auto       start it or go on with it, for schedulers
   steadydetr train runs/mine/config.json --output runs/again         what another run was made of
   torchrun --nproc-per-node 8 -m steadydetr train RECIPE ...         the same on 8 GPUs
 
@@ -30,21 +34,30 @@ Every field of a recipe is a flag, for example
 
 
 def run(words: Sequence[str]) -> None:
-    if not words or words[0].startswith("-"):
-        if not words or {"-h", "--help"} & set(words):
-            print(USAGE)
-            return
-        raise ValueError("name a recipe first, as in `steadydetr train quickstart`; `steadydetr recipes` lists them")
+    name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
     from steadydetr.cli.training_arguments import read_training_arguments
 
-    start(*read_training_arguments(words[0], words[1:]))
+    start(*read_training_arguments(name, rest))
+
+
+RESUME: dict[str, bool | Literal["auto"]] = {"no": False, "yes": True, "auto": "auto"}  # as `training.loop.train` takes it
 
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:
     """Train, and print the summary."""
+    from accelerate import PartialState
+
     from steadydetr.training.loop import train
 
-    output = arguments.output or Path("runs") / recipe.name
-    summary = train(recipe, output, arguments.resume, None if arguments.device == "auto" else arguments.device)
-    if summary["finished"] and int(os.environ.get("RANK", "0")) == 0:
+    output = arguments.output or default_output(recipe)
+    resume = RESUME[arguments.resume]
+    summary = train(recipe, output, resume, None if arguments.device == "auto" else arguments.device)
+    if summary["finished"] and PartialState().is_main_process:
         print(json.dumps({key: value for key, value in summary.items() if not isinstance(value, dict)}, indent=2))
+
+
+def default_output(recipe: Recipe) -> Path:
+    """runs/RECIPE; a ValueError where the name, which a stranger's file may have brought, is not that of a folder."""
+    if not re.fullmatch(r"[\w][\w. +:-]{0,99}", recipe.name):
+        raise ValueError(f"the recipe's name {printable(repr(recipe.name))} cannot be that of a folder in runs/: give --output")
+    return Path("runs") / recipe.name.replace(":", "-")

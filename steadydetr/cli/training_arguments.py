@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
@@ -15,6 +15,8 @@ from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import read_recipe
 
+Resume = Literal["no", "yes", "auto"]
+
 
 @dataclass(frozen=True)
 class TrainArguments:
@@ -23,8 +25,8 @@ class TrainArguments:
     """Folder of the data set, or shapes; several are joined by +. Shorthand of --data.source."""
     output: Path | None = None
     """Folder of the run; runs/RECIPE if not given. An existing run is never overwritten."""
-    resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Go on from the last checkpoint in --output."""
+    resume: Resume = "no"
+    """Alone or with yes: go on from the last checkpoint in --output. auto: go on if a run is there, start one if not."""
     seed: int | None = None
     """Shorthand of --training.seed."""
     device: Literal["auto", "cpu"] = "auto"
@@ -39,6 +41,7 @@ def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, Tr
 def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
     """The recipe as the words change it, and the other arguments; `more` stands in the help of the command."""
     recipe, words = choose(recipe, words)
+    words = _with_resume_value(words)
     arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
     recipe = arguments.recipe
     if arguments.data is not None:
@@ -46,6 +49,16 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def _with_resume_value(words: Sequence[str]) -> list[str]:
+    """`--resume` without a value means yes."""
+    found: list[str] = []
+    for word in reversed(words):
+        if word == "--resume" and (not found or found[0] not in get_args(Resume)):
+            found.insert(0, "yes")
+        found.insert(0, word)
+    return found
 
 
 def find_or_read(name: str) -> Recipe:

@@ -117,11 +117,14 @@ def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     """Decode every image file, because a truncated one can be opened and fails only when it is decoded, in the middle of an epoch."""
     names = [dataset.index.file(position) for position in range(len(dataset.index))]
     folder = dataset.data_folder
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         ways_out = list(pool.map(lambda name: folder.way_out(dataset.folder / name), names))
         readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
         found = pool.map(lambda position: _check_image(dataset, position), readable)
         return [*_report_outside(dataset, names, ways_out), *(finding for finding in found if finding is not None)]
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
 
 
 def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str]) -> Iterator[Finding]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -83,8 +84,12 @@ class AnnotationIndex:
         return np.repeat(np.arange(len(self)), self.counts)
 
     @property
-    def nbytes(self) -> int:
-        return sum(value.nbytes for value in (getattr(self, f.name) for f in fields(self)) if isinstance(value, np.ndarray))
+    def identity(self) -> str:
+        """By what the same images with the same annotations are known again, wherever they lie: their numbers, and a digest of them."""
+        digest = hashlib.sha256()
+        for name in ("image_ids", "file_bytes", "file_offsets", "sizes", "offsets", "boxes_xyxy", "labels", "crowd", "difficult"):
+            digest.update(np.ascontiguousarray(getattr(self, name)).view(np.uint8).data)
+        return f"{len(self)} images, {len(self.labels)} annotations, digest {digest.hexdigest()[:12]}"
 
     def usable(self) -> NDArray[np.bool_]:
         """[A] whether an annotation can be trained on: a finite box with an area inside its image, and no crowd region."""

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.data.dataset import Dataset
+from steadydetr.config import changeable
+from steadydetr.data.dataset import Dataset, first_few
+from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
-from steadydetr.files import Limits
+from steadydetr.files import Limits, printable
 from steadydetr.kinds import register
 from steadydetr.structures import Batch, Targets, seed_of
 
@@ -25,15 +25,25 @@ from steadydetr.structures import Batch, Targets, seed_of
 class DataConfig(Limits):
     """What is trained and evaluated on, what may be read of it, and how it is prepared."""
 
-    source: str = "shapes"  # folder, `shapes`, or several joined by +
-    val_source: str = ""  # where validation images come from, if from another place
+    source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
+    val_source: str = changeable("")  # where validation images come from, if from another place
     train_split: str = "train"
     val_split: str = "val"
     transform: TrainTransform = DetrTransform()
     resize: EvalTransform = ShortestSide()
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
-    workers: int = 4  # processes that load images, per rank; 0: none
+    workers: int = changeable(4)  # processes that load images, per rank, at most its share of the processors; 0: none
+    timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
+
+    def __post_init__(self) -> None:
+        if self.workers < 0:
+            raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
+        if not 0 <= self.timeout < math.inf:
+            raise ValueError(f"data.timeout = {self.timeout} must be a number of seconds; 0: no limit")
+
+
+Key = tuple[int, int]  # position of an image, seed of its transform
 
 
 @dataclass(frozen=True)
@@ -45,16 +55,29 @@ class LoadedSample:
 
 @dataclass(frozen=True)
 class Samples:
-    """Map-style source of prepared samples; its keys are (position, seed of the transform)."""
+    """What loading processes do: images of a data set, transformed. An exception of whatever kind is a ValueError that names the file."""
 
     dataset: Dataset
     transform: Transform
 
-    def __getitem__(self, key: tuple[int, int]) -> LoadedSample:
+    def batch(self, keys: Sequence[Key]) -> Batch:
+        return collate([self[key] for key in keys])
+
+    def names(self, keys: Sequence[Key]) -> str:
+        """The files that these keys stand for, as error messages list them."""
+        return first_few((printable(self.dataset.index.file(position)) for position, _ in keys), 4)
+
+    def __getitem__(self, key: Key) -> LoadedSample:
         position, seed = key
         index, transform = self.dataset.index, self.transform
-        with seeded(seed):
-            sample = apply(transform.build(), transform.gather(self._load, position, len(index)))
+        try:
+            with seeded(seed):
+                sample = apply(transform.build(), transform.gather(self._load, position, len(index)))
+        except Exception as error:
+            file, message = index.file(position), " ".join(str(error).split())
+            if isinstance(error, ValueError) and file in message:
+                raise
+            raise ValueError(f"{self.dataset.name}: {printable(file)} cannot be prepared: {type(error).__name__}: {message}") from error
         height, width = index.sizes[position].tolist()
         return LoadedSample(sample, int(index.image_ids[position]), (height, width))
 
@@ -97,7 +120,32 @@ def pad_batch(batch: Batch, height: int, width: int) -> Batch:
     return replace(batch, images=F.pad(batch.images, pad), padding=F.pad(batch.padding, pad, value=True))
 
 
-class TrainLoader:
+class Loader:
+    """Loads batches, in processes that live as long as the loader does, or until it is closed; they are started when first needed."""
+
+    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int) -> None:
+        """`batches`: how many are loaded in one pass."""
+        self.dataset, self.config, self.samples = dataset, config, Samples(dataset, transform)
+        self.workers = min(config.workers, batches, cpu_share())
+        self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
+        if self.workers:
+            check_script()
+
+    def load(self, keys: Iterable[Sequence[Key]]) -> Iterator[Batch]:
+        """The batches of these keys, in order."""
+        if not self.workers:
+            return map(self.samples.batch, keys)
+        if self.processes is None or self.processes.closed:
+            self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout)
+        return self.processes.map(keys)
+
+    def close(self) -> None:
+        """End the loading processes. The loader can be used again, and then starts others."""
+        if self.processes is not None:
+            self.processes.close()
+
+
+class TrainLoader(Loader):
     """Shuffled training batches, a function of (seed, epoch, step) alone.
 
     Args:
@@ -116,57 +164,39 @@ class TrainLoader:
             raise ValueError(f"training.batch_size = {batch_size} does not divide into {world} processes x {accumulation} micro-batches")
         if batch_size > len(dataset.index):
             raise ValueError(f"training.batch_size = {batch_size}, but {dataset.name} has only {len(dataset.index)} images to train on")
-        self.dataset, self.config, self.seed = dataset, config, seed
-        self.batch_size, self.accumulation, self.rank, self.world = batch_size, accumulation, rank, world
+        self.batch_size, self.accumulation, self.rank, self.world, self.seed = batch_size, accumulation, rank, world, seed
         self.steps_per_epoch = len(dataset.index) // batch_size
+        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation)
 
     def epoch(self, number: int, start_step: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded."""
-        order = torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(number, 0))).tolist()
+        loaded = self.load(self._keys(number, start_step))
+        for _ in range(start_step, self.steps_per_epoch):
+            yield [next(loaded) for _ in range(self.accumulation)]
+
+    def _keys(self, epoch: int, start_step: int) -> Iterator[list[Key]]:
+        """The keys of every micro-batch of this rank, made as they are needed."""
+        order = torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(epoch, 0))).tolist()
         per = self.batch_size // (self.world * self.accumulation)
-        keys = []
         for step in range(start_step, self.steps_per_epoch):
             for micro in range(self.accumulation):
                 start = step * self.batch_size + (micro * self.world + self.rank) * per
-                keys.append([(position, self._seed(number, position + 1)) for position in order[start : start + per]])
-        loader = iter(_loader(Samples(self.dataset, self.config.transform), keys, self.config.workers))
-        for _ in range(start_step, self.steps_per_epoch):
-            yield [next(loader) for _ in range(self.accumulation)]
+                yield [(position, self._seed(epoch, position + 1)) for position in order[start : start + per]]
 
     def _seed(self, epoch: int, item: int) -> int:
         return seed_of(self.seed, epoch, item)
 
 
-class EvalLoader:
-    """Every image once, in order, dealt to the ranks in turn."""
+class EvalLoader(Loader):
+    """Every image once, in order, dealt to the ranks in turn; it can be gone through again."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1) -> None:
-        self.dataset, self.config = dataset, config
         positions = range(rank, len(dataset.index), world)
         self.keys = [[(p, 0) for p in positions[i : i + batch_size]] for i in range(0, len(positions), batch_size)]
+        super().__init__(dataset, config.resize, config, len(self.keys))
 
     def __len__(self) -> int:
         return len(self.keys)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(_loader(Samples(self.dataset, self.config.resize), self.keys, self.config.workers))
-
-
-def _loader(samples: Samples, keys: list[list[tuple[int, int]]], workers: int) -> DataLoader[Batch]:
-    return DataLoader(
-        samples,  # type: ignore[arg-type]
-        batch_sampler=keys,  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=min(workers, len(keys), os.cpu_count() or 1),
-        worker_init_fn=_leave_signals_to_the_trainer,
-        pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ignore SIGTERM and SIGINT in a loading process.
-
-    Schedulers and Ctrl-C signal the whole process group; if loading processes ended, the trainer could not end its step and save.
-    """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+        return self.load(self.keys)

@@ -87,15 +87,6 @@ class ShapesDataset:
         canvas += rng.normal(0, 4, canvas.shape).astype(np.float32)
         return canvas.clip(0, 255).astype(np.uint8)
 
-    def load_masks(self, position: int) -> NDArray[np.bool_]:
-        """Visible pixels of every object of the index, [n, size, size]."""
-        layout = self._layout(position)
-        masks = np.zeros((len(layout), self.config.size, self.config.size), dtype=bool)
-        for mask, patch in zip(masks, layout, strict=True):
-            height, width = patch.mask.shape
-            mask[patch.top : patch.top + height, patch.left : patch.left + width] = patch.mask
-        return masks
-
     def _rng(self, position: int, stream: int) -> np.random.Generator:
         return np.random.default_rng((self.config.seed, SPLITS[self.split], position, stream))
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from steadydetr.config import check_within
 from steadydetr.kinds import register
 
 LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
+SIDE = (1, 2**14)  # of what images are resized to, in pixels: more is a mistake, and would take all memory
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class Sample:
 
 
 class Transform(ABC):
-    """How an image with its boxes becomes a sample: a frozen dataclass. Random numbers are torch's, seeded for every image and epoch."""
+    """How an image with its boxes becomes a sample: a frozen dataclass.
+
+    Random numbers are torch's, numpy's or Python's, which are seeded for every image and epoch.
+    """
 
     def gather(self, load: Callable[[int], Sample], position: int, images: int) -> Sample:
         """What `build` is applied to: the image at `position`. A mosaic loads others of the 0 .. `images` - 1 besides."""
@@ -56,6 +63,11 @@ class DetrTransform(TrainTransform):
     flip: float = 0.5
     crop: bool = True  # half of the images take the branch with the crop
 
+    def __post_init__(self) -> None:
+        check_within("data.transform", self, longest=SIDE, flip=(0, 1))
+        if not self.shortest or not all(SIDE[0] <= side <= SIDE[1] for side in self.shortest):
+            raise ValueError(f"data.transform.shortest = {self.shortest[:20]} must be sides in {SIDE[0]} .. {SIDE[1]}")
+
     def build(self) -> v2.Transform:
         resize = RandomShortestSize(list(self.shortest), self.longest)
         cropped = v2.Compose([RandomShortestSize([400, 500, 600], LONGEST), RandomSizeCrop(384, 600), resize])
@@ -77,6 +89,9 @@ class FixedSizeTransform(TrainTransform):
     transpose: float = 0.0  # probability of swapping x and y; 0 where classes depend on what is up
     zoom: float = 1.0
 
+    def __post_init__(self) -> None:
+        check_within("data.transform", self, height=SIDE, width=SIDE, flip=(0, 1), transpose=(0, 1), zoom=(0, 1))
+
     def build(self) -> v2.Transform:
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)]
         if self.transpose:
@@ -95,6 +110,9 @@ class ShortestSide(EvalTransform):
     shortest: int = 800
     longest: int = 1333
 
+    def __post_init__(self) -> None:
+        check_within("data.resize", self, shortest=SIDE, longest=SIDE)
+
     def build(self) -> v2.Transform:
         return ResizeShortest(self.shortest, max_size=self.longest)
 
@@ -106,6 +124,9 @@ class FixedSize(EvalTransform):
 
     height: int = 128
     width: int = 128
+
+    def __post_init__(self) -> None:
+        check_within("data.resize", self, height=SIDE, width=SIDE)
 
     def build(self) -> v2.Transform:
         return v2.Resize((self.height, self.width))
@@ -183,7 +204,14 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Torch's generator starts from `seed` within the block, and is as it was after it."""
+    """The generators of torch, numpy and Python start from `seed` within the block, and are as they were after it."""
+    before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        yield
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

@@ -7,7 +7,7 @@ Objectives, teachers and measures know detectors by this page alone. What not ev
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import Any, Self
@@ -122,6 +122,10 @@ class Detector(nn.Module, ABC):
         """The parameters that its queries are made of, by name: content, anchors or position vectors; none for many two-stage detectors."""
         return {}
 
+    def compiled_parts(self) -> Iterable[nn.Module]:
+        """What `training.compile` compiles, each module by itself, which gives small graphs without breaks; nothing by default."""
+        return ()
+
     def record_sampling_points(self) -> AbstractContextManager[list[tuple[Tensor, Tensor]]]:
         """A context in which `decode` appends to a list, for every stage, where each query samples the image and with which weights.
 
@@ -157,7 +161,10 @@ def postprocess(
     Args:
         sizes: (height, width) in pixels that the normalised boxes of each image span.
     """
-    scores = stages.logits[-1].float().sigmoid()
+    logits = stages.logits[-1].float()
+    scores = logits.sigmoid().masked_fill(
+        logits == torch.inf, torch.nan
+    )  # an overflow is no certainty; NaN sorts first, so that it is seen
     classes = scores.shape[-1]
     best, index = scores.flatten(1).topk(min(top, scores.shape[1] * classes))
     labels, rows = index % classes, index // classes

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steadydetr.detectors.deformable import (
-    SMALL,
+    START_SIZE,
     Decoder,
     DeformableDetector,
     DeformableDetectorConfig,
@@ -71,7 +71,7 @@ class DABDeformableDETR(DeformableDetector):
             self.query_anchor = nn.Embedding(config.queries, 4)  # before the sigmoid
             if config.transformer.share_decoder:
                 with torch.no_grad():  # as a bias of the shared head it would make the box smaller at every stage  # D-56
-                    self.query_anchor.weight[:, 2:] += SMALL
+                    self.query_anchor.weight[:, 2:] += START_SIZE
             else:
                 decoder.start_small()
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
+from steadydetr.config import changeable, check_within
 from steadydetr.detectors.base import Detector, DetectorConfig
-from steadydetr.detectors.query_groups import Joined, join
+from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.kinds import register
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention
@@ -37,6 +38,7 @@ from steadydetr.structures import (
     TwoStageMemory,
     dense_proposals,
     take_rows,
+    without_autocast,
 )
 
 
@@ -61,9 +63,12 @@ class TransformerConfig:
     fusion: FusionKind = "none"  # of the memory with what went into the encoder (Stable-DINO Sec. 3)
     fusion_norm: bool = True  # LayerNorm after each fusion
     share_decoder: bool = False  # one set of parameters, heads included, for all decoder stages
-    checkpointing: bool = False  # recompute layers in the backward pass: less memory, same gradients
+    checkpointing: bool = changeable(False)  # recompute layers in the backward pass: less memory, same gradients
 
     def __post_init__(self) -> None:
+        numbers = dict.fromkeys(("heads", "decoder_layers", "encoder_points", "decoder_points"), (1, 1000))
+        sizes = {"width": (4, 2**16), "norm_groups": (1, 2**16), "ffn": (1, 2**20), "levels": (1, 32), "encoder_layers": (0, 1000)}
+        check_within("transformer", self, **numbers, **sizes, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
         for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):
             if self.width % divisor:
                 raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")
@@ -107,7 +112,7 @@ def infer_fusion(tensors: NamedTensors) -> FusionKind:
     return cast(FusionKind, "_".join(found) or "none")
 
 
-SMALL = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
+START_SIZE = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
 
 
 class Decoder(nn.Module):
@@ -133,9 +138,9 @@ class Decoder(nn.Module):
         self.box_heads = nn.ModuleList(box_head(c.width) for _ in range(heads))
 
     def start_small(self) -> None:
-        """Boxes of the first stage start with sides of `SMALL`."""
+        """Boxes of the first stage start with sides of `START_SIZE`."""
         with torch.no_grad():
-            cast(MLP, self.box_heads[0]).output.bias[2:] = SMALL
+            cast(MLP, self.box_heads[0]).output.bias[2:] = START_SIZE
 
 
 class DeformableDetectorConfig(DetectorConfig):
@@ -144,6 +149,9 @@ class DeformableDetectorConfig(DetectorConfig):
     backbone: BackboneConfig
     transformer: TransformerConfig
     queries: int
+
+    def __post_init__(self) -> None:
+        check_within("detector", self, queries=(1, 10**6))
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())
@@ -239,6 +247,10 @@ class DeformableDetector(Detector):
             for hook in hooks:
                 hook.remove()
 
+    def compiled_parts(self) -> Iterator[nn.Module]:
+        """Every layer of encoder and decoder."""
+        return (module for module in self.modules() if isinstance(module, (EncoderLayer, DecoderLayer)))
+
     def keep_classes(self, classes: Sequence[int]) -> None:
         rows = list(classes)
         for head in cast("list[nn.Linear]", list(self.decoder.class_heads)):
@@ -247,7 +259,7 @@ class DeformableDetector(Detector):
         self.num_classes = len(rows)
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
-        joined = join(groups)
+        joined = join_groups(groups)
         return joined.split(self._run(memory, joined))
 
     def _run(self, memory: Memory, joined: Joined) -> DecodedStages:
@@ -350,7 +362,7 @@ class ProposalHead(nn.Module):
         anchors, usable = token_anchors(memory)
         content = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
         # in float32, because rounding to bfloat16 alone would change which tokens are selected
-        with torch.autocast(content.device.type, enabled=False):
+        with without_autocast(content):
             logits = self.class_head(content.to(self.class_head.weight.dtype))
         unsigmoid = torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf)
         boxes = self.box_head(content) + unsigmoid

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import (
-    SMALL,
+    START_SIZE,
     Decoder,
     DeformableDetector,
     DeformableDetectorConfig,
@@ -37,6 +37,7 @@ class DeformableDETRConfig(DeformableDetectorConfig):
     two_stage: bool = False  # queries from the encoder's best proposals
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.two_stage and not self.refine:
             raise ValueError("detector.two_stage needs detector.refine: proposals are boxes that the decoder refines")
 
@@ -88,7 +89,7 @@ class DeformableDETR(DeformableDetector):
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)
             if config.refine and config.transformer.share_decoder:
-                self.start_size = SMALL  # as a bias of the shared head it would make the box smaller at every stage  # D-56
+                self.start_size = START_SIZE  # as a bias of the shared head it would make the box smaller at every stage  # D-56
             else:
                 decoder.start_small()
 

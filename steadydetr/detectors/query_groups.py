@@ -34,7 +34,7 @@ class Joined:
         }
 
 
-def join(groups: Sequence[QueryGroup]) -> Joined:
+def join_groups(groups: Sequence[QueryGroup]) -> Joined:
     """Concatenate the groups and plan their attention.
 
     The content of invalid rows is replaced here, because a NaN in it would reach the gradient: masking later gives 0 * NaN, which is NaN.

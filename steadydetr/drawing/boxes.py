@@ -6,23 +6,44 @@ import colorsys
 
 from PIL import Image, ImageDraw, ImageFont
 
+Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
 
 def draw_boxes(image: Image.Image, boxes_xyxy: list[list[float]], labels: list[int], captions: list[str]) -> Image.Image:
-    """A copy of the image with a box and a caption for each entry, one colour per class."""
+    """A copy of the image with a box and a caption for each entry, one colour per class.
+
+    Earlier entries get their captions first; one that finds no place beside its box that is free of other captions is left out.
+    """
     image = image.copy()
     pen = ImageDraw.Draw(image)
     width = max(1, round(max(image.size) / 400))
     font = ImageFont.load_default(size=max(9, round(max(image.size) / 55)))
+    for (x0, y0, x1, y1), label in zip(boxes_xyxy, labels, strict=True):
+        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=class_colour(label), width=width)
+    taken: list[Rectangle] = []
     for box, label, caption in zip(boxes_xyxy, labels, captions, strict=True):
-        colour = class_colour(label)
-        x0, y0, x1, y1 = box
-        pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=colour, width=width)
-        if caption:
-            _left, _top, right, bottom = pen.textbbox((0, 0), caption, font=font)
-            corner = (min(max(x0, 0), image.width - right), max(y0 - bottom - 2, 0))
-            pen.rectangle((corner[0], corner[1], corner[0] + right + 2, corner[1] + bottom + 2), fill=colour)
-            pen.text((corner[0] + 1, corner[1] + 1), caption, fill="black", font=font)
+        _left, _top, right, bottom = pen.textbbox((0, 0), caption, font=font)
+        place = _free_place(box, right + 2, bottom + 2, image.size, taken) if caption else None
+        if place is not None:
+            taken.append(place)
+            pen.rectangle(place, fill=class_colour(label))
+            pen.text((place[0] + 1, place[1] + 1), caption, fill="black", font=font)
     return image
+
+
+def _free_place(box: list[float], width: float, height: float, size: tuple[int, int], taken: list[Rectangle]) -> Rectangle | None:
+    """Where a caption of this size fits: above the box, else within it at the top, below it, or within it at the bottom."""
+    x0, y0, _, y1 = box
+    left = min(max(x0, 0), max(size[0] - width, 0))
+    for top in (max(y0 - height, 0), y0, y1, y1 - height):
+        place = (left, top, left + width, top + height)
+        if 0 <= top <= size[1] - height and not any(_overlap(place, other) for other in taken):
+            return place
+    return None
+
+
+def _overlap(a: Rectangle, b: Rectangle) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def class_colour(label: int) -> tuple[int, int, int]:

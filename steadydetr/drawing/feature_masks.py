@@ -16,6 +16,7 @@ from steadydetr.data import DataConfig, Dataset
 from steadydetr.detectors import Detector
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.drawing.image_axes import outline_box
+from steadydetr.drawing.plot import save_figure
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.feature_masks import TeacherView, view_of_teacher
 from steadydetr.structures import Batch
@@ -98,7 +99,7 @@ def _save_rows(rows: Sequence[MaskRow], output: Path) -> None:
         _plot_objects(axes_row[0], row)
         for axes, mask in zip(axes_row[1:], row.masks, strict=True):
             _plot_mask(axes, row.picture, mask)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def _plot_objects(axes: Axes, row: MaskRow) -> None:

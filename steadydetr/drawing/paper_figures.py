@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, load_models, read_card
+from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, read_card
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
-from steadydetr.files import DEFAULT_LIMITS, Limits
+from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder
 from steadydetr.learning.teachers import score_classes
 from steadydetr.runs.folder import RunFolder, run_criterion
-from steadydetr.runs.records import WEIGHTS, Records, read_runs
+from steadydetr.runs.models import load_models
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs
 
 
 def write_figures(
@@ -26,6 +27,7 @@ def write_figures(
     split: str = "val",
     objects: int = 3,
     teacher: str = "",
+    overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> tuple[list[Path], dict[str, str]]:
     """Write every figure that the runs have data for into the folder `output`.
@@ -35,13 +37,16 @@ def write_figures(
         suffix: png, svg or pdf.
         data: data set of the sampling points and masks; None: they are left out.
         teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
+        overwrite: whether `output` may hold other things than earlier figures.
         limits: what may be read of the data set.
 
     Returns:
         The files, and for every figure that could not be drawn the reason.
     """
     found = read_runs(runs)
-    output.mkdir(parents=True, exist_ok=True)
+    for damaged in (line for run in found for line in run.left_out):
+        raise ValueError(damaged)
+    claim_folder(output, "figures", again=True, overwrite=overwrite)
     written, missing = _write_panels(found, output, suffix)
     if data is None:
         missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
@@ -83,7 +88,7 @@ def _models_that_sample_points(runs: Sequence[Records]) -> tuple[dict[str, Detec
     for run, folder in zip(runs, folders, strict=True):
         for name, model in load_models(folder, "cpu").items():
             if model.samples_points:
-                models[f"{run.label}, {WEIGHTS[name]}"] = model
+                models[f"{run.label}, {WEIGHTS_LABELS[name]}"] = model
     return models, folders[0]
 
 

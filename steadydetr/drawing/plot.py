@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from steadydetr.drawing.colours import run_colours
 from steadydetr.drawing.panels import Line, Panel
-from steadydetr.runs.records import WEIGHTS, Records, without_seed
+from steadydetr.files import one_line, replacing
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, without_seed
 
 
 def panel_svg(panel: Panel, colour: Mapping[str, str]) -> bytes:
@@ -38,11 +39,17 @@ def save_panel(panel: Panel, runs: Sequence[Records], output: Path) -> None:
     plot_panel(figure.subplots(), panel, colour)
     by_group = {without_seed(run.label): colour[run.label] for run in runs}
     handles = [
-        Line2D([], [], color=by_group[name], linestyle=_stroke(weights), label=f"{name}, {WEIGHTS[weights]}")
+        Line2D([], [], color=by_group[name], linestyle=_stroke(weights), label=f"{name}, {WEIGHTS_LABELS[weights]}")
         for name, weights in sorted(shown)
     ]
     figure.legend(handles=handles, loc="outside lower center", fontsize=8, frameon=False)
-    figure.savefig(output, dpi=150)
+    save_figure(figure, output, dpi=150)
+
+
+def save_figure(figure: Figure, output: Path, dpi: int = 110) -> None:
+    """The figure as a file, PNG, SVG or PDF by its name, whole or not at all."""
+    with replacing(output) as file:
+        figure.savefig(file, format=output.suffix.removeprefix("."), dpi=dpi)
 
 
 def _by_recipe(lines: Sequence[Line]) -> list[list[Line]]:
@@ -120,5 +127,8 @@ def _style(axes: Axes) -> None:
 
 
 def _verbatim(text: str) -> str:
-    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula."""
-    return text.replace("$", r"\$")
+    """A title as it stands: the name of a loss may hold dollar signs, which matplotlib would take for the start of a formula.
+
+    Hidden characters, for which there are no letters, are escaped, and what has no end is cut.
+    """
+    return one_line(text, 100).replace("$", r"\$")

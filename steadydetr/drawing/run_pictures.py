@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from steadydetr.data import Dataset
 from steadydetr.drawing.boxes import draw_boxes
 from steadydetr.drawing.colours import COLOURS
+from steadydetr.files import replacing
 from steadydetr.metrics.results import Prediction
 from steadydetr.metrics.table import LABELS
 
@@ -29,13 +30,15 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     """
     from matplotlib.figure import Figure
 
+    from steadydetr.drawing.plot import save_figure
+
     records = list(metrics)
     training = [r for r in records if r["kind"] == "train"]
     evaluations = [r for r in records if r["kind"] == "eval"]
     figure = Figure(figsize=(14, 4), layout="constrained")
     total, ap, parts = figure.subplots(1, 3)
     steps = [r["step"] for r in training]
-    total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8)
+    total.plot(steps, [r["loss"] for r in training], color="#335c81", linewidth=0.8, marker=_marker(steps))
     total.set_title("loss")
     _plot_ap(ap, evaluations)
     _plot_parts(parts, training)
@@ -44,7 +47,12 @@ def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
     for axes in (total, ap, parts):
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
+
+
+def _marker(values: Sequence[object]) -> str:
+    """A line of one point would not be seen."""
+    return "o" if len(values) == 1 else ""
 
 
 def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
@@ -54,7 +62,8 @@ def _plot_parts(axes: Axes, training: list[dict[str, Any]]) -> None:
     for objective, term in names:
         values = [r["losses"].get(f"{objective}/{term}" if term else objective, float("nan")) for r in training]
         label = f"{objective} {term}".strip()
-        axes.plot([r["step"] for r in training], values, STROKES.get(term, "-"), color=colours[objective], linewidth=0.9, label=label)
+        style: dict[str, Any] = {"linestyle": STROKES.get(term, "-"), "color": colours[objective], "marker": _marker(values)}
+        axes.plot([r["step"] for r in training], values, linewidth=0.9, label=label, **style)
     axes.set_title("losses by term, summed over stages")
     axes.set_yscale("log")
 
@@ -64,7 +73,7 @@ def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
         chosen = [r for r in evaluations if r["weights"] == weights]
         for metric, colour in AP_COLOURS.items():
             if chosen:
-                label = f"{LABELS[metric]}{'' if weights == 'model' else ' (EMA)'}"
+                label = f"{LABELS[metric]}{'' if weights == 'model' else ' (average)'}"
                 values = [r[metric] for r in chosen]
                 axes.plot([r["step"] for r in chosen], values, style, color=colour, marker="o", markersize=3, label=label)
     axes.set_title("AP on held-out images")
@@ -78,7 +87,9 @@ def draw_predictions(
 ) -> None:
     """One PNG: each column an image, ground truth above, detections at or above `threshold` below."""
     margin, title = 6, 18
-    sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * (side + title) + margin), "white")
+    tallest = max((min(1.0, data.index.sizes[position][0] / data.index.sizes[position][1]) for position in positions), default=1.0)
+    row = round(side * tallest) + title
+    sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * row + margin), "white")
     for column, (position, (boxes, scores, labels)) in enumerate(zip(positions, predictions, strict=True)):
         index = data.index
         image = Image.fromarray(data.load_image(position))
@@ -93,8 +104,9 @@ def draw_predictions(
         drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, side + title))
-    sheet.save(output)
+        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, row))
+    with replacing(output) as file:
+        sheet.save(file, "PNG")
 
 
 def _with_title(image: Image.Image, text: str, side: int, height: int) -> Image.Image:

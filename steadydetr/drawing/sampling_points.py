@@ -32,6 +32,8 @@ def draw_sampling_points(
     """
     from matplotlib.figure import Figure
 
+    from steadydetr.drawing.plot import save_figure
+
     rows = list(first_objects(dataset, config, objects))
     if not rows or not models:
         return
@@ -47,7 +49,11 @@ def draw_sampling_points(
                 axes.set_axis_off()
             else:
                 plot_sampling_points(axes, picture, sampled, to_xyxy(batch.targets.boxes[target]), name)
-    figure.savefig(output, dpi=110)
+    figure.supxlabel(KEY, fontsize=8)
+    save_figure(figure, output)
+
+
+KEY = "dots: sampling points, brighter = more weight     star: reference point\ngreen: true box     white, dashed: predicted box"
 
 
 def plot_sampling_points(axes: Axes, picture: np.ndarray, sampled: SamplingPoints, target_xyxy: Tensor, name: str) -> None:

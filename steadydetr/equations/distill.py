@@ -52,7 +52,7 @@ def pairwise_boxes(predicted: Tensor, target: Tensor, giou_eps: float = 0.0) -> 
     return torch.cdist(target, predicted, p=1), giou
 
 
-# Target-aware feature distillation, Eq. 5-8, and its peers
+# Target-aware feature distillation, Eq. 5-8, and the methods that it is compared with
 
 
 def quality_score(score: Tensor, iou: Tensor, gamma: float = 0.5) -> Tensor:

@@ -45,7 +45,7 @@ class StepContext:
         memory = student.encode(batch.images, batch.padding)
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])
-        solved = zip(predictions.items(), solve(problems), strict=True)
+        solved = zip(predictions.items(), solve(problems, batch), strict=True)
         outputs = {name: TeacherOutput.of(found, matched, batch.targets) for (name, found), matched in solved}
         return StepContext(batch, student, criterion, memory, queries, proposals, outputs, adapters or {}, teachers)
 

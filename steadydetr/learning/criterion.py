@@ -12,7 +12,7 @@ from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.kinds import register
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
 from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
-from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32
+from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32, without_autocast
 
 CERTAIN_BACKGROUND = -1e4  # a logit for which the loss of background and its gradient are exactly 0
 
@@ -51,7 +51,7 @@ class Criterion:
     @torch.no_grad()
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
         """The assignment problem of every stage with the targets of the batch; costs are in float32 or better."""
-        with torch.autocast(stages.logits.device.type, enabled=False):
+        with without_autocast(stages.logits):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
@@ -74,7 +74,7 @@ class Criterion:
             weights: instead of the criterion's own.
         """
         weights = weights or self.loss_weights
-        with torch.autocast(stages.logits.device.type, enabled=False):
+        with without_autocast(stages.logits):
             folded = targets.repeat_batch(stages.logits.shape[0])
             label = self._class_loss(stages, assignment, targets, folded)
             l1, giou = self._box_losses(stages, assignment.boxes, folded)

@@ -13,7 +13,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
-from steadydetr.structures import Match, MatchResult, Stages, Targets
+from steadydetr.data.loading_processes import cpu_share
+from steadydetr.finite import NotFiniteError, images_named
+from steadydetr.structures import Batch, Match, MatchResult, Stages, Targets
 
 FORBIDDEN = 1e9  # the cost of pairs that must not be; finite, because the solver refuses problems without any finite entry
 LARGE = 2**16  # entries of one image's problem from which on threads are used; smaller ones are solved before a thread has started
@@ -63,10 +65,14 @@ class Problem:
         return Problem(cost if terms.valid is None else torch.where(terms.valid, cost, FORBIDDEN), counts, name)
 
 
-def solve(problems: Sequence[Problem]) -> list[MatchResult]:
+def solve(problems: Sequence[Problem], batch: Batch | None = None) -> list[MatchResult]:
     """Solve all problems of a step with one fetch to the host and one transfer back.
 
-    Raises FloatingPointError, naming the problem, where a cost is not finite.
+    Args:
+        batch: whose images the problems are of, for the error.
+
+    Raises:
+        NotFiniteError: a cost is not finite; names the problem and the images.
     """
     if not problems:
         return []
@@ -76,6 +82,7 @@ def solve(problems: Sequence[Problem]) -> list[MatchResult]:
     blocks = [fetched[start:stop] for start, stop in pairwise(accumulate(sizes, initial=0))]
     pairs: list[np.ndarray] = []
     for block, problem in zip(blocks, problems, strict=True):
+        _check_finite(block.reshape(problem.cost.shape), problem, batch)
         before = [found for found, earlier in zip(pairs, problems, strict=False) if earlier.name == problem.after]
         pairs.append(_solve(block.reshape(problem.cost.shape), problem, *before))
     sent = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
@@ -83,12 +90,19 @@ def solve(problems: Sequence[Problem]) -> list[MatchResult]:
     return [MatchResult(Match(*found), problem.cost.detach()) for found, problem in zip(split, problems, strict=True)]
 
 
+def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> None:
+    """Raise NotFiniteError if a cost, [R, N], is NaN or infinite."""
+    if np.isfinite(cost).all():
+        return
+    folded = np.repeat(np.arange(len(problem.counts)), problem.counts)[~np.isfinite(cost).all(1)]
+    of = ""
+    if batch is not None:
+        of = f" for {images_named({batch.image_ids[image % len(batch.image_ids)] for image in folded})}"
+    raise NotFiniteError(f"the matching cost of {problem.name!r} is not finite{of}", batch)
+
+
 def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None) -> np.ndarray:
     """Folded image, query and folded target of every pair, [3, P] int64. `before` are the pairs of the problem named by `after`."""
-    if not np.isfinite(cost).all():
-        raise FloatingPointError(
-            f"the matching cost of {problem.name!r} is not finite: the predictions are, or a target is, NaN or infinite"
-        )
     image = np.repeat(np.arange(len(problem.counts)), problem.counts)
     if before is not None:
         taken = np.zeros((len(problem.counts), cost.shape[1]), dtype=bool)
@@ -98,7 +112,7 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
     if max((block.size for block in blocks), default=0) < LARGE:
         chosen = [_assign(block) for block in blocks]
     else:
-        with ThreadPoolExecutor() as pool:  # the solver releases the interpreter's lock
+        with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
             chosen = list(pool.map(_assign, blocks))
     columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
     matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0

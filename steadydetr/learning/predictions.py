@@ -89,7 +89,7 @@ def match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Match
     problems = [criterion.problem(found.stages, targets, "main")]
     if proposals is not None:
         problems.append(_proposal_problem(proposals, found.queries, detector, criterion, targets))
-    matched, *others = solve(problems)
+    matched, *others = solve(problems, batch)
     return MatchedPredictions.of(found, matched, targets, MatchedQueries.of(others[0].match, targets, 1) if others else None)
 
 

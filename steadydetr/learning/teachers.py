@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
+from steadydetr.config import changeable
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.kinds import register
 
@@ -53,11 +54,16 @@ class Teacher(ABC):
     """Where a teacher comes from: a frozen dataclass."""
 
     trained_before: bool = False  # it comes from a checkpoint, with an architecture of its own
+    stop_update: bool = False  # an average that is frozen from the first drop of the learning rate; no drop, no stop  # D-32
 
     @property
     @abstractmethod
     def name(self) -> str:
         """What objectives call it; no two teachers of a recipe share one."""
+
+    def decay_for(self, total_steps: int | None) -> float | None:
+        """The decay of its average in a run of so many steps, None: of unknown length. None where it is no average of the student."""
+        return None
 
     @abstractmethod
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
@@ -88,7 +94,7 @@ class EMATeacher(Teacher):
     """The average of the student's weights as its teacher (OD-DETR)."""
 
     decay: float | None = None  # 0.9996 in the paper; None: an average over about 2.8% of the run's steps  # D-31
-    stop_update: bool = True  # frozen from the first drop of the learning rate; no drop, no stop  # D-32
+    stop_update: bool = True
 
     def __post_init__(self) -> None:
         if self.decay is not None and not 0 <= self.decay < 1:
@@ -99,7 +105,6 @@ class EMATeacher(Teacher):
         return "ema"
 
     def decay_for(self, total_steps: int | None) -> float:
-        """The decay of a run of so many steps; None: of unknown length."""
         if self.decay is not None:
             return self.decay
         return 0.9996 if total_steps is None else relative_decay(total_steps)
@@ -117,7 +122,7 @@ class TrainedTeacher(Teacher):
     """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""
 
     trained_before = True
-    checkpoint: str = ""  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
+    checkpoint: str = changeable("")  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
 
     @property
     def name(self) -> str:
@@ -152,13 +157,13 @@ def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> 
         ValueError: it does not know one of them. `name` is what the message calls the teacher, its checkpoint.
     """
     theirs = teacher.card.classes  # D-42
-    if unknown := [kind for kind in wanted if kind not in theirs]:
+    if unknown := [label for label in wanted if label not in theirs]:
         raise ValueError(
             f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
             " it must have been trained on all of them"
         )
     if theirs != tuple(wanted):
-        teacher.detector.keep_classes([theirs.index(kind) for kind in wanted])
+        teacher.detector.keep_classes([theirs.index(label) for label in wanted])
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.detectors import Detector, postprocess
+from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.metrics.base import Values
 from steadydetr.metrics.low_ap import explain_low_ap
 from steadydetr.metrics.results import Prediction, Results
@@ -63,8 +65,16 @@ def prediction_function(
 
 
 def collect(predict: Callable[[Batch], list[Prediction]], loader: Iterable[Batch]) -> Results:
-    """Run `predict` over every batch of `loader`."""
-    return Results.cat([Results.of(batch.image_ids, predict(batch)) for batch in loader])
+    """Run `predict` over every batch of `loader`; a NotFiniteError names the images whose detections are not finite."""
+    return Results.cat([_finite(Results.of(batch.image_ids, predict(batch)), batch) for batch in loader])
+
+
+def _finite(results: Results, batch: Batch) -> Results:
+    """The results of the batch, if they are finite."""
+    wrong = ~(np.isfinite(results.boxes_xyxy).all(1) & np.isfinite(results.scores))
+    if wrong.any():
+        raise NotFiniteError(f"detections of {images_named(set(results.image_ids[wrong].tolist()))} are not finite", batch)
+    return results
 
 
 def evaluate(results: Results, index: AnnotationIndex) -> Evaluation:

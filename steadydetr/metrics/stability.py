@@ -8,6 +8,7 @@ from, in two-stage detectors, or its number.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -56,8 +57,12 @@ def held_out(dataset: Dataset, images: int | None) -> Dataset:
 
 def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> DatasetMatches:
     """Match every image of `dataset` at every stage, in evaluation mode, in the order of the data."""
+    return match_batches(detector, criterion, EvalLoader(dataset, config, batch_size))
+
+
+def match_batches(detector: Detector, criterion: Criterion, loader: Iterable[Batch]) -> DatasetMatches:
+    """As `match_dataset`, of batches that are loaded."""
     device = next(detector.parameters()).device
-    loader: Iterable[Batch] = EvalLoader(dataset, config, batch_size)
     parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
     counts = torch.tensor([part.images for part in parts])
     first_image = counts.cumsum(0) - counts  # of every batch
@@ -127,7 +132,8 @@ def measure_models(
     Returns:
         The measures, and each model's matches at the last stage, which are `before` of the next measurement.
     """
-    matches = {name: match_dataset(model, criterion, dataset, config, batch_size) for name, model in models.items()}
+    with closing(EvalLoader(dataset, config, batch_size)) as loader:
+        matches = {name: match_batches(model, criterion, loader) for name, model in models.items()}
     found = {}
     for name, matched in matches.items():
         average = matches.get("ema") if name == "model" else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -15,14 +14,16 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from steadydetr.config import changeable, check_within
+from steadydetr.files import one_line
+from steadydetr.finite import where_not_finite
 from steadydetr.kinds import register
 from steadydetr.nn.named_tensors import NamedTensors
+from steadydetr.tensor_files import read_pickled, read_tensors
 
 
 class Backbone(nn.Module):
@@ -51,11 +52,14 @@ class TimmBackboneConfig(BackboneConfig):
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
-    weights: str = "hub"  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
+    weights: str = changeable("hub")  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
     drop_path: float = 0.0  # stochastic depth, where the model has it
     output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
+
+    def __post_init__(self) -> None:
+        check_within("detector.backbone", self, drop_path=(0, 1))
 
     def build(self) -> TimmBackbone:
         return TimmBackbone(self)
@@ -71,6 +75,11 @@ class SmallBackboneConfig(BackboneConfig):
 
     stem: int = 32
     channels: tuple[int, ...] = (48, 96, 160, 192)  # of strides 4, 8, 16, 32
+
+    def __post_init__(self) -> None:
+        check_within("detector.backbone", self, stem=(1, 2**14))
+        if len(self.channels) != 4 or not all(1 <= channels <= 2**14 for channels in self.channels):
+            raise ValueError(f"detector.backbone.channels = {self.channels[:9]} must be four numbers in 1 .. {2**14}")
 
     def build(self) -> SmallBackbone:
         return SmallBackbone(self)
@@ -113,6 +122,7 @@ def feature_info(body: Any) -> tuple[list[int], list[int]]:
 
 
 def _timm_model(config: TimmBackboneConfig) -> nn.Module:
+    check_name(config.name)
     options = _any_image_size(config.name)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
@@ -121,21 +131,33 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
             config.name, pretrained=config.weights == "hub", features_only=True, out_indices=config.out_indices, **options
         )
     except Exception as error:  # timm and the hub raise all kinds
-        kind = config.name.split(".")[0]
-        if not timm.is_model(kind):
-            close = ", ".join(get_close_matches(kind, timm.list_models(), 5)) or "none like it"
-            raise ValueError(f"backbone.name = {config.name!r} is no model of timm; there are {close}") from error
         if config.weights == "hub":
             raise ValueError(
-                f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {error}). Without a network: set"
-                " detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
+                f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {one_line(error, 300)}). Without a"
+                " network: set detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
             ) from error
-        raise ValueError(f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices}: {error}") from error
+        raise ValueError(
+            f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]}: {one_line(error, 300)}"
+        ) from error
     for module in body.modules():
         if isinstance(module, PatchEmbed):
             # image sides that are no multiple of a patch; Final means only that scripted models cannot change it
             module.dynamic_img_pad = True  # type: ignore[misc]
     return body
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError unless the name stands in timm's own table of models.
+
+    timm also takes names such as `hf-hub:owner/model` and `local-dir:folder`. Those would let a file reach a place that its author chose.
+    """
+    kind = name[:100].partition(".")[0]
+    if not re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII) or not timm.is_model(name):
+        close = ", ".join(get_close_matches(kind, timm.list_models(), 5)) or "none like it"
+        raise ValueError(
+            f"backbone.name = {name[:100]!r} is no model of timm; there are {close}. Only names of timm's own table are taken:"
+            " download weights from elsewhere, and name their file by backbone.weights"
+        )
 
 
 def _any_image_size(name: str) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     """Load weights in timm's or torchvision's naming into a feature model; layers that only the whole model `name` has are left out.
 
     Raises:
-        ValueError: there is no such file, it is damaged, or keys are missing, left over or of other shapes; lists them.
+        ValueError: there is no such file, it is damaged, or keys are missing, left over, of other shapes or not finite; lists them.
     """
     own = body.state_dict()
     state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
@@ -167,19 +189,24 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     found = [f"{what}: {', '.join(keys[:20])}{', ...' * (len(keys) > 20)}" for what, keys in problems.items() if keys]
     if found:
         raise ValueError(f"backbone.weights = {str(path)!r} does not fit {name}; {'; '.join(found)}")
-    body.load_state_dict({key: value for key, value in state.items() if key in own}, strict=False)
+    used = {key: value for key, value in state.items() if key in own}
+    if wrong := where_not_finite(used):
+        raise ValueError(f"backbone.weights = {str(path)!r} is of no use: {wrong} hold NaN or infinite values")
+    body.load_state_dict(used, strict=False)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"backbone.weights = {str(path)!r}: there is no such file; or did you mean hub or none?")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise ValueError(f"backbone.weights = {str(path)!r} cannot be read as a file of tensors: {error}") from error
+        state = read_tensors(path) if path.suffix == ".safetensors" else read_pickled(path)
+    except FileNotFoundError:
+        raise ValueError(f"backbone.weights = {str(path)!r}: there is no such file; or did you mean hub or none?") from None
+    except (ValueError, OSError) as error:
+        raise ValueError(f"backbone.weights: {error}") from None
     for wrapper in ("state_dict", "model"):
-        state = state.get(wrapper, state)
-    return state
+        state = state.get(wrapper, state) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"backbone.weights = {str(path)!r} holds no state dict: tensors by name")
+    return {str(key): value for key, value in state.items()}
 
 
 def _feature_name(key: str, own: Iterable[str]) -> str:

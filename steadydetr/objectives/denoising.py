@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
+from steadydetr.config import check_within
 from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
@@ -55,6 +56,10 @@ class Denoising(Objective):
     negative_offset: float = 1.0  # negatives move by this many box_noise more; 0: as far as positives (released Stable-DINO)  # D-22
     mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
     weights: Weights | None = None  # None: the criterion's
+
+    def __post_init__(self) -> None:
+        shares = dict.fromkeys(("box_noise", "negative_offset"), (0, 1000))
+        check_within("objectives.denoising", self, number=(0, 10**6), label_noise=(0, 2), **shares)
 
     @property
     def name(self) -> str:

@@ -22,8 +22,8 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import paired_iou
 from steadydetr.learning.predictions import TeacherOutput
 from steadydetr.objectives.base import Matched, Objective, Predicted
-from steadydetr.objectives.feature_levels import Level, Source, check_levels, shared_levels
-from steadydetr.structures import Losses, Match, Stages, Targets, take_rows
+from steadydetr.objectives.feature_levels import FeatureSource, Level, check_levels, shared_levels
+from steadydetr.structures import Losses, Match, Stages, Targets, take_rows, without_autocast
 
 
 @register("feature-distillation")
@@ -35,7 +35,7 @@ class FeatureDistillation(Objective):
     weight: float = 20.0  # lambda_2
     mask: Literal["target-aware", "mean", "ones"] = "target-aware"
     similarity: Literal["dot", "cosine"] = "dot"  # of a token with a query
-    source: Source = "encoder"
+    source: FeatureSource = "encoder"
     queries: Literal["last", "initial", "every"] = "last"  # the output of the last decoder stage, what enters the first, every output
     quality: Literal["matched", "best"] = "matched"  # IoU with the matched target, 0 without one; or with the best of the image
     gamma: float = 0.5  # of the score, against the IoU
@@ -57,7 +57,7 @@ class FeatureDistillation(Objective):
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, self.source, losses)
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             values = self._terms(levels, context.teacher_outputs[self.teacher], context)
         losses.add(f"{self.name}/error", values / context.batch.global_totals.images, self.weight)
 

@@ -17,7 +17,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import require_teacher
 from steadydetr.structures import Losses, Memory, at_least_float32
 
-Source = Literal["encoder", "inputs"]  # what comes out of the encoder, or what went into it
+FeatureSource = Literal["encoder", "inputs"]  # what comes out of the encoder, or what went into it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int,
 
 
 def shared_levels(
-    context: StepContext, objective: str, teacher: str, source: Source, losses: Losses, with_padding: bool = False
+    context: StepContext, objective: str, teacher: str, source: FeatureSource, losses: Losses, with_padding: bool = False
 ) -> list[Level]:
     """The levels of every stride that both models have, in float32 or better, 0 in the padding unless `with_padding`.
 
@@ -105,7 +105,7 @@ def shared_levels(
     return levels
 
 
-def _tokens(memory: Memory, source: Source) -> Tensor:
+def _tokens(memory: Memory, source: FeatureSource) -> Tensor:
     return memory.tokens if source == "encoder" else memory.inputs
 
 

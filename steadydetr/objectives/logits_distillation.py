@@ -26,7 +26,7 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import FORBIDDEN, Problem
 from steadydetr.learning.predictions import TeacherOutput
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
-from steadydetr.structures import DecodedStages, Losses, MatchResult, take_rows
+from steadydetr.structures import DecodedStages, Losses, MatchResult, take_rows, without_autocast
 
 MOST_SCORED = 100  # positives of an image that are chosen by their score
 StageChoice = Literal["progressive", "group", "last"]
@@ -89,12 +89,12 @@ class LogitsObjective(Objective):
         return boxes
 
     def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
-        with torch.no_grad(), torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(context.memory.tokens):
             pairs = self.stage_pairs(context, stages["main"])
             return [self.problem(pairs, slots, part, context.criterion) for part, slots in self.slots(pairs, context).items()]
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             pairs = self.stage_pairs(context, stages["main"])
             normalisers = self.normalisers(pairs, context)
             for part, slots in self.slots(pairs, context).items():

@@ -84,7 +84,7 @@ class Method(nn.Module):
         groups = [group for objective in objectives for group in objective.query_groups(context)]
         stages = self.student.decode(context.memory, groups)
         problems = [problem for objective in objectives for problem in objective.problems(context, stages)]
-        matched = {problem.name: result for problem, result in zip(problems, solve(problems), strict=True)}
+        matched = {problem.name: result for problem, result in zip(problems, solve(problems, context.batch), strict=True)}
         losses = Losses()
         for objective in objectives:
             objective.add_losses(losses, context, stages, matched)

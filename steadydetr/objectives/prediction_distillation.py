@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from steadydetr.detectors.base import Detector
@@ -23,7 +22,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
-from steadydetr.structures import Losses, Match, QueryGroup, Stages, Targets
+from steadydetr.structures import Losses, Match, QueryGroup, Stages, Targets, without_autocast
 
 Position = Literal["teacher", "student"]
 
@@ -54,7 +53,7 @@ class PredictionObjective(Objective):
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         teacher_output, weights = context.teacher_outputs[self.teacher], context.criterion.loss_weights
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             student, teacher = stages[self.name].in_float32(), teacher_output.stages.in_float32()
             label, l1, giou = self.terms(student, teacher, teacher_output.matched.match, context)
         losses.add(f"{self.name}/class", label, weights.label)

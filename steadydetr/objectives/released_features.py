@@ -20,7 +20,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_distillation import best_iou
 from steadydetr.objectives.feature_levels import Level, check_levels, shared_levels
-from steadydetr.structures import DecodedStages, Losses, Targets, take_rows
+from steadydetr.structures import DecodedStages, Losses, Targets, take_rows, without_autocast
 
 MOST_PAIRS = 100  # pairs of a query and a class that are used, the best by score
 
@@ -47,7 +47,7 @@ class ReleasedFeatures(Objective):
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         levels = shared_levels(context, self.name, self.teacher, "inputs", losses, with_padding=True)
-        with torch.autocast(context.memory.tokens.device.type, enabled=False):
+        with without_autocast(context.memory.tokens):
             stages_of_teacher = context.teacher_outputs[self.teacher].stages.in_float32()
             values = released_terms(levels, *released_queries(stages_of_teacher, context.targets, MOST_PAIRS))
         losses.add(f"{self.name}/error", values / context.batch.global_totals.images, self.weight)

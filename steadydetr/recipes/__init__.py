@@ -6,10 +6,11 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import pkgutil
 
-from steadydetr.kinds import PACKAGE, load_installed, nearest, normal
+from steadydetr.kinds import did_you_mean, load_installed, normal, not_found, package_of
 from steadydetr.recipes.base import RECIPES, Recipe
 
 for _family in pkgutil.iter_modules(__path__):
@@ -30,10 +31,11 @@ def find(name: str) -> Recipe:
     """
     name = normal(name)
     if name not in names():
-        package = name.partition(":")[0]
-        if ":" in name and package != PACKAGE and not any(other.startswith(f"{package}:") for other in names()):
-            raise ValueError(f"there is no recipe {name!r}: no plugin {package} is in use. Name it by --plugin {package}")
-        raise ValueError(f"there is no recipe {name!r}{nearest(name, names())} `steadydetr recipes` lists them all")
+        if package_of(name):
+            raise ValueError(not_found(name, names(), "recipe"))
+        close = difflib.get_close_matches(name, names(), cutoff=0.4)
+        meant = did_you_mean(close) if close else "; a saved one is named by its file, such as runs/mine/config.json."
+        raise ValueError(f"there is no recipe {name!r}{meant} `steadydetr recipes` lists all")
     try:
         found = RECIPES[name]()
     except Exception as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from steadydetr.config import changeable, check_within
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.kinds import PACKAGE, normal, register
@@ -41,9 +42,12 @@ class Recipe:
     teachers: tuple[Teacher, ...] = ()  # whom objectives learn from, by their names
     top: int = 300  # detections kept of an image
     nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
-    reported: str = ""  # what the paper or the original code reports for it
-    notes: str = ""  # one line on what it is, with its source
-    sinks: tuple[Sink, ...] = ()  # where the numbers of the run go besides the console and metrics.jsonl
+    reported: str = changeable("")  # what the paper or the original code reports for it
+    notes: str = changeable("")  # one line on what it is, with its source
+    sinks: tuple[Sink, ...] = changeable(())  # where the numbers of the run go besides the console and metrics.jsonl
+
+    def __post_init__(self) -> None:
+        check_within("", self, top=(1, 10**6), nms=(0, 1))
 
     def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
         """The detector and its training method.

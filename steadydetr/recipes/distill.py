@@ -18,7 +18,7 @@ from steadydetr.recipes.deformable import deformable_detr_r50_50ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep
 from steadydetr.recipes.online import stable_od_dino_4scale_r50_12ep
 
-KINDS = (LogitsDistillation, FeatureDistillation, AssignmentDistillation)
+OBJECTIVES = (LogitsDistillation, FeatureDistillation, AssignmentDistillation)
 BACKBONES = {"r101": "resnet101.tv_in1k", "r50": "resnet50.tv_in1k", "r18": "resnet18.tv_in1k", "mobilenetv2": "mobilenetv2_100.ra_in1k"}
 VOC = DataConfig(source="voc", train_split="trainval", val_split="test")  # VOC2007 and VOC2012 in the folder voc; 2012 has no test
 
@@ -37,7 +37,7 @@ def distilled(recipe: Recipe, checkpoint: str = "") -> Recipe:
     recipe = replace(recipe, teachers=(*others, trained))
     if any(trained.name in objective.learns_from for objective in recipe.objectives):
         return recipe
-    return replace(recipe, name=f"distilled-{recipe.name}", objectives=(*recipe.objectives, *(kind() for kind in KINDS)))
+    return replace(recipe, name=f"distilled-{recipe.name}", objectives=(*recipe.objectives, *(objective() for objective in OBJECTIVES)))
 
 
 def _named(recipe: Recipe, name: str, reported: str, notes: str) -> Recipe:

@@ -1,11 +1,12 @@
 """The folder of a run. Its config, records, summary and checkpoints are read and written here and nowhere else.
 
-config.json                        the resolved recipe and the classes of the data
+config.json                        the resolved recipe, the classes of the data, and by what the data are known again
 metrics.jsonl                      a record, as one line, of every logged step, evaluation and measurement of stability
 last/, best/                       checkpoints; a run can be resumed from either
 ema/                               the averaged weights as a checkpoint of their own, where weights are averaged
 summary.json                       what the finished run came to
 curves.png, predictions.png, sampling.png    drawn when the run is finished
+.steadydetr, .lock                 whose folder it is, and whether a process is writing into it
 """
 
 from __future__ import annotations
@@ -14,24 +15,38 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, save_detector
-from steadydetr.config import FORMAT, check_format, differences, from_plain, renewed
-from steadydetr.files import write_json
+from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, load_progress, save_detector, save_progress
+from steadydetr.config import FORMAT, check_format, differences, from_plain, refuse_network, to_plain
+from steadydetr.files import (
+    claim_folder,
+    folder_made_by,
+    is_free,
+    parse_json,
+    printable,
+    read_bytes,
+    read_json_object,
+    remove_unfinished,
+    write_json,
+    write_text,
+)
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade
+from steadydetr.runs.lock import FolderLock
+from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
+from steadydetr.tensor_files import tensor_shapes
 
 CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
 LAST, BEST, AVERAGE = "last", "best", "ema"
 CURVES, PREDICTIONS, SAMPLING = "curves.png", "predictions.png", "sampling.png"
-ASIDE = "-unsaved"  # a folder RUN-unsaved1 was a run that stopped before its first checkpoint
+ASIDE = "-unsaved"  # version 0.1 renamed a run that stopped before its first checkpoint to RUN-unsaved1
+COMMAND = "train"  # whose mark a run's folder carries
 NEEDED = {  # the keys that a record of each kind must have; records of other kinds are passed on unchecked
     "train": ("step", "epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"),
     "eval": ("step", "epoch", "weights", *REQUIRED_NAMES),
@@ -48,6 +63,7 @@ class RunConfig:
     plain_recipe: dict[str, Any]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
+    data: dict[str, str] = field(default_factory=dict)  # by split, what tells its images and annotations from others; version 0.1: none
     where: str = CONFIG  # the file, for error messages
 
     def recipe(self) -> Any:
@@ -56,13 +72,14 @@ class RunConfig:
 
     def criterion(self) -> Criterion:
         """The recipe's criterion alone; the rest of the recipe need not be understood."""
-        found = from_plain(self.plain_recipe["criterion"], f"{self.where}: recipe.criterion")
+        found = from_plain(self.plain_recipe.get("criterion"), f"{self.where}: recipe.criterion")
         if not isinstance(found, Criterion):
             raise ValueError(f"{self.where}: recipe.criterion is a {type(found).__name__}")
         return found
 
     def as_plain(self) -> dict[str, Any]:
-        return {"format": FORMAT, "recipe": self.plain_recipe, "classes": list(self.classes), "category_ids": list(self.category_ids)}
+        classes = {"classes": list(self.classes), "category_ids": list(self.category_ids)}
+        return {"format": FORMAT, "recipe": self.plain_recipe, "data": self.data} | classes
 
 
 @dataclass(frozen=True)
@@ -79,85 +96,130 @@ class RunFolder:
     @property
     def holds_run(self) -> bool:
         """Whether the config.json is that of a run: checkpoints have one too, without a recipe."""
-        return self.is_started and "recipe" in read_json(self.path / CONFIG)
+        return self.is_started and "recipe" in read_json_object(self.path / CONFIG)
 
     def read_config(self) -> RunConfig:
         path = self.path / CONFIG
-        content = read_json(path)
+        content = read_json_object(path)
         if not isinstance(content.get("recipe"), dict):
             raise ValueError(f"{path} holds no recipe, so it is not that of a run")
         check_format(content, str(path))
-        return RunConfig(upgrade(content["recipe"]), tuple(content.get("classes", ())), tuple(content.get("category_ids", ())), str(path))
+        check_types(content, ConfigFile, str(path))
+        classes, ids, data = content.get("classes", ()), content.get("category_ids", ()), content.get("data", {})
+        return RunConfig(upgrade(content["recipe"]), tuple(classes), tuple(ids), data, str(path))
 
-    def refuse_another_run(self) -> None:
-        """Raise FileExistsError if the folder holds a run or a checkpoint."""
-        if self.is_started:
-            raise FileExistsError(f"{self.path} already holds a run: go on with it by --resume, or choose another --output")
+    def goes_on(self, resume: bool | Literal["auto"]) -> bool:
+        """Whether a run that the folder holds is to go on; False: a new one is to be started.
 
-    def start(self, config: RunConfig) -> None:
-        """Start a new run in this folder."""
-        self.refuse_another_run()
-        write_json(self.path / CONFIG, config.as_plain())
-
-    def resume(self, config: RunConfig) -> Path:
-        """The checkpoint to go on from: `last`, or `best` where there is no other.
+        Args:
+            resume: False for a new run, True to go on with one, "auto" for whichever is possible.
 
         Raises:
-            FileNotFoundError: the run has no checkpoint.
-            ValueError: the run was started with another recipe or other classes; says what differs.
+            FileExistsError: a new run would meet something in the folder.
+            FileNotFoundError: there is no run to go on with.
         """
-        checkpoint = self.find_checkpoint()
-        before = self.read_config().as_plain()
-        before["recipe"] = renewed(before["recipe"], f"{self.path / CONFIG}: recipe")
-        if changed := differences(_what_is_trained(before), _what_is_trained(json.loads(json.dumps(config.as_plain())))):
-            raise ValueError(f"{self.path} was started with another recipe; a resumed run keeps its own. Differences: {'; '.join(changed)}")
-        return checkpoint
+        if resume and self.is_started:
+            return True
+        if resume is True and folder_made_by(self.path) != COMMAND:
+            there = "holds no run" if self.path.exists() else "does not exist"
+            raise FileNotFoundError(f"{self.path} {there}, so there is nothing to resume: leave --resume out, or give --resume auto")
+        self.refuse_another_run()
+        return False
 
-    def move_aside(self) -> None:
-        """Rename the folder of a run that stopped before its first checkpoint, so that the run can start anew."""
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}{ASIDE}{number}")).exists():
-            number += 1
-        self.path.rename(aside)
+    def refuse_another_run(self) -> None:
+        """Raise FileExistsError unless a new run can be started in the folder: it is not there, empty, or was claimed and left so."""
+        if self.is_started:
+            raise FileExistsError(f"{self.path} already holds a run: go on with it by --resume, or choose another --output")
+        if folder_made_by(self.path) != COMMAND and not is_free(self.path):
+            raise FileExistsError(f"{self.path} is not empty, and what it holds is no run: choose another --output")
 
-    def read_records(self) -> Iterator[Record]:
+    def claim(self, lock: FolderLock) -> None:
+        """Make the folder that of a new run, though not yet a started one, and take its lock."""
+        self.refuse_another_run()
+        claim_folder(self.path, COMMAND, again=True)
+        lock.take()
+        self.refuse_another_run()  # another process may have been faster
+        remove_unfinished(self.path)
+
+    def write_config(self, config: RunConfig) -> None:
+        """Write down what is trained, on which data. From then on the folder holds a run."""
+        write_json(self.path / CONFIG, config.as_plain())
+
+    def reopen(self, lock: FolderLock) -> None:
+        """Take the lock of a run that is to go on, and remove what was being written when it was killed."""
+        if not self.holds_run:
+            raise FileExistsError(f"{self.path} holds a checkpoint and no run, so it cannot go on: choose another --output")
+        lock.take()
+        remove_unfinished(self.path)
+
+    def resume(self, config: RunConfig) -> Path | None:
+        """The checkpoint to go on from: `last`, or `best` where there is no other; None: the run was stopped before its first one.
+
+        Raises:
+            ValueError: the run was started with another recipe, other classes or other data; says what differs.
+        """
+        if changed := changes(self.read_config(), config):
+            kept = "a run that goes on keeps what it began with"
+            raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}")
+        try:
+            return self.find_checkpoint()
+        except FileNotFoundError:
+            return None
+
+    def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
         """The records of metrics.jsonl in the order of the file; none where there is no such file yet.
 
         The last line may be half written, as a running or killed training leaves it: it is passed over.
+
+        Args:
+            left_out: gets what is wrong with records that have a text, or another wrong value, where a number belongs; None: an error.
         """
         path = self.path / METRICS
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
+        lines = read_bytes(path).split(b"\n") if path.exists() else []
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
+            where = f"{printable(path)}, line {number}"
             try:
-                record = json.loads(line)
+                record = parse_json(line, where)
             except ValueError:
                 if number == len(lines):
                     return
-                raise ValueError(f"{path}, line {number}: no JSON record; remove the line, or bring the file back from a copy") from None
+                raise ValueError(f"{where}: no JSON record; remove the line, or bring the file back from a copy") from None
             kind = record.get("kind") if isinstance(record, dict) else None
             missing = ["kind"] if not isinstance(kind, str) else [name for name in NEEDED.get(kind, ()) if name not in record]
             if missing:
-                raise ValueError(f"{path}, line {number}: the record has no {', '.join(missing)}; remove the line")
+                raise ValueError(f"{where}: the record has no {', '.join(missing)}; remove the line")
+            if kind in RECORDS:
+                try:
+                    check_types(record, RECORDS[kind], where, "; remove the line")
+                except ValueError as error:
+                    if left_out is None:
+                        raise
+                    left_out.append(str(error))
+                    continue
             yield record
 
     def append_record(self, record: Record) -> None:
         with open(self.path / METRICS, "a") as file:
             file.write(json.dumps(record) + "\n")
 
-    def trim_records(self, step: int) -> None:
-        """Take out what was logged after `step`, where the run is resumed: those steps are about to be repeated."""
+    def trim_records(self, step: int, epochs_done: int) -> None:
+        """Take out what was logged after `step` and of evaluations after epoch `epochs_done`: a resumed run is about to repeat them."""
         path = self.path / METRICS
-        if path.exists():
-            fresh = path.with_suffix(".new")
-            fresh.write_text("".join(f"{json.dumps(record)}\n" for record in self.read_records() if record.get("step", 0) <= step))
-            os.replace(fresh, path)
+        if os.path.lexists(path):
+            known = [record for record in self.read_records() if record.get("step", 0) <= step]
+            kept = [record for record in known if record["kind"] == "train" or record.get("epoch", 0) <= epochs_done]
+            write_text(path, "".join(f"{json.dumps(record)}\n" for record in kept))
 
     def read_summary(self) -> dict[str, Any] | None:
         """What summary.json holds; None if the run is not finished."""
         path = self.path / SUMMARY
-        return read_json(path) if path.exists() else None
+        if not path.exists():
+            return None
+        summary = read_json_object(path)
+        check_types(summary, SummaryFile, str(path))
+        return summary
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         write_json(self.path / SUMMARY, dict(summary))
@@ -166,9 +228,27 @@ class RunFolder:
         """The run's latest checkpoint: `last`, or `best` where there is no other; a FileNotFoundError says what was looked for."""
         return find_checkpoint(self.path, prefer=(LAST, BEST))
 
-    def save_checkpoint(self, name: str, state: Mapping[str, Tensor], card: DetectorCard, extra: Mapping[str, Any] | None = None) -> None:
+    def save_checkpoint(
+        self,
+        name: str,
+        state: Mapping[str, Tensor],
+        card: DetectorCard,
+        extra: Mapping[str, Any] | None = None,
+        progress: Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the checkpoint `name` of the run, as `save_detector` does."""
-        save_detector(self.path / name, state, card, extra)
+        save_detector(self.path / name, state, card, extra, progress)
+
+    def save_progress(self, name: str, progress: Mapping[str, Any]) -> None:
+        """Replace where the run is in its checkpoint `name`, whose weights stay as they are."""
+        save_progress(self.path / name, progress)
+
+    def best_progress(self) -> dict[str, Any] | None:
+        """Where the run was when `best` was written, whose AP is in it; None where there is no `best`."""
+        try:
+            return load_progress(find_checkpoint(self.path / BEST, prefer=()))
+        except FileNotFoundError:
+            return None
 
     def not_finite_path(self, step: int, process: int) -> Path:
         """Where a process keeps a batch whose loss is not finite."""
@@ -179,42 +259,47 @@ class RunFolder:
         for name in (LAST, BEST):
             path = self.path / name / WEIGHTS
             try:
-                with safe_open(path, framework="pt") as file:
-                    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+                shapes = tensor_shapes(path)
             except FileNotFoundError:
                 continue
-            except SafetensorError as error:
-                raise ValueError(f"{path} is damaged, it cannot be read as a safetensors file: {error}") from None
             return sum(math.prod(shape) for key, shape in shapes.items() if not key.endswith(NOT_PARAMETERS))
         return None
 
 
-def _what_is_trained(plain: dict[str, Any]) -> dict[str, Any]:
-    """A run's config without what a resumed run may change.
+def changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """What a run that goes on has another value of, as 'field: before -> now', though it decides what is learned.
 
-    Teachers may have been moved: `restore` recognises them by their weights. Sinks only look on.
+    Fields that are `changeable` are passed over. Data are compared by what they hold, wherever they lie; a run of version 0.1 did not
+    write that down, so that its data must lie where they were. Teachers are recognised by their weights, in `restore`.
     """
-    teachers = [{name: value for name, value in teacher.items() if name != "checkpoint"} for teacher in plain["recipe"]["teachers"]]
-    recipe = {name: value for name, value in plain["recipe"].items() if name != "sinks"}
-    return plain | {"recipe": recipe | {"teachers": teachers}}
+    knows_data = bool(before.data)
+    return differences(_decisive(before, knows_data), _decisive(now, knows_data))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; a ValueError if there is no object in it."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, no JSON can be read from it: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds a {type(content).__name__} instead of an object")
-    return content
+def _decisive(config: RunConfig, knows_data: bool) -> dict[str, Any]:
+    """What decides what a run learns, as plain JSON values."""
+    recipe = to_plain(config.recipe(), "recipe", decisive=True)
+    data = config.data if knows_data else _places(config)
+    plain = {"recipe": recipe, "classes": config.classes, "category_ids": config.category_ids, "data": data}
+    return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
+
+
+def _places(config: RunConfig) -> dict[str, list[str]]:
+    """Where the data of a run lie."""
+    data = config.plain_recipe["data"]
+    return {
+        name: [str(Path(place).expanduser().resolve()) if Path(place).exists() else place for place in data.get(name, "").split("+")]
+        for name in ("source", "val_source")
+    }
 
 
 def read_recipe(path: Path) -> Any:
     """The recipe in a file: the config.json of a run, or a recipe alone, as `steadydetr compare` writes it."""
-    content = read_json(path)
+    content = read_json_object(path)
     check_format(content, str(path))
-    return from_plain(content.get("recipe", content), str(path))
+    plain = content.get("recipe", content)
+    refuse_network(plain, str(path))
+    return from_plain(plain, str(path))
 
 
 def run_criterion(checkpoint: Path) -> Criterion:

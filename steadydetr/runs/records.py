@@ -11,8 +11,9 @@ from statistics import median
 from typing import Any
 
 from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
+from steadydetr.runs.record_types import PlannedRecipe, check_types
 
-WEIGHTS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
+WEIGHTS_LABELS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Records:
     by_kind: dict[str, list[Record]]  # in the order of the file
     summary: dict[str, Any] | None  # None: not finished
     parameters: int | None  # None: no checkpoint yet
+    left_out: tuple[str, ...] = ()  # records whose values are of wrong types, and why
 
     def of(self, kind: str, weights: str) -> list[Record]:
         """The records of a kind that are of these weights, "model" or "ema"."""
@@ -124,12 +126,13 @@ def read_run(folder: Path, label: str) -> Records:
     """One run, called `label`; a ValueError names a damaged file."""
     run = RunFolder(folder)
     config = run.read_config()
-    if not {"epochs", "batch_size", "seed"} <= config.plain_recipe.get("training", {}).keys():
-        raise ValueError(f"{config.where}: its recipe has no training with epochs, batch_size and seed")
+    check_types(config.plain_recipe, PlannedRecipe, f"{config.where}: recipe")
     by_kind: dict[str, list[Record]] = {kind: [] for kind in NEEDED}
-    for record in run.read_records():
+    left_out: list[str] = []
+    for record in run.read_records(left_out):
         by_kind.setdefault(record["kind"], []).append(record)
-    return Records(label, folder, config.plain_recipe, config.classes, by_kind, run.read_summary(), run.count_parameters())
+    summary, parameters = run.read_summary(), run.count_parameters()
+    return Records(label, folder, config.plain_recipe, config.classes, by_kind, summary, parameters, tuple(left_out))
 
 
 def without_seed(label: str) -> str:

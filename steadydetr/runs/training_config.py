@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from steadydetr.config import changeable, check_within
 from steadydetr.kinds import register
 
 
@@ -16,7 +17,7 @@ class TrainingConfig:
 
     epochs: int = 12
     batch_size: int = 16  # images per optimiser step, over all processes and micro-batches
-    accumulation: int = 1  # micro-batches per step on each process
+    accumulation: int = changeable(1)  # micro-batches per step on each process
     lr: float = 1e-4
     weight_decay: float = 1e-4
     backbone_lr_factor: float = 0.1
@@ -28,26 +29,31 @@ class TrainingConfig:
     drop_epochs: tuple[float, ...] = (11,)  # where the step schedule multiplies the rate by 0.1; below 1: shares of the run
     warmup_steps: int = 0  # linear, from 0
     precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16
-    compile: bool = False  # torch.compile, encoder and decoder layer by layer
+    compile: bool = changeable(False)  # torch.compile, encoder and decoder layer by layer
     ema_decay: float = 0.0  # of the averaged weights, evaluated and saved beside the trained ones; 0: none
     sync_batch_norm: bool = False  # statistics of trained batch norm over all processes
     seed: int = 0
-    eval_every: int = 1  # epochs; the last epoch is always evaluated
-    eval_batch_size: int = 4
-    save_every: int = 0  # steps between checkpoints within an epoch; 0: at the end of epochs only
-    log_every: int = 10  # steps
-    stability_images: int = 100  # held-out images whose matching is followed, at every evaluation; 0: none
-    stability_steps: tuple[int, ...] = ()  # also after these steps (Stable-DINO Fig. 3: 5000)
+    eval_every: int = changeable(1)  # epochs; the last epoch is always evaluated
+    eval_batch_size: int = changeable(4)
+    save_every: int = changeable(0)  # steps between checkpoints within an epoch; 0: at the end of epochs only
+    log_every: int = changeable(10)  # steps
+    stability_images: int = changeable(100)  # held-out images whose matching is followed, at every evaluation; 0: none
+    stability_steps: tuple[int, ...] = changeable(())  # also after these steps (Stable-DINO Fig. 3: 5000)
 
     def __post_init__(self) -> None:
+        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"), (0, 10**9))
+        steps = dict.fromkeys(("warmup_steps", "save_every", "stability_images"), (0, 10**12))
+        check_within("training", self, lr=(0, 10**6), seed=(0, 2**32 - 1), **rates, **steps)
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= 10**9:
+                raise ValueError(f"training.{name} = {getattr(self, name)} must be at least 1, and at most {10**9}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"training.ema_decay = {self.ema_decay} must lie in 0 <= decay < 1")
         if self.lr <= 0:
             raise ValueError(f"training.lr = {self.lr} must be positive")
-        if any(drop <= 0 for drop in self.drop_epochs):
+        if self.precision not in ("no", "bf16"):  # float16 needs its gradient scaled
+            raise ValueError(f"training.precision = {self.precision!r} must be no or bf16")
+        if not all(0 < drop <= 10**9 for drop in self.drop_epochs):
             raise ValueError(f"training.drop_epochs = {self.drop_epochs} must be positive: epochs, or below 1 shares of the run")
 
     @property

@@ -23,11 +23,12 @@ from typing import Any
 from scipy import stats
 
 from steadydetr.config import FORMAT, differences, renewed, to_plain
-from steadydetr.files import write_json, write_text
+from steadydetr.files import claim_folder, read_json_object, write_json, write_text
 from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunFolder
+from steadydetr.runs.lock import FolderLock
 
 TRAIN = (sys.executable, "-m", "steadydetr", "train")
 RECIPE = "recipe.json"
@@ -102,8 +103,19 @@ def compare_recipes(
 
     Raises:
         ValueError: a label cannot be a folder's name, or `output` holds runs of other recipes; says what differs.
+        FileExistsError: `output` holds something else, or another process is comparing there.
         ChildProcessError: runs failed, after all others are done; names their logs.
     """
+    earlier = next(output.glob(f"*/{RECIPE}"), None) is not None  # a comparison that version 0.1 began, without a mark
+    claim_folder(output, "compare", again=True, overwrite=earlier)
+    with FolderLock(output) as lock:
+        lock.take()
+        return _compare(recipes, seeds, output, jobs, launch, say)
+
+
+def _compare(
+    recipes: Mapping[str, Recipe], seeds: int, output: Path, jobs: int, launch: Sequence[str], say: Callable[[str], None]
+) -> dict[str, list[Outcome]]:
     for label, recipe in recipes.items():
         claim_label(output / label, label, recipe)
     todo = [(label, seed) for seed in range(seeds) for label in recipes if read_outcome(output / label / f"seed{seed}", seed) is None]
@@ -122,7 +134,7 @@ def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
     path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
-    if path.exists() and (changed := differences(renewed(json.loads(path.read_text()), str(path)), plain)):
+    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), plain)):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     write_json(path, {"format": FORMAT} | plain)
 
@@ -161,11 +173,10 @@ class _Trainer:
         if self.stopped.is_set():
             return None
         folder = self.output / label / f"seed{seed}"
-        resume = self._prepare(folder)
-        words = [str(self.output / label / RECIPE), "--seed", str(seed), "--output", str(folder), *(["--resume"] if resume else [])]
+        words = [str(self.output / label / RECIPE), "--seed", str(seed), "--output", str(folder), "--resume", "auto"]
         words += [word for plugin in plugins_in_use for word in ("--plugin", plugin)]
         log = self.output / label / f"seed{seed}.log"
-        self.say(f"{label}, seed {seed}: {'goes on' if resume else 'starts'}")
+        self.say(f"{label}, seed {seed}: {'goes on' if RunFolder(folder).is_started else 'starts'}")
         with open(log, "ab") as file:
             process = subprocess.Popen([*self.launch, *words], stdout=file, stderr=subprocess.STDOUT, env=self.environment)
             self.running.add(process)
@@ -177,18 +188,6 @@ class _Trainer:
             return log
         self.say(f"{label}, seed {seed}: AP {outcome.metrics['ap']:.1f}, AP50 {outcome.metrics['ap50']:.1f}, {outcome.seconds:.0f} s")
         return None
-
-    def _prepare(self, folder: Path) -> bool:
-        """Whether there is a checkpoint to go on from. A run that stopped before its first one is moved aside."""
-        run = RunFolder(folder)
-        if not run.is_started:
-            return False
-        try:
-            run.find_checkpoint()
-        except FileNotFoundError:
-            run.move_aside()
-            return False
-        return True
 
 
 def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from steadydetr.checkpoints.folder import find_checkpoint, read_card
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.detectors.base import evaluating
-from steadydetr.learning.context import StepContext
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
 from steadydetr.structures import Batch, Losses, Targets
 
+T = TypeVar("T")
 OBJECTS = 7  # in the made-up image, as in a mean image of COCO
 
 
@@ -87,11 +87,11 @@ class Cost:
         return asdict(self) | {"shares": shares, "whole_share": self.whole_share}
 
 
-def count_multiplications(run: Callable[[], object]) -> int:
-    """The multiplications that a function does when it is run."""
+def count_multiplications(run: Callable[[], T]) -> tuple[int, T]:
+    """The multiplications that a function does when it is run, and what it returns."""
     with FlopCounterMode(display=False, custom_mapping=SAMPLING) as counter:
-        run()
-    return int(counter.get_total_flops()) // 2
+        result = run()
+    return int(counter.get_total_flops()) // 2, result
 
 
 def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: str = "", classes: int = 80) -> Cost:
@@ -110,16 +110,14 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     student = measure_size(method.student, batch)
     teaching = sum(teachers[name].inference for name in method.active_teachers)
     method.train()
-    contexts: list[StepContext] = []  # a list, because `count_multiplications` does not give what the function returns
-    # the student's backbone, encoder and queries
-    encoding = count_multiplications(lambda: contexts.append(method.step_context(batch))) - teaching
+    teaching_and_encoding, context = count_multiplications(lambda: method.step_context(batch))
+    encoding = teaching_and_encoding - teaching  # the student's backbone, encoder and queries
 
     def forward(objectives: tuple[Objective, ...]) -> tuple[int, Losses]:
-        losses: list[Losses] = []
-        return count_multiplications(lambda: losses.append(method.losses(contexts[0], objectives))), losses[0]
+        return count_multiplications(lambda: method.losses(context, objectives))
 
     def backward(losses: Losses) -> int:
-        return count_multiplications(lambda: losses.total.backward(retain_graph=True))
+        return count_multiplications(lambda: losses.total.backward(retain_graph=True))[0]
 
     plain = without_distillation(method.objectives)
     base, losses = forward(plain)
@@ -165,7 +163,7 @@ def detector_of(teacher: str) -> DetectorConfig:
 def measure_size(detector: Detector, batch: Batch) -> Size:
     """The size of a detector, whose inference is run on a batch of one image."""
     with torch.no_grad(), evaluating(detector):
-        inference = count_multiplications(lambda: detector(batch.images, batch.padding))
+        inference, _ = count_multiplications(lambda: detector(batch.images, batch.padding))
     return Size(*count_parameters(detector), inference)
 
 

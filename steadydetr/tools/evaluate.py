@@ -9,15 +9,19 @@ import numpy as np
 from rich.progress import track
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_models, read_card
+from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.files import DEFAULT_LIMITS, Limits, write_json
+from steadydetr.files import DEFAULT_LIMITS, Limits, refuse_existing, write_json
+from steadydetr.finite import said_of
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
 from steadydetr.metrics.stability import Stability, held_out, measure_models
 from steadydetr.runs.folder import BEST, LAST, run_criterion
+from steadydetr.runs.models import load_models
 from steadydetr.tools.predictor import load
+
+RESULTS = ".results.json"  # how the name of the detections ends, beside that of the metrics
 
 
 def evaluate_checkpoint(
@@ -29,6 +33,7 @@ def evaluate_checkpoint(
     device: str = "auto",
     output: Path | None = None,
     nms: float | None = None,
+    overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
@@ -36,19 +41,28 @@ def evaluate_checkpoint(
     Args:
         output: JSON file for the metrics; NAME.results.json beside it gets the detections as COCO results.
         nms: IoU of class-wise suppression instead of the checkpoint's own.
+        overwrite: whether these files may be there already, and are replaced.
         limits: what may be read of the data set.
     """
+    if output is not None:
+        for path in (output, output.with_suffix(RESULTS)):
+            refuse_existing(path, overwrite)
+    refuse_below("--batch-size", batch_size, 1)
+    refuse_below("--workers", workers, 0)
+    if nms is not None and not 0 <= nms <= 1:
+        raise ValueError(f"--nms {nms:g} must lie in 0 to 1: it is an IoU")
     loaded = load(checkpoint, device)
     dataset = open_data(data, split, limits)
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
-    results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
+    with said_of(checkpoint):
+        results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index)
     if output is not None:
         write_json(output, evaluation.as_dict())
-        write_results(output.with_suffix(".results.json"), results, dataset.index.category_ids)
+        write_results(output.with_suffix(RESULTS), results, dataset.index.category_ids)
     return evaluation
 
 
@@ -72,6 +86,9 @@ def measure_checkpoint(
         criterion: whose matcher is used; None: that of the checkpoint's run, or Deformable DETR's.
         limits: what may be read of the data set.
     """
+    refuse_below("--images", images, 1)
+    refuse_below("--batch-size", batch_size, 1)
+    refuse_below("--workers", workers, 0)
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
     dataset = held_out(open_data(data, split, limits), images)
@@ -80,9 +97,20 @@ def measure_checkpoint(
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)
     before: dict[str, Tensor] = {}
     if against is not None:
-        other = load_models(find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST)), device)
-        _, before = measure_models(other, matcher, dataset, config, batch_size, {})
-    return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+        earlier = find_checkpoint(Path(against).expanduser(), prefer=(LAST, BEST))
+        if (known := read_card(earlier).classes) != card.classes:
+            raise ValueError(f"--against {against} knows other classes, {list(known)[:20]}, than the checkpoint: {list(card.classes)[:20]}")
+        other = load_models(earlier, device)
+        with said_of(against):
+            _, before = measure_models(other, matcher, dataset, config, batch_size, {})
+    with said_of(checkpoint):
+        return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
+
+
+def refuse_below(option: str, value: int | None, least: int) -> None:
+    """Raise ValueError for a number that is too small; None is not looked at."""
+    if value is not None and value < least:
+        raise ValueError(f"{option} {value} must be at least {least}")
 
 
 def align_classes(classes: Sequence[str], card: DetectorCard) -> list[int]:

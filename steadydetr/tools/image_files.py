@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 import msgspec
@@ -13,14 +14,16 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import open_picture
 from steadydetr.data.reading import Id, decode_json, is_file_name, read_file
-from steadydetr.files import DEFAULT_LIMITS, Limits, printable
+from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder, printable, replacing
 from steadydetr.metrics.results import Results, coco_results
 from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor
 
+RESULTS = "results.json"
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -30,6 +33,7 @@ class ImageFile:
 
     path: Path
     image_id: int
+    name: str  # what its results call it: the path as it was given, or the list's file name
 
 
 class ImageEntry(msgspec.Struct):
@@ -59,11 +63,11 @@ def list_sources(paths: Iterable[Path], image_folder: Path | None = None, limits
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
             if not found:
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-            sources += [ImageFile(p, len(sources) + i + 1) for i, p in enumerate(found)]
+            sources += [ImageFile(p, len(sources) + i + 1, str(p)) for i, p in enumerate(found)]
         elif path.suffix.lower() == ".json" and os.path.exists(path):
             sources += _read_list(path, DataFolder(image_folder or path.parent, limits))
         elif os.path.exists(path):
-            sources.append(ImageFile(path, len(sources) + 1))
+            sources.append(ImageFile(path, len(sources) + 1, str(path)))
         else:
             raise ValueError(f"there is no image or folder {printable(path)}")
     return sources
@@ -84,7 +88,7 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
         if not is_file_name(entry.file_name):
             raise ValueError(f"{printable(path)}: image {entry.id}: {printable(repr(entry.file_name))} cannot be the name of a file")
         folder.check_inside(file)
-        found[entry.id] = ImageFile(file, entry.id)
+        found[entry.id] = ImageFile(file, entry.id, entry.file_name)
     return list(found.values())
 
 
@@ -106,35 +110,64 @@ def predict_files(
     threshold: float = 0.3,
     draw: bool = True,
     batch_size: int = 4,
+    overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> PredictionReport:
     """Write the detections of many images into the folder `output`: `results.json` (COCO results) and a picture of each image.
 
-    An image that cannot be read is named in the report, and the others are done. `results.json` is replaced when all are.
+    An image that cannot be read is named in the report, and the others are done. `results.json` appears when all are.
 
     Args:
+        output: a new or empty folder.
         image_folder: where the images of COCO image lists are.
         threshold: least score that is drawn; the results have all scores.
         draw: whether to draw pictures.
         limits: what may be read: whether listed images outside the folder, and how large.
+        overwrite: whether `output` may hold files already. Those of the same names are replaced, but never an image that is read.
+
+    Raises:
+        FileExistsError: `output` holds files already.
+        ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
     sources = list_sources(paths, image_folder, limits)
-    output.mkdir(parents=True, exist_ok=True)
-    results, fresh = output / "results.json", output / ".results.json.new"
+    claim_folder(output, "predict", overwrite=overwrite)
+    todo = list(zip(sources, picture_names([source.path for source in sources], output), strict=True))
     failures: list[str] = []
     written = 0
-    with open(fresh, "w") as file:
+    with replacing(output / RESULTS) as file:
         for start in track(range(0, len(sources), batch_size), description="detect"):
-            pictures = list(_readable(sources[start : start + batch_size], limits, failures))
-            for (source, picture), found in zip(pictures, loaded.predict([picture for _, picture in pictures]), strict=True):
-                for row in coco_results(_results_of_image(source.image_id, found), loaded.card.category_ids):
-                    file.write(f"{',' if written else '['}\n{json.dumps(row)}")
+            pictures = list(_readable(todo[start : start + batch_size], limits, failures))
+            for (source, name, picture), found in zip(pictures, loaded.predict([picture for *_, picture in pictures]), strict=True):
+                for row in _rows(source, found, loaded.card):
+                    file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
                     written += 1
                 if draw:
-                    found.draw(picture, threshold).save(output / f"{source.path.stem}.png")
-        file.write("\n]\n" if written else "[]\n")
-    os.replace(fresh, results)
+                    with replacing(output / name) as drawn:
+                        found.draw(picture, threshold).save(drawn, "PNG")
+        file.write(b"\n]\n" if written else b"[]\n")
     return PredictionReport(len(sources) - len(failures), written, tuple(failures))
+
+
+def picture_names(paths: Sequence[Path], output: Path) -> list[str]:
+    """A name in `output` for the picture of every image: its own with .png, and more of it where another image has the same.
+
+    No two names differ by capital letters alone, and none is that of an image that lies in `output`.
+    """
+    taken = {path.name.casefold() for path in paths if path.parent.resolve() == output.resolve()}
+    names: list[str] = []
+    for path in paths:
+        stems = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
+        numbered = (f"{path.stem}_{number}" for number in count(2))
+        names.append(next(name for stem in chain(stems, numbered) if (name := f"{stem}.png").casefold() not in taken))
+        taken.add(names[-1].casefold())
+    return names
+
+
+def _rows(source: ImageFile, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
+    """The detections of one image as COCO results, with the image's file and the class's name beside the ids."""
+    results = coco_results(_results_of_image(source.image_id, found), card.category_ids)
+    for row, label in zip(results, found.labels.tolist(), strict=True):
+        yield row | {"file_name": source.name, "category_name": card.classes[label]}
 
 
 def _results_of_image(image_id: int, found: Detections) -> Results:
@@ -142,10 +175,10 @@ def _results_of_image(image_id: int, found: Detections) -> Results:
     return Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy())
 
 
-def _readable(sources: Sequence[ImageFile], limits: Limits, failures: list[str]) -> Iterator[tuple[ImageFile, Image.Image]]:
-    """The images that can be read; why the others cannot is added to `failures`."""
-    for source in sources:
+def _readable(todo: Sequence[tuple[ImageFile, str]], limits: Limits, failures: list[str]) -> Iterator[tuple[ImageFile, str, Image.Image]]:
+    """The images that can be read, with their pictures' names; why the others cannot is added to `failures`."""
+    for source, name in todo:
         try:
-            yield source, open_picture(source.path, limits)
+            yield source, name, open_picture(source.path, limits)
         except ValueError as error:
             failures.append(str(error))

@@ -16,6 +16,7 @@ from steadydetr.data.images import Picture, open_picture
 from steadydetr.data.loading import LoadedSample, collate
 from steadydetr.data.transforms import Sample, apply
 from steadydetr.detectors import Detector
+from steadydetr.finite import NotFiniteError
 from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.tools.detections import Detections
 
@@ -45,13 +46,19 @@ class Predictor:
 
         Raises:
             ValueError: an image cannot be read; names it.
+            FloatingPointError: detections are NaN or infinite; names the image.
         """
         single = isinstance(images, (str, Path, Image.Image, np.ndarray))
         pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
         samples = [self._sample(open_picture(picture)) for picture in pictures]
         predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
         found = predict_batch(collate(samples)) if samples else []
-        detections = [Detections(b.cpu(), s.cpu(), l.cpu(), self.names).above(threshold) for b, s, l in found]
+        detections = [Detections(b.cpu(), s.cpu(), l.cpu(), self.names) for b, s, l in found]
+        for number, (picture, of_one) in enumerate(zip(pictures, detections, strict=True), 1):
+            if not (of_one.boxes_xyxy.isfinite().all() and of_one.scores.isfinite().all()):
+                name = picture if isinstance(picture, (str, Path)) else f"image {number} of {len(pictures)}"
+                raise NotFiniteError(f"the detections of {name} are not finite: the model's numbers overflow on it")
+        detections = [of_one.above(threshold) for of_one in detections]
         return detections[0] if single else detections
 
     def _sample(self, picture: Image.Image) -> LoadedSample:

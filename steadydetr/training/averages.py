@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from steadydetr.detectors import Detector
-from steadydetr.learning.teachers import Average, EMATeacher
+from steadydetr.learning.teachers import Average
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.training.optimiser import first_drop
@@ -50,5 +50,5 @@ def make_averages(recipe: Recipe, method: Method, steps_per_epoch: int) -> Avera
     """The averages that a recipe asks for: of `training.ema_decay`, of its EMA teacher, of both or none."""
     decay, teacher = recipe.training.ema_decay, method.ema
     evaluated = Average(method.student, decay) if decay else teacher
-    stops = any(config.stop_update for config in recipe.teachers if isinstance(config, EMATeacher))
+    stops = any(config.stop_update for config in recipe.teachers)
     return Averages(evaluated, teacher, first_drop(steps_per_epoch, recipe.training) if stops else None)

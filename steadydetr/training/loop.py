@@ -6,56 +6,61 @@ Random numbers of a step are seeded by (seed, step, process), so a resumed run n
 
 from __future__ import annotations
 
-import math
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from steadydetr.data import pad_batch
+from steadydetr.finite import said_of
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, LAST
-from steadydetr.structures import Batch, Losses, Totals, seed_of
+from steadydetr.structures import Batch, Totals, seed_of
 from steadydetr.training.log import StepResult, log_evaluation, log_step
-from steadydetr.training.not_finite import check_finite
-from steadydetr.training.optimiser import rate_factor, set_rate
+from steadydetr.training.not_finite import check_step, keeping_what_is_not_finite
+from steadydetr.training.optimiser import clip_gradient, gradient_norm, rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
 from steadydetr.training.preparation import prepare
-from steadydetr.training.run import Run, save
+from steadydetr.training.processes import any_process, losses_of_processes_named
+from steadydetr.training.run import Run, save, save_progress
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.validation import evaluate_detector, measure_stability
 
 
-def train(recipe: Recipe, output: Path, resume: bool = False, device: str | None = None) -> dict[str, Any]:
+def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = False, device: str | None = None) -> dict[str, Any]:
     """Train a recipe in the folder `output`; returns what summary.json says.
 
     Args:
-        resume: go on from `output`'s last checkpoint.
+        resume: go on from `output`'s last checkpoint; "auto": go on if there is a run in `output`, start one if not.
         device: "cpu", or None for what accelerate finds.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: before training, where data, recipe or folder cannot work.
-        FloatingPointError: a loss is not finite; the batch is saved beside the checkpoints.
+        FloatingPointError: losses, costs, gradients, weights or detections are not finite; see `not_finite`.
     """
-    run = prepare(recipe, output, resume, device)
-    with closing(run.log):
-        with stop_on_signal(run), run.progress:
+    if not isinstance(recipe, Recipe):
+        raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
+    run = prepare(recipe, Path(output).expanduser(), resume, device)
+    with losses_of_processes_named(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
+        with stop_on_signal(run), run.progress, keeping_what_is_not_finite(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)
+                save(run, LAST)  # before the evaluation, so that nothing is lost whatever happens during it
+                if not run.stop:
+                    evaluate(run, epoch)
                 if run.stop:
                     return interrupted(run)
-                run.state.epochs_done = epoch + 1
-                evaluate_and_save(run)
         return finish(run)
 
 
 def train_epoch(run: Run, epoch: int) -> None:
-    """Train from `run.state.step` to the end of the epoch. If the run is asked to stop, save and return after the step."""
+    """Train from `run.state.step` to the end of the epoch, or to the end of the step in which the run is asked to stop."""
     config, state, per_epoch = run.recipe.training, run.state, run.loader.steps_per_epoch
     run.wrapped.train()
     clock = time.perf_counter()
@@ -76,15 +81,15 @@ def train_epoch(run: Run, epoch: int) -> None:
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
             save(run, LAST)
-    if run.stop:
-        save(run, LAST)
+    run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
 def train_step(run: Run, batches: list[Batch]) -> StepResult:
     """One optimiser step over this process's micro-batches."""
     config, accelerator = run.recipe.training, run.accelerator
-    logged: dict[str, float] = {}
-    measured: dict[str, float] = {}
+    run.batches = batches
+    terms: list[dict[str, Tensor]] = []
+    measures: list[dict[str, Tensor]] = []
     run.optimiser.zero_grad(set_to_none=True)
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
@@ -92,22 +97,29 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
             with accelerator.autocast():
                 losses = run.wrapped(batch.to(accelerator.device))
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
-            values, measures = to_host(losses)  # after backward, because some measures are of the gradient
-            check_finite(run, values, batch)
-        logged = {name: logged.get(name, 0.0) + value for name, value in values.items()}
-        measured = {name: measured.get(name, 0.0) + value / len(batches) for name, value in measures.items()}
-    norm = nn.utils.clip_grad_norm_(run.method.parameters(), config.clip or math.inf)
+        terms.append(losses.weighted())
+        measures.append(losses.measures)  # complete after backward, because some are of the gradient
+    gradients = [parameter.grad for parameter in run.method.parameters() if parameter.grad is not None]
+    norm = gradient_norm(gradients)
+    (found,), logged, measured = to_host([{"gradient_norm": norm}], terms, measures)  # all that the host waits for of a whole step
+    check_step(run, logged, found["gradient_norm"])
+    if config.clip:
+        clip_gradient(gradients, norm, config.clip)
     run.optimiser.step()
     run.averages.update(run.method.student, run.state.step)
-    return StepResult(logged, measured, float(norm))
+    return StepResult(summed(logged), {k: v / len(batches) for k, v in summed(measured).items()}, found["gradient_norm"])
 
 
-def to_host(losses: Losses) -> tuple[dict[str, float], dict[str, float]]:
-    """Weighted losses and measures by name, fetched from the device at once."""
-    terms = losses.weighted()
-    device_values = [*terms.values(), *losses.measures.values()]
-    values = torch.stack([value.to(device_values[0].dtype) for value in device_values]).tolist()
-    return dict(zip(terms, values, strict=False)), dict(zip(losses.measures, values[len(terms) :], strict=True))
+def to_host(*lists: Sequence[Mapping[str, Tensor]]) -> list[list[dict[str, float]]]:
+    """Lists of scalars by name, all fetched from the device at once."""
+    scalars = [value.float() for parts in lists for part in parts for value in part.values()]
+    values = iter(torch.stack(scalars).tolist())
+    return [[{name: next(values) for name in part} for part in parts] for parts in lists]
+
+
+def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The sums of the values of the same names."""
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in dict.fromkeys(name for part in parts for name in part)}
 
 
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
@@ -118,7 +130,7 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max(batch.images.shape[k] for batch in local) for k in (2, 3))
-    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.stop)]], device=run.accelerator.device)
+    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.asked_to_stop)]], device=run.accelerator.device)
     if run.accelerator.num_processes > 1:
         facts = run.accelerator.gather(facts)
     height, width, most, _, stop = facts.amax(0).tolist()
@@ -127,22 +139,31 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 
 
-def evaluate_and_save(run: Run) -> None:
-    """After an epoch: evaluate the trained and the averaged weights if it is time to, save `last`, and `best` if AP is the highest yet."""
+def evaluate(run: Run, epoch: int) -> None:
+    """After an epoch: evaluate the trained and the averaged weights if it is time to, and save `best` if AP is the highest yet.
+
+    `best` is saved with its AP, and before `last` gets to know of it. Whenever the program is killed, the two agree: a resumed run
+    repeats an evaluation that `last` does not know of, and takes the AP to surpass from `best`.
+    """
     config, state = run.recipe.training, run.state
-    due = state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs
+    state.epochs_done = epoch + 1
     best = None
-    if due:
+    if state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs:
         for weights, detector in run.models.items():
-            evaluation = evaluate_detector(run, detector)
+            with said_of(f"evaluating {weights}"):
+                evaluation = evaluate_detector(run, detector)
+            if evaluation is None:
+                state.epochs_done, run.stop = epoch, True
+                return
             state.evaluations[weights] = evaluation.as_dict()
             log_evaluation(run, weights, evaluation)
             if evaluation.ap > state.best_ap:
                 state.best_ap, best = evaluation.ap, weights
         state.matched = measure_stability(run)
-    save(run, LAST)
     if best is not None:
         save(run, BEST, best)
+    save_progress(run)
+    run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
 def interrupted(run: Run) -> dict[str, Any]:
@@ -157,7 +178,6 @@ def finish(run: Run) -> dict[str, Any]:
     if run.accelerator.is_main_process:
         run.folder.write_summary(summary)
         draw_pictures(run)
-    run.accelerator.wait_for_everyone()
     return summary
 
 

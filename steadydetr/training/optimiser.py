@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from steadydetr.runs.training_config import TrainingConfig
 
@@ -37,6 +37,16 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
 def make_optimiser(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; `set_rate` sets the rates of every step."""
     return torch.optim.AdamW(parameter_groups(model, config), lr=config.lr, fused=True)
+
+
+def gradient_norm(gradients: list[Tensor]) -> Tensor:
+    """The norm of the whole gradient: NaN or infinite if one of its numbers is, or if it is beyond float32."""
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+
+
+def clip_gradient(gradients: list[Tensor], norm: Tensor, most: float) -> None:
+    """Scale the gradient, whose norm is given, so that its norm is at most `most`; the host does not wait for it."""
+    torch._foreach_mul_(gradients, (most / (norm + 1e-6)).clamp(max=1))
 
 
 def rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:

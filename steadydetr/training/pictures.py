@@ -2,25 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 from steadydetr.data import EvalLoader, first_images
 from steadydetr.detectors.base import evaluating
 from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
 from steadydetr.drawing.sampling_points import draw_sampling_points
+from steadydetr.files import first_line
 from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.runs.folder import CURVES, PREDICTIONS, SAMPLING
-from steadydetr.runs.records import WEIGHTS
+from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.training.run import Run
 
 
 def draw_pictures(run: Run) -> None:
-    """Learning curves, predictions beside ground truth, and where queries look."""
-    draw_curves(list(run.folder.read_records()), run.folder.path / CURVES)
-    draw_first_predictions(run)
-    models = {WEIGHTS[name]: model for name, model in run.models.items() if model.samples_points}
-    draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, run.folder.path / SAMPLING)
+    """Learning curves, predictions beside ground truth, and where queries look. What cannot be drawn is said; the run has trained."""
+    drawings: dict[str, Callable[[Run, Path], None]] = {
+        CURVES: lambda run, path: draw_curves(list(run.folder.read_records()), path),
+        PREDICTIONS: draw_first_predictions,
+        SAMPLING: draw_where_queries_look,
+    }
+    for name, draw in drawings.items():
+        try:
+            draw(run, run.folder.path / name)
+        except Exception as error:
+            run.log.say(f"{name} was not drawn, the run itself is complete: {type(error).__name__}: {first_line(error)}")
 
 
-def draw_first_predictions(run: Run, count: int = 6) -> None:
+def draw_where_queries_look(run: Run, path: Path) -> None:
+    models = {WEIGHTS_LABELS[name]: model for name, model in run.models.items() if model.samples_points}
+    draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, path)
+
+
+def draw_first_predictions(run: Run, path: Path, count: int = 6) -> None:
     """Predictions beside ground truth for the first `count` validation images that have objects."""
     data = first_images(run.val_data, 4 * count)
     detector = run.method.student
@@ -29,4 +44,4 @@ def draw_first_predictions(run: Run, count: int = 6) -> None:
     with evaluating(detector):
         found = [prediction for batch in loader for prediction in predict(batch)]
     shown = [i for i in range(len(data.index)) if data.index.counts[i]][:count]
-    draw_predictions(data, shown, [found[i] for i in shown], run.folder.path / PREDICTIONS)
+    draw_predictions(data, shown, [found[i] for i in shown], path)

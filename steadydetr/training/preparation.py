@@ -3,57 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from torch import nn
+from timm.layers import convert_sync_batchnorm
 
 from steadydetr.config import check_savable, to_plain
-from steadydetr.data import Dataset, TrainLoader, first_images, for_training, open_data
+from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.dataset import FolderDataset, parts_of
-from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.nn.decoder import DecoderLayer
-from steadydetr.nn.encoder import EncoderLayer
+from steadydetr.finite import where_not_finite
+from steadydetr.learning.teachers import relative_decay
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
+from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
 from steadydetr.training.averages import make_averages
 from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
-from steadydetr.training.run import Run, State, restore
+from steadydetr.training.run import Run, State, read_saved, restore
 
 LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
-COMPILED = (EncoderLayer, DecoderLayer)  # what training.compile compiles, each by itself: small graphs without breaks
 
 
-def prepare(recipe: Recipe, output: Path, resume: bool, device: str | None) -> Run:
+def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device: str | None) -> Run:
     """Everything that training needs. A new run's folder is claimed last, so that nothing is left behind by what fails before.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: data, recipe, teacher or folder cannot work; says why.
     """
     check_savable(recipe, "recipe")
-    config, folder = recipe.training, RunFolder(output)
-    if not resume:
-        folder.refuse_another_run()
-    accelerator = Accelerator(mixed_precision=config.precision, cpu=device == "cpu", step_scheduler_with_optimizer=False)
+    with ExitStack() as on_failure:
+        run = _prepare(recipe, RunFolder(output), on_failure.enter_context(FolderLock(output)), resume, device)
+        on_failure.pop_all()
+    return run
+
+
+def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"], device: str | None) -> Run:
+    config = recipe.training
+    accelerator = make_accelerator(config.precision, device)
+    goes_on = main_decides(accelerator, lambda: folder.goes_on(resume))
+    if goes_on:
+        main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
-    train_data, val_data = open_both(recipe, progress.say)
+    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say))
     processes = accelerator.process_index, accelerator.num_processes
-    loader = TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    loader = together(
+        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    )
+    val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
-    method = build_method(recipe, val_data.index.classes, total_steps, accelerator)
+    method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator))
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
-    run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids)
-    state = restore(folder.resume(run_config), method, averages, optimiser) if resume else State()
+    data = {"train": train_data.index.identity, "val": val_data.index.identity}
+    run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
+    checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
+    state = State()
+    if checkpoint is not None:
+        best = main_decides(accelerator, folder.best_progress)
+        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
+        state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
-    log = open_log(recipe, folder, run_config, state, resume, accelerator, progress)
-    run = Run(recipe, folder, accelerator, val_data, loader, method, wrapped, optimiser, averages, state, log, progress)
+    log = open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress)
+    if goes_on and checkpoint is None:
+        log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
+    run = Run(
+        recipe,
+        folder,
+        lock,
+        accelerator,
+        MainWork(accelerator),
+        val_data,
+        loader,
+        val_loader,
+        method,
+        wrapped,
+        optimiser,
+        averages,
+        state,
+        log,
+        progress,
+    )
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run
@@ -64,6 +101,8 @@ def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Data
     data = recipe.data
     train_data, dropped = for_training(open_data(data.source, data.train_split, data), data.filter_empty, data.limit)
     val_data = first_images(open_data(data.val_source or data.source, data.val_split, data), data.limit)
+    if not len(val_data.index):
+        raise ValueError(f"{val_data.name} has no image to validate on: choose another --data.val-split or --data.val-source")
     if train_data.index.classes != val_data.index.classes:
         raise ValueError(
             f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
@@ -79,32 +118,42 @@ def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Data
 def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator) -> Method:
     """The method of a recipe, on the device of this process."""
     method = recipe.build(classes, total_steps)
+    if found := where_not_finite(method.state_dict()):
+        raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     if recipe.training.sync_batch_norm:
         if accelerator.device.type != "cuda":
             raise ValueError("training.sync_batch_norm works on GPUs only; on the CPU use frozen batch norm")
-        method = nn.SyncBatchNorm.convert_sync_batchnorm(method)
+        method = convert_sync_batchnorm(method)  # torch's own would leave out the activations that timm's batch norms hold
     method.to(accelerator.device)
     if recipe.training.compile:
-        for module in method.student.modules():
-            if isinstance(module, COMPILED):
-                module.compile()
+        for module in method.student.compiled_parts():
+            module.compile()
     return method
 
 
 def open_log(
-    recipe: Recipe, folder: RunFolder, config: RunConfig, state: State, resume: bool, accelerator: Accelerator, progress: Progress
+    recipe: Recipe,
+    folder: RunFolder,
+    lock: FolderLock,
+    config: RunConfig,
+    state: State,
+    goes_on: bool,
+    accelerator: Accelerator,
+    progress: Progress,
 ) -> RunLog:
     """Start the run's folder, or make it ready for going on, and open what the run writes to. Only the main process does."""
     log = RunLog()
-    accelerator.wait_for_everyone()  # all have seen that the folder is free, or have read its checkpoint
-    if accelerator.is_main_process:
-        if resume:
-            folder.trim_records(state.step)
-        further = open_sinks(recipe.sinks, folder.path, config.plain_recipe, state.step)
-        if not resume:
-            folder.start(config)
-        log = RunLog((ConsoleWriter(progress, state.best_ap), JSONLines(folder)), further)
-    accelerator.wait_for_everyone()
+
+    def open_all() -> None:
+        if goes_on:
+            folder.trim_records(state.step, state.epochs_done)
+        else:
+            folder.claim(lock)
+        log.further = open_sinks(recipe.sinks, folder.path, config.plain_recipe, state.step)
+        log.always = (ConsoleWriter(progress, state.best_ap), JSONLines(folder))
+        folder.write_config(config)  # last, so that a folder without it is free
+
+    main_decides(accelerator, open_all)
     return log
 
 
@@ -129,7 +178,7 @@ def remarks(recipe: Recipe, total_steps: int) -> list[str]:
             " values below 1 are shares of the run, whatever its length"
         )
     decays = {"training.ema_decay": config.ema_decay} | {
-        f"teachers.{teacher.name}.decay": teacher.decay_for(total_steps) for teacher in recipe.teachers if isinstance(teacher, EMATeacher)
+        f"teachers.{teacher.name}.decay": decay for teacher in recipe.teachers if (decay := teacher.decay_for(total_steps)) is not None
     }
     for option, decay in decays.items():
         horizon = 1 / (1 - decay)

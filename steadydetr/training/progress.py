@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,11 +21,38 @@ T = TypeVar("T")
 QUIET_SECONDS = 15.0  # least time between two lines of training steps where there is no terminal
 
 
+class LastingStream:
+    """A stream of text whose end is not the end of the run: when the pipe or terminal behind it is closed, it falls silent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        with self._lasting():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._lasting():
+            self.stream.flush()
+
+    @contextmanager
+    def _lasting(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            with open(os.devnull, "w") as nowhere:  # what the program prints elsewhere goes there too
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 class Progress:
     """The bars and lines of a run. Only the main process shows any (`enabled`)."""
 
     def __init__(self, enabled: bool = True) -> None:
-        self.console = Console(soft_wrap=True, markup=False, emoji=False)
+        self.console = Console(file=cast(TextIO, LastingStream(sys.stdout)), soft_wrap=True, markup=False, emoji=False)
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
         text = TextColumn("{task.description}", markup=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from steadydetr.checkpoints.folder import DetectorCard, load_training_state
-from steadydetr.data import Dataset, TrainLoader
+from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
+from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
+from steadydetr.finite import NotFiniteError, tensors_in, where_not_finite
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import AVERAGE, LAST, RunFolder
+from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import RunLog
+from steadydetr.structures import Batch
 from steadydetr.training.averages import Averages
+from steadydetr.training.processes import MainWork
 from steadydetr.training.progress import Progress
 
 
@@ -40,9 +44,12 @@ class Run:
 
     recipe: Recipe
     folder: RunFolder
+    lock: FolderLock
     accelerator: Accelerator
+    main_work: MainWork
     val_data: Dataset
     loader: TrainLoader
+    val_loader: EvalLoader  # this process's share of `val_data`
     method: Method
     wrapped: nn.Module  # the method, or DistributedDataParallel around it
     optimiser: torch.optim.AdamW
@@ -50,7 +57,9 @@ class Run:
     state: State
     log: RunLog
     progress: Progress
-    stop: bool = False  # a signal asked for it
+    asked_to_stop: bool = False  # by a signal to this process
+    stop: bool = False  # all processes know that one of them was asked
+    batches: list[Batch] = field(default_factory=list)  # this process's micro-batches of the step that is taken, or was taken last
 
     @property
     def models(self) -> dict[str, Detector]:
@@ -66,46 +75,77 @@ class Run:
 
 
 def save(run: Run, name: str, weights: str = "model") -> None:
-    """Write the checkpoint `name`, from which the run can be resumed, and with `last` also the averaged weights, as `ema`.
+    """Write the checkpoint `name`, from which the run can be resumed, and with `last` first the averaged weights, as `ema`.
 
     Args:
         weights: what the checkpoint's model is: the trained weights ("model") or their average ("ema").
+
+    Raises:
+        NotFiniteError: what would be saved is not finite. The checkpoint is as it was.
     """
+    changed = changed_by_training(run)
+    if found := where_not_finite(dict(tensors_in(changed))):
+        raise NotFiniteError(f"{found} of the weights and of the optimiser's state are not finite")
     if run.accelerator.is_main_process:
-        averages, method = run.averages, run.method
-        own_average = (
-            None if averages.evaluated is None or averages.evaluated is averages.teacher else averages.evaluated.model.state_dict()
-        )
-        extra = {
-            "method": method.training_state(),
-            "teachers": {teacher_name: teacher.fingerprint for teacher_name, teacher in method.teachers.items()},
-            "average": own_average,  # None: there is none, or it is the teacher, which is part of the method
-            "optimiser": run.optimiser.state_dict(),
-            "state": asdict(run.state),
-        }
-        run.folder.save_checkpoint(name, run.models[weights].state_dict(), run.card, extra)
-        if name == LAST and averages.evaluated is not None:
-            run.folder.save_checkpoint(AVERAGE, averages.evaluated.model.state_dict(), run.card)
-    run.accelerator.wait_for_everyone()
+        teachers = {name: teacher.fingerprint for name, teacher in run.method.teachers.items()}
+        average = run.averages.evaluated
+        if name == LAST and average is not None:
+            run.folder.save_checkpoint(AVERAGE, average.model.state_dict(), run.card)
+        state = run.models[weights].state_dict()
+        run.folder.save_checkpoint(name, state, run.card, changed | {"teachers": teachers}, asdict(run.state))
+    run.main_work.wait()
 
 
-def restore(checkpoint: Path, method: Method, averages: Averages, optimiser: torch.optim.Optimizer) -> State:
-    """Load what `save` wrote into the method, the averages and the optimiser; gives the state.
+def save_progress(run: Run) -> None:
+    """Write into `last` what an evaluation has found since it was saved."""
+    if run.accelerator.is_main_process:
+        run.folder.save_progress(LAST, asdict(run.state))
+    run.main_work.wait()
+
+
+def changed_by_training(run: Run) -> dict[str, Any]:
+    """The tensors that a step changes: the weights of the method, the average that is evaluated, and the optimiser's state."""
+    average, teacher = run.averages.evaluated, run.averages.teacher
+    return {
+        "method": run.method.training_state(),
+        "average": None if average is None or average is teacher else average.model.state_dict(),  # None: there is none, or it teaches
+        "optimiser": run.optimiser.state_dict(),
+    }
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What `save` wrote, and what is known of the run's `best`."""
+
+    checkpoint: Path
+    training: dict[str, Any]  # as `load_training_state` gives it
+    progress: dict[str, Any]
+    best: dict[str, Any] | None  # the progress that `best` was saved with; None: there is none
+
+
+def read_saved(checkpoint: Path, best: dict[str, Any] | None) -> Saved:
+    return Saved(checkpoint, load_training_state(checkpoint), load_progress(checkpoint), best)
+
+
+def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.optim.Optimizer) -> State:
+    """Load what was saved into the method, the averages and the optimiser; gives the state.
+
+    The AP to surpass is that of `best`, whatever the checkpoint knew of it. Without a `best` the next evaluation gives one.
 
     Raises:
         ValueError: a trained teacher has other weights than the one that taught until then.
     """
-    extra = load_training_state(checkpoint)
+    training = saved.training
     for name, teacher in method.teachers.items():  # before the weights, which may not fit if the teacher has another width
-        if teacher.fingerprint != extra.get("teachers", {}).get(name, ""):
+        if teacher.fingerprint != training.get("teachers", {}).get(name, ""):
             raise ValueError(
-                f"{checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its teacher,"
-                " wherever that lies: name it by --teacher, or put its old weights back"
+                f"{saved.checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its"
+                " teacher, wherever that lies: name it by --teacher, or put its old weights back"
             )
-    method.load_training_state(extra["method"])
-    optimiser.load_state_dict(extra["optimiser"])
-    if extra["average"] is not None:
+    method.load_training_state(training["method"])
+    optimiser.load_state_dict(training["optimiser"])
+    if training["average"] is not None:
         averages.part()
         if averages.evaluated is not None:
-            averages.evaluated.model.load_state_dict(extra["average"])
-    return State(**extra["state"])
+            averages.evaluated.model.load_state_dict(training["average"])
+    return replace(State(**saved.progress), best_ap=-1.0 if saved.best is None else saved.best["best_ap"])

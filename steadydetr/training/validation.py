@@ -2,32 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from steadydetr.data import EvalLoader
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
+from steadydetr.finite import NotFiniteError
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
+from steadydetr.structures import Batch
 from steadydetr.training.log import log_stability
 from steadydetr.training.run import Run
 
 
 @torch.no_grad()
-def evaluate_detector(run: Run, detector: Detector) -> Evaluation:
-    """Metrics of the detector on the validation images, which the processes share among them."""
-    accelerator, config = run.accelerator, run.recipe.training
-    loader = EvalLoader(run.val_data, run.recipe.data, config.eval_batch_size, accelerator.process_index, accelerator.num_processes)
+def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
+    """Metrics of the detector on the validation images, which the processes share among them.
+
+    A run of one process that is asked to stop leaves at once, and gives None. Of several processes some would wait for the others, so
+    that they end the evaluation first.
+
+    Raises:
+        NotFiniteError: detections are not finite. All processes raise it, whichever met them.
+    """
+    accelerator, loader = run.accelerator, run.val_loader
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
-        results = collect(predict, run.progress.track(loader, "evaluate", len(loader)))
+        found: Results | NotFiniteError
+        try:
+            found = collect(predict, run.progress.track(until_stopped(run, loader), "evaluate", len(loader)))
+        except NotFiniteError as error:
+            found = error
+    if leaves_alone(run):
+        return None
+    parts: list[Any] = [found]
     if accelerator.num_processes > 1:
-        parts: list[Results | None] = [None] * accelerator.num_processes
-        torch.distributed.all_gather_object(parts, results)
-        results = Results.cat([part for part in parts if part is not None])
-    return evaluate(results, run.val_data.index)
+        parts = [None] * accelerator.num_processes
+        torch.distributed.all_gather_object(parts, found)
+    for part in parts:
+        if isinstance(part, NotFiniteError):
+            raise part
+    return evaluate(Results.cat(parts), run.val_data.index)
+
+
+def until_stopped(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if leaves_alone(run):
+            return
+        yield batch
+
+
+def leaves_alone(run: Run) -> bool:
+    """Whether the run was asked to stop and has no other process that would wait for this one."""
+    return run.asked_to_stop and run.accelerator.num_processes == 1
 
 
 def measure_stability(run: Run) -> dict[str, Tensor]:
@@ -44,5 +75,5 @@ def measure_stability(run: Run) -> dict[str, Tensor]:
         )
         for weights, found in measured.items():
             log_stability(run, weights, found)
-    run.accelerator.wait_for_everyone()
+    run.main_work.wait()
     return matched

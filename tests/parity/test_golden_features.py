@@ -13,9 +13,9 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.equations.distill import background, foreground, query_masks, released_mask
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Frozen
-from steadydetr.objectives import FGD, MGD, ReleasedFeatures, SetPrediction, feature_peers, released_features
+from steadydetr.objectives import FGD, MGD, ReleasedFeatures, SetPrediction, mgd, released_features
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.feature_peers import boxes_in_cells
+from steadydetr.objectives.fgd import boxes_in_cells
 from steadydetr.objectives.method import Method
 from steadydetr.objectives.released_features import released_queries, released_terms
 from steadydetr.structures import DecodedStages, Targets
@@ -153,7 +153,7 @@ def test_mgd(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = (drawn <= 1 - objective.masked).float()
     assert torch.equal(kept, tensors["out.kept_mask"].flatten(1))
     close(given.as_map(module(given, kept)), tensors["out.generated"], atol=2e-6)
-    monkeypatch.setattr(feature_peers, "random_places", lambda *_: drawn)
+    monkeypatch.setattr(mgd, "random_by_token", lambda *_: drawn)
     value, weight = objective.terms(module, given, SimpleNamespace(batch=None))["generated"]  # type: ignore[arg-type]
     close(value / len(student), tensors["out.sum_sq_over_N"], atol=0, rtol=1e-5)
     loss = value / len(student) * weight

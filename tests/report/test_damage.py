@@ -43,22 +43,18 @@ def test_strings_of_a_run_are_escaped(copy: Callable[..., Path], tmp_path: Path)
 
 
 def test_strings_in_place_of_numbers_are_no_markup(copy: Callable[..., Path]) -> None:
-    """What a record should count may be any JSON in a damaged or foreign run; it is shown as it is, escaped."""
+    """What a record should count may be any JSON in a damaged or foreign run: the record is left out, and the page says why."""
 
     def change(record: Record) -> Record | None:
-        if record["kind"] == "stability" or record.get("weights") == "model":
-            return None
-        record["epoch"] = EVIL
-        if record["kind"] == "eval":
-            record |= {"ap": float("inf"), "voc_ap50": EVIL}
-            record["per_class"] = {"disc": EVIL}
-        return record
+        if record["kind"] == "train":
+            return record | {"epoch": EVIL, "lr": [EVIL]}
+        return record | ({"per_class": {EVIL: EVIL}} if record["kind"] == "eval" else {"unstable_score": {EVIL: 1.0}})
 
-    page = write_report([copy(change=change)]).read_text()
-    shown = html.escape(EVIL)
-    assert "<script" not in page
-    for place in (f"epoch {shown}, average", f"<td>{shown} of 2</td>", f"<td>{shown}</td>"):
-        assert place in page
+    run = copy(change=change)
+    lines = len((run / "metrics.jsonl").read_text().splitlines())
+    page = write_report([run]).read_text()
+    assert "<script" not in page and page.count("left out: ") == min(lines, 20)
+    assert "metrics.jsonl, line 1: Expected `int`, got `str` - at `$.epoch`; remove the line" in page
 
 
 def test_the_template_trusts_nothing() -> None:
@@ -118,7 +114,7 @@ def test_only_a_report_is_replaced(copy: Callable[..., Path]) -> None:
     assert write_report([run]) == write_report([run])
     before = (run / "config.json").read_bytes()
     for name in ("config.json", "last"):
-        with pytest.raises(FileExistsError, match="not a report"):
+        with pytest.raises(FileExistsError, match="choose another --output"):
             write_report([run], run / name)
     assert (run / "config.json").read_bytes() == before
     assert not [path for path in run.iterdir() if path.name.startswith(".")]

@@ -11,9 +11,15 @@ Numbers = dict[str, int]  # numbers that a layout reads from all keys of a file,
 DROP = ""  # as a replacement: the tensor is not needed, because the architecture determines it
 
 
-def no_numbers(keys: Collection[str]) -> Numbers:
-    """For layouts whose replacements need none."""
-    return {}
+def read_numbers(keys: Collection[str]) -> Numbers:
+    """The numbers that tables of several layouts use.
+
+    `maps`: how many maps the neck takes from the backbone; its further convolutions make smaller maps of the last of them.
+    `first`: the number of the first of Swin's maps that is used, and therefore has an output norm.
+    """
+    maps = 1 + max((int(m[1]) for key in keys if (m := re.fullmatch(r"neck\.convs\.(\d+)\..+", key))), default=-1)
+    first = min((int(m[1]) for key in keys if (m := re.fullmatch(r"backbone\.(?:0\.)?norm(\d+)\..+", key))), default=0)
+    return {"maps": maps, "first": first}
 
 
 @dataclass(frozen=True)
@@ -31,17 +37,7 @@ class KeyLayout:
     described: str  # detectors and project, for messages: "Deformable DETR (mmdet 2)"
     heads: tuple[str, ...] = ("class_embed", "bbox_embed")  # what precedes the number of the stage in keys of heads
     tied_heads_once: bool = False  # heads that all decoder stages share are saved once, for stage 0; False: once for every stage
-    numbers: Callable[[Collection[str]], Numbers] = no_numbers
-
-
-def backbone_maps(keys: Collection[str]) -> int:
-    """How many maps the neck takes from the backbone; its further convolutions make smaller maps of the last of them."""
-    return 1 + max((int(m[1]) for key in keys if (m := re.fullmatch(r"neck\.convs\.(\d+)\..+", key))), default=-1)
-
-
-def first_output_norm(keys: Collection[str]) -> int:
-    """The number of the first of Swin's maps that is used, and therefore has an output norm."""
-    return min((int(m[1]) for key in keys if (m := re.fullmatch(r"backbone\.(?:0\.)?norm(\d+)\..+", key))), default=0)
+    numbers: Callable[[Collection[str]], Numbers] = read_numbers
 
 
 def below(prefix: str, table: Table) -> Table:

@@ -14,8 +14,7 @@ from steadydetr.checkpoints.layouts.base import (
     KeyLayout,
     Numbers,
     Table,
-    backbone_maps,
-    first_output_norm,
+    read_numbers,
 )
 
 DETECTRON_RESNET: Table = (
@@ -34,10 +33,10 @@ FUSIONS: Table = (
 )
 
 
-def numbers(keys: Collection[str]) -> Numbers:
-    """What the replacements of the table call `maps`, `first` and `dense`."""
+def numbers_with_fusions(keys: Collection[str]) -> Numbers:
+    """`dense` is 1 where the fusion that is called dense comes before the other."""
     dense = any(key.startswith("transformer.encoder.fusion_layer.") for key in keys)
-    return {"maps": backbone_maps(keys), "first": first_output_norm(keys), "dense": int(dense)}
+    return read_numbers(keys) | {"dense": int(dense)}
 
 
 LAYOUT = KeyLayout(
@@ -45,5 +44,5 @@ LAYOUT = KeyLayout(
     mark=r"transformer\.(?:en|de)coder\.layers\.\d+\.attentions\..+",
     table=(*COUNTERS, *RESNET, *DETECTRON_RESNET, *SWIN, *NAMED_NECK, *MMCV_TRANSFORMER, *FUSIONS, *HEADS),
     described="DINO and DAB-Deformable-DETR (detrex)",
-    numbers=numbers,
+    numbers=numbers_with_fusions,
 )

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from steadydetr.checkpoints.layouts.base import COUNTERS, MMCV_TRANSFORMER, NAMED_NECK, KeyLayout, Numbers, Table, backbone_maps, below
+from steadydetr.checkpoints.layouts.base import COUNTERS, MMCV_TRANSFORMER, NAMED_NECK, KeyLayout, Table, below
 
 BACKBONE: Table = ((r"backbone\.(.+)", r"backbone.body.\1"),)
-HEADS: Table = (
+BRANCHES: Table = (
     (r"transformer\.reference_points\.(.+)", r"query_reference.\1"),
     (r"cls_branches\.(\d+)\.(.+)", r"class_heads.\1.\2"),
     (r"reg_branches\.(\d+)\.(0|2|4)\.(.+)", r"box_heads.\1.layers.{\2/2}.\3"),
@@ -19,16 +17,10 @@ HEADS: Table = (
 )
 
 
-def numbers(keys: Collection[str]) -> Numbers:
-    """What the replacements of the table call `maps`."""
-    return {"maps": backbone_maps(keys)}
-
-
 LAYOUT = KeyLayout(
     name="mmdet",
     mark=r"bbox_head\.transformer\.(?:en|de)coder\.layers\.\d+\.attentions\..+",
-    table=(*COUNTERS, *BACKBONE, *NAMED_NECK, *below("bbox_head", (*MMCV_TRANSFORMER, *HEADS))),
+    table=(*COUNTERS, *BACKBONE, *NAMED_NECK, *below("bbox_head", (*MMCV_TRANSFORMER, *BRANCHES))),
     described="Deformable DETR (mmdet 2)",
     heads=("cls_branches", "reg_branches"),
-    numbers=numbers,
 )

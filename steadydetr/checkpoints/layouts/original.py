@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from steadydetr.checkpoints.layouts.base import COUNTERS, HEADS, NUMBERED_NECK, RESNET, SWIN, KeyLayout, Numbers, Table, first_output_norm
+from steadydetr.checkpoints.layouts.base import COUNTERS, HEADS, NUMBERED_NECK, RESNET, SWIN, KeyLayout, Table
 
 # in the decoder, norm1 follows the cross-attention and norm2 the self-attention
 TRANSFORMER: Table = (
@@ -21,15 +19,9 @@ TRANSFORMER: Table = (
 )
 
 
-def numbers(keys: Collection[str]) -> Numbers:
-    """What the replacements of the table call `first`."""
-    return {"first": first_output_norm(keys)}
-
-
 LAYOUT = KeyLayout(
     name="original",
     mark=r"transformer\.(?:en|de)coder\.layers\.\d+\.(?:self_attn|cross_attn|linear1)\..+",
     table=(*COUNTERS, *RESNET, *SWIN, *NUMBERED_NECK, *TRANSFORMER, *HEADS),
     described="Deformable DETR and DINO (their repositories)",
-    numbers=numbers,
 )

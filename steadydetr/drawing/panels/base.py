@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from steadydetr.runs.folder import Record
-from steadydetr.runs.records import WEIGHTS, Records
+from steadydetr.runs.records import WEIGHTS_LABELS, Records
 
 MOST_POINTS = 300  # of a line; of more, neighbours are averaged
+LARGEST = 1e100  # of what is drawn; a run that has diverged has larger values, infinite ones and NaN
 
 
 @dataclass(frozen=True)
@@ -90,31 +91,31 @@ def over_measurements(
     found = []
     for run in runs:
         ends = {record["step"] for record in run.by_kind["eval"]}
-        for weights in WEIGHTS:
+        for weights in WEIGHTS_LABELS:
             records = [r for r in run.of(kind, weights) if not at_epochs or r["step"] in ends]
             found.append(_line(run.label, weights, records, x, value))
     return tuple(line for line in found if line.x)
 
 
 def at_last_measurement(runs: Sequence[Records], values: Callable[[Record], Mapping[str, float]], names: Sequence[str]) -> tuple[Line, ...]:
-    """The last measurement of stability of every run, over the places `names`: layers, stages, or pairs of stages."""
+    """The last measurement of stability of every run, over `names`: layers, stages, or pairs of stages."""
     found = []
     for run in runs:
-        for weights in WEIGHTS:
+        for weights in WEIGHTS_LABELS:
             last = run.last("stability", weights)
-            points = [] if last is None else [(names.index(name), value) for name, value in values(last).items()]
+            points = [] if last is None else [(names.index(name), value) for name, value in values(last).items() if abs(value) < LARGEST]
             found.append(Line(run.label, weights, [x for x, _ in points], [y for _, y in points]))
     return tuple(line for line in found if line.x)
 
 
-def measured_places(runs: Sequence[Records], of: Callable[[Record], list[str]]) -> tuple[str, ...]:
-    """All places, in order, that the last measurements of stability have values for."""
-    found = [of(last) for run in runs for weights in WEIGHTS if (last := run.last("stability", weights))]
+def measured_stages(runs: Sequence[Records], of: Callable[[Record], list[str]]) -> tuple[str, ...]:
+    """All layers, stages or pairs of stages, in order, that the last measurements of stability have values for."""
+    found = [of(last) for run in runs for weights in WEIGHTS_LABELS if (last := run.last("stability", weights))]
     return tuple(sorted({name for names in found for name in names}, key=lambda name: int(name.split("–")[0])))
 
 
 def _line(label: str, weights: str, records: Sequence[Record], x: str, value: Callable[[Record], float | None]) -> Line:
-    points = [(record[x], y) for record in records if (y := value(record)) is not None and math.isfinite(y)]
+    points = [(record[x], y) for record in records if (y := value(record)) is not None and abs(y) < LARGEST]
     size = math.ceil(len(points) / MOST_POINTS) or 1
     parts = [points[i : i + size] for i in range(0, len(points), size)]
     return Line(label, weights, *([math.fsum(p[k] for p in part) / len(part) for part in parts] for k in (0, 1)))

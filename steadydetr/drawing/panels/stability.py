@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from steadydetr.drawing.panels.base import STABILITY, Panel, ReportFigure, at_last_measurement, measured_places, over_measurements
+from steadydetr.drawing.panels.base import STABILITY, Panel, ReportFigure, at_last_measurement, measured_stages, over_measurements
 from steadydetr.runs.records import Records
 
 NOT_MEASURED = "not measured yet"
@@ -12,7 +12,7 @@ NEEDS_AVERAGE = "needs averaged weights (training.ema_decay) and a measurement"
 
 
 def unstable_score_by_layer(runs: Sequence[Records]) -> list[Panel]:
-    layers = measured_places(runs, lambda r: list(r["unstable_score"]))
+    layers = measured_stages(runs, lambda r: list(r["unstable_score"]))
     lines = at_last_measurement(runs, lambda r: r["unstable_score"], layers)
     return [Panel("Unstable score by layer, %", "decoder layer", lines, NOT_MEASURED, x_names=layers)]
 
@@ -23,7 +23,7 @@ def unstable_score_by_step(runs: Sequence[Records]) -> list[Panel]:
 
 
 def instability_by_stage(runs: Sequence[Records]) -> list[Panel]:
-    pairs = measured_places(runs, lambda r: [f"{k}–{k + 1}" for k in range(1, len(r["between_stages"]) + 1)])
+    pairs = measured_stages(runs, lambda r: [f"{k}–{k + 1}" for k in range(1, len(r["between_stages"]) + 1)])
     lines = at_last_measurement(runs, lambda r: dict(zip(pairs, r["between_stages"], strict=False)), pairs)
     return [Panel("Instability between stages", "stages", lines, "not measured yet, or one stage only", x_names=pairs)]
 
@@ -39,7 +39,7 @@ def consistency_by_step(runs: Sequence[Records]) -> list[Panel]:
 
 
 def consistency_by_stage(runs: Sequence[Records]) -> list[Panel]:
-    stages = measured_places(runs, lambda r: [str(k) for k in range(1, len(r["consistency"] or ()) + 1)])
+    stages = measured_stages(runs, lambda r: [str(k) for k in range(1, len(r["consistency"] or ()) + 1)])
     lines = at_last_measurement(runs, lambda r: dict(zip(stages, r["consistency"] or (), strict=False)), stages)
     return [Panel("Consistency with the average by stage, %", "stage", lines, NEEDS_AVERAGE, x_names=stages)]
 

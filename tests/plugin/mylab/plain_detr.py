@@ -12,7 +12,7 @@ from steadydetr import register
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector, DetectorConfig
 from steadydetr.detectors.deformable import resize_padding, valid_ratio
-from steadydetr.detectors.query_groups import join
+from steadydetr.detectors.query_groups import join_groups
 from steadydetr.nn.attention import AttentionPlan, SelfAttention
 from steadydetr.nn.backbone import BackboneConfig, SmallBackboneConfig
 from steadydetr.nn.layers import FeedForward, box_head, class_head
@@ -64,7 +64,7 @@ class PlainDETR(Detector):
         return {"main": Queries(content, anchor.sigmoid())}
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
-        joined = join(groups)
+        joined = join_groups(groups)
         content, reference = joined.content, joined.reference
         contents, boxes, references = [], [], []
         for layer in self.layers:

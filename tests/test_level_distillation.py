@@ -14,11 +14,12 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Average
 from steadydetr.objectives import FGD, SetPrediction
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.feature_peers import NonLocalBlock, random_places
+from steadydetr.objectives.fkd import NonLocalBlock
 from steadydetr.objectives.method import Method
+from steadydetr.objectives.mgd import random_by_token
 from steadydetr.structures import Memory
 from tests.conftest import CLASSES, DETECTORS, make_batch
-from tests.feature_steps import PEERS, make, own_value
+from tests.feature_steps import BY_LEVEL, make, own_value
 from tests.reference import features as slow
 from tests.steps import wide
 
@@ -31,10 +32,10 @@ def level_of(student: Tensor, teacher: Tensor, size: tuple[int, int] = SIZE) -> 
     return Level(student, teacher, padding, size, torch.tensor(size[::-1]).expand(len(student), 2), 0)
 
 
-def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
+def case_of(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
     """Objective, its module away from where it starts, tokens of two images and what a context says of them."""
     torch.manual_seed(1)
-    objective: Any = PEERS[name]
+    objective: Any = BY_LEVEL[name]
     module = objective.module(6, 8, 8)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -47,7 +48,7 @@ def peer_case(name: str) -> tuple[Any, nn.Module, Tensor, Tensor, Any]:
 
 
 def test_fgd_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fgd")
+    objective, module, student, teacher, context = case_of("fgd")
     found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
     expected = [0.0, 0.0, 0.0]
     for b, objects in enumerate(context.targets.split()):
@@ -58,7 +59,7 @@ def test_fgd_equals_the_loops() -> None:
 
 
 def test_fkd_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fkd")
+    objective, module, student, teacher, context = case_of("fkd")
     found = {name: float(value.detach()) for name, (value, _) in objective.terms(module, level_of(student, teacher), context).items()}
     terms = [slow.fkd(module["align"](s).tolist(), t.tolist(), objective.temperature) for s, t in zip(student, teacher, strict=True)]
     assert [found["feature"], found["attention"]] == pytest.approx([sum(t[k] for t in terms) for k in (0, 1)], rel=1e-9)
@@ -79,7 +80,7 @@ def test_fkd_relates_every_cell_to_every_other() -> None:
 
 
 def test_fgfi_equals_the_loops() -> None:
-    objective, module, student, teacher, context = peer_case("fgfi")
+    objective, module, student, teacher, context = case_of("fgfi")
     found, weight = objective.terms(module, level_of(student, teacher), context)["imitated"]
     anchors, usable = token_anchors(context.memory)
     total = 0.0
@@ -94,20 +95,20 @@ def test_fgfi_equals_the_loops() -> None:
 
 def test_mgd_leaves_out_its_share_of_the_places() -> None:
     """Places that are left out cannot be seen: what stands there changes nothing."""
-    objective, module, student, teacher, context = peer_case("mgd")
+    objective, module, student, teacher, context = case_of("mgd")
     large = level_of(torch.zeros(2, 10_000, 6), torch.zeros(2, 10_000, 8), (100, 100))
-    kept = random_places(context.batch, large) <= 1 - objective.masked
+    kept = random_by_token(context.batch, large) <= 1 - objective.masked
     assert float(kept.double().mean()) == pytest.approx(0.35, abs=0.02) and not torch.equal(kept[0], kept[1])
-    left_out = random_places(context.batch, level_of(student, teacher)) > 1 - objective.masked
+    left_out = random_by_token(context.batch, level_of(student, teacher)) > 1 - objective.masked
     other = torch.where(left_out[..., None], student + 5, student)
     values = [float(objective.terms(module, level_of(s, teacher), context)["generated"][0].detach()) for s in (student, other, student + 5)]
     assert values[0] == values[1] != values[2]
 
 
-@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.parametrize("name", BY_LEVEL)
 def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     """Two columns and a line of padding around the same tokens change no term."""
-    objective, module, student, teacher, context = peer_case(name)
+    objective, module, student, teacher, context = case_of(name)
     tall = (SIZE[0] + 1, SIZE[1] + 2)
 
     def padded(tokens: Tensor, value: float) -> Tensor:
@@ -120,7 +121,7 @@ def test_a_padded_map_counts_as_the_image_in_it(name: str) -> None:
     level = Level(padded(student, 0), padded(teacher, 0), padding, tall, plain.extent, 0)
     around = SimpleNamespace(**vars(context) | {"memory": Memory(level.student, padding, (tall,), ratios, level.student)})
     if name == "mgd":
-        drawn = random_places(context.batch, plain)
+        drawn = random_by_token(context.batch, plain)
         before = module(plain, (drawn < 0.35).double())
         after = module(level, padded((drawn < 0.35).double()[..., None], 1.0)[..., 0])
         torch.testing.assert_close(after[~padding], before.flatten(0, 1))
@@ -137,10 +138,10 @@ def test_fgd_learns_nothing_from_oneself() -> None:
     assert own_value(method(wide(make_batch((2, 3)))), "fgd") == 0
 
 
-def test_defaults_of_the_peers() -> None:
+def test_defaults_are_those_of_the_papers() -> None:
     """Of their papers; FGD's as in DETRDistill's code."""
     weights = {}
-    for name, objective in PEERS.items():
+    for name, objective in BY_LEVEL.items():
         weights[name] = {part: w for part, _, w in make(objective)(wide(make_batch((1,)))) if part.startswith(name)}
     assert weights["fgd"] == {"fgd/foreground": 1e-3, "fgd/background": 5e-4, "fgd/attention": 5e-4, "fgd/context": 5e-6}
     assert weights["mgd"] == {"mgd/generated": 2e-5} and weights["fgfi"] == {"fgfi/imitated": 0.01}

@@ -1,0 +1,96 @@
+"""FKD, which compares features, attention, and how cells relate to each other.
+
+Legend: B images, L tokens of a level, d channels of the teacher, n cells of a pooled map.
+Terms are [1], summed over the images of the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from steadydetr.equations.distill import channel_attention, channel_weights, spatial_attention, spatial_weights
+from steadydetr.kinds import register
+from steadydetr.learning.context import StepContext
+from steadydetr.objectives.feature_levels import Level
+from steadydetr.objectives.level_distillation import LevelDistillation, align
+
+COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
+
+
+@register("fkd")
+@dataclass(frozen=True)
+class FKD(LevelDistillation):
+    """Attention-guided and non-local distillation (Zhang and Ma 2021). Weights and temperature: those for two-stage detectors."""
+
+    feature: float = 7e-5
+    attention: float = 4e-3
+    relation: float = 7e-5
+    temperature: float = 0.1
+
+    @property
+    def name(self) -> str:
+        return "fkd"
+
+    def module(self, student: int, teacher: int, stride: int) -> nn.Module:
+        pool = max(COARSEST // stride, 1)
+        return nn.ModuleDict(
+            {
+                "align": align(student, teacher),
+                "student": NonLocalBlock(teacher, pool),
+                "teacher": NonLocalBlock(teacher, pool),
+                "relation": nn.Linear(teacher, teacher),
+            }
+        )
+
+    def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
+        parts = cast(nn.ModuleDict, module)
+        student, teacher, padding = parts["align"](level.student), level.teacher, level.padding
+        difference = (teacher - student).masked_fill(padding[..., None], 0)
+        spatial_s, spatial_t = (spatial_attention(features).masked_fill(padding, 0) for features in (student, teacher))
+        channel_s, channel_t = (channel_attention(features, padding) for features in (student, teacher))
+        with torch.no_grad():
+            spatial = spatial_weights(spatial_s + spatial_t, padding, self.temperature)
+            channel = channel_weights(channel_s + channel_t, self.temperature)
+            focus = (spatial[..., None] * channel[:, None]).sqrt()
+        cells, empty = parts["student"](student, level)
+        relation = (parts["relation"](cells) - parts["teacher"](teacher, level)[0]).masked_fill(empty, 0)
+        return {
+            "feature": (norms(difference * focus), self.feature),
+            "attention": (norms(spatial_s - spatial_t) + norms(channel_s - channel_t), self.attention),
+            "relation": (norms(relation), self.relation),
+        }
+
+
+def norms(values: Tensor) -> Tensor:
+    """The norms of every image's values, summed: [B, ...] -> [1]."""
+    return torch.linalg.vector_norm(values.flatten(1), dim=1).sum().reshape(1)
+
+
+class NonLocalBlock(nn.Module):
+    """Every cell of the pooled map attends to every other one (Wang et al. 2018, embedded Gaussian); the result is added to the cell."""
+
+    def __init__(self, width: int, pool: int) -> None:
+        super().__init__()
+        self.pool = pool
+        self.query, self.key, self.value = (nn.Linear(width, width // 2) for _ in range(3))
+        self.output = nn.Linear(width // 2, width)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, features: Tensor, level: Level) -> tuple[Tensor, Tensor]:
+        """[B, L, d] -> cells [B, n, d], and whether a cell has no valid token [B, n, 1]."""
+        valid = (~level.padding).to(features.dtype)[..., None]
+        pooled, share = (self._pool(level.as_map(x)) for x in (features * valid, valid))
+        empty = share == 0
+        cells = pooled / share.masked_fill(empty, 1)
+        affinity = self.query(cells) @ self.key(cells).transpose(1, 2)
+        weights = affinity.masked_fill(empty.transpose(1, 2), -torch.inf).softmax(-1)
+        return cells + self.output(weights @ self.value(cells)), empty
+
+    def _pool(self, maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)

@@ -1,0 +1,128 @@
+"""Files of tensors, a stranger's too: read as data alone, after their sizes have been looked at, with errors of one line.
+
+A .safetensors file can hold nothing but tensors. The other files, .pth, .pt and .bin, are pickles: torch's `weights_only` reads them
+without running anything that they name. What even such a file could do is refused here: claim tensors that it does not hold, or unpack
+to more than its own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import mmap
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from steadydetr.files import check_regular, one_line, printable
+
+SHARING = 16  # tensors that share their memory, as tied heads do, may together be so many times as large as the file
+BYTEARRAY = b"\nbytearray\n"  # how a pickle names it: an object that torch makes of any size, and that no state dict holds
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """The shapes of all tensors in a .safetensors file, from its header alone.
+
+    Raises:
+        ValueError: it is damaged, or its header tells of more than the file holds; names it.
+        FileNotFoundError: there is no such file.
+    """
+    check_regular(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # it is no dictionary
+    except Exception as error:  # whatever the library raises, the file is the reason
+        raise ValueError(f"{printable(path)} is damaged, it cannot be read as a safetensors file: {one_line(error, 300)}") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a .safetensors file; errors as in `tensor_shapes`."""
+    check_regular(path)
+    try:
+        return load_file(path)
+    except Exception as error:
+        raise ValueError(f"{printable(path)} is damaged, it cannot be read as a safetensors file: {one_line(error, 300)}") from None
+
+
+def read_pickled(path: Path) -> Any:
+    """What torch.save wrote: tensors, plain values, and containers of them. Nothing that the file names is run.
+
+    Raises:
+        ValueError: it is damaged, holds something else, which is named, or would take more memory than it has bytes.
+        FileNotFoundError: there is no such file.
+    """
+    size = check_regular(path)
+    _check_unpacked(path, size)
+    try:
+        # Deformable DETR and DINO save the arguments of their command line beside the weights, as a namespace
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{printable(path)} cannot be read as a file of tensors: {_reason(error)}") from None
+    _check_memory(content, path, size)
+    return content
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    """Raise ValueError where a file would grow by being read: torch.save never compresses, and saves no bytearray."""
+    try:
+        entries: list[zipfile.ZipInfo] = []
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise ValueError(f"{printable(path)} is damaged: {one_line(error, 300)}") from None
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > size:
+        raise ValueError(f"{printable(path)} is a compressed archive, which torch never writes: save the weights alone again")
+    if size:
+        with open(path, "rb") as file, closing(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)) as content:
+            if content.find(BYTEARRAY) >= 0:
+                raise ValueError(f"{printable(path)} holds a bytearray beside its tensors: save the weights alone again")
+
+
+def _check_memory(content: Any, path: Path, size: int) -> None:
+    """Raise ValueError where tensors are not plain ones, or larger than the file that they were read from."""
+    storages: dict[int, int] = {}
+    total = 0
+    for tensor in _tensors_in(content):
+        if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_quantized or not tensor.is_cpu:
+            raise ValueError(f"{printable(path)} holds a tensor that is sparse, quantised, or without values: save plain tensors")
+        storage, needed = tensor.untyped_storage(), math.prod(tensor.shape) * tensor.element_size()
+        storages[storage.data_ptr()] = storage.nbytes()
+        total += needed
+        if needed > storage.nbytes():
+            raise ValueError(f"{printable(path)} claims a tensor of the shape {list(tensor.shape)}, but holds only a part of its values")
+    if sum(storages.values()) > size or total > SHARING * size:
+        raise ValueError(f"{printable(path)} claims tensors that are larger than the file itself")
+
+
+def _tensors_in(content: Any) -> Iterator[Tensor]:
+    """Every tensor in containers of containers, which may hold themselves."""
+    seen: set[int] = set()
+    waiting = [content]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple, set, argparse.Namespace)) and id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, argparse.Namespace):
+                waiting.append(vars(value))
+            else:
+                waiting += [*value.keys(), *value.values()] if isinstance(value, Mapping) else value
+
+
+def _reason(error: Exception) -> str:
+    """Why torch does not read a file, in one line: its own message has many, and terminal codes."""
+    if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        return f"beside tensors it holds a {foreign[1]}, which is not read from a file, because it could run code"
+    text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()
+    return f"{type(error).__name__}: {one_line(text, 300)}" if text else type(error).__name__
