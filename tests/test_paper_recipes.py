@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from steadydetr.learning.teachers import TrainedTeacher
+from steadydetr.limits import Limits
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
