@@ -10,11 +10,8 @@ import tempfile
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
-
-from steadydetr.kinds import changeable
+from typing import IO, Any
 
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
@@ -111,28 +108,6 @@ def listed(keys: Iterable[str], most: int = 40) -> str:
 def _is_hidden(character: str) -> bool:
     joiners = "\u200c\u200d"  # of Persian, of Indian scripts and of emoji
     return unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in joiners
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What may be read of a data set, which may come from a stranger."""
-
-    outside: Literal["refuse", "allow"] = changeable(
-        "refuse"
-    )  # files outside the data folder, to which absolute names, .. or links in it lead
-    max_pixels: int = changeable(178_956_970)  # of an image; more are taken for a decompression bomb, as in Pillow
-    max_file_mb: int = changeable(256)  # MiB of an image file, and of the XML file of an image
-    max_annotation_mb: int = changeable(4096)  # MiB of a file about all images of a split: COCO's JSON, VOC's list
-
-    def __post_init__(self) -> None:
-        if self.outside not in ("refuse", "allow"):
-            raise ValueError(f"outside = {self.outside!r} must be refuse or allow")
-        for name in ("max_pixels", "max_file_mb", "max_annotation_mb"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-
-
-DEFAULT_LIMITS = Limits()
 
 
 # Writing

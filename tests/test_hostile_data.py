@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image, features
 
+import steadydetr
 from steadydetr.cli import check as check_command
 from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.config import from_plain, to_plain
@@ -24,7 +25,7 @@ from steadydetr.data.images import FORMATS, open_picture
 from steadydetr.data.layouts import Finding
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, Sample, ShortestSide, Transform, apply, seeded
 from steadydetr.drawing.run_pictures import draw_predictions
-from steadydetr.files import Limits
+from steadydetr.limits import Limits
 from steadydetr.recipes import find
 from steadydetr.tools.image_files import list_sources
 from steadydetr.training.preparation import open_both
@@ -322,4 +323,11 @@ def test_line_scans_are_drawn(tmp_path: Path) -> None:
     picture(tmp_path / "train" / "1.png", (3000, 2))
     nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)
     draw_predictions(opened(tmp_path), [0], [nothing], tmp_path / "drawn.png")
-    assert open_picture(tmp_path / "drawn.png").height > 300
+    assert open_picture(tmp_path / "drawn.png").width > 300
+
+
+def test_no_console_reads_markup() -> None:
+    """Names of runs, recipes, classes and files are printed by all of them."""
+    sources = {path: path.read_text() for path in Path(steadydetr.__file__).parent.rglob("*.py")}
+    consoles = [(path.name, found) for path, text in sources.items() for found in re.findall(r"\bConsole\((.*)\)", text)]
+    assert len(consoles) > 4 and [name for name, found in consoles if "markup=False, emoji=False" not in found] == []

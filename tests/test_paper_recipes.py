@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from steadydetr.learning.teachers import TrainedTeacher
+from steadydetr.limits import Limits
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -80,9 +81,10 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
 def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
     """Down to the last field, save what only says how a run is logged and kept."""
     ours = {
+        *(f"data.{field.name}" for field in fields(Limits)),
         *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
-        *(f"data.{field}" for field in ("workers", "timeout", "outside", "max_pixels", "max_file_mb", "max_annotation_mb")),
+        *(f"data.{field}" for field in ("workers", "timeout")),
         "detector.transformer.checkpointing",
     }
     missing = {path for path in leaves(find(name)) if path not in ours} - sources(name).keys()

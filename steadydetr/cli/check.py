@@ -13,7 +13,8 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
-from steadydetr.files import Limits, printable, refuse_existing, write_json
+from steadydetr.files import printable, refuse_existing, write_json
+from steadydetr.limits import Limits
 
 if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport

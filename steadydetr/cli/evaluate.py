@@ -14,7 +14,8 @@ from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
-from steadydetr.files import Limits, printable
+from steadydetr.files import printable
+from steadydetr.limits import Limits
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
 

@@ -11,7 +11,7 @@ import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
-from steadydetr.files import Limits
+from steadydetr.limits import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 

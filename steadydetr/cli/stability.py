@@ -13,7 +13,8 @@ from rich.table import Table
 
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
-from steadydetr.files import Limits, refuse_existing, write_json
+from steadydetr.files import refuse_existing, write_json
+from steadydetr.limits import Limits
 
 if TYPE_CHECKING:
     from steadydetr.metrics.stability import Stability

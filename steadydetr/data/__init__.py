@@ -5,6 +5,7 @@ from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.loading import DataConfig, EvalLoader, TrainLoader, pad_batch
 from steadydetr.data.opening import open_data
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, ShortestSide
+from steadydetr.limits import Limits
 
 __all__ = [
     "AnnotationIndex",
@@ -14,6 +15,7 @@ __all__ = [
     "EvalLoader",
     "FixedSize",
     "FixedSizeTransform",
+    "Limits",
     "ShortestSide",
     "TrainLoader",
     "first_images",

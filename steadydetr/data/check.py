@@ -17,7 +17,8 @@ from steadydetr.data.images import open_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.files import DEFAULT_LIMITS, Limits, printable
+from steadydetr.files import printable
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 

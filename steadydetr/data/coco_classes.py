@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from steadydetr.data.reading import decode_text, read_file
-from steadydetr.files import DEFAULT_LIMITS
+from steadydetr.limits import DEFAULT_LIMITS
 
 # fmt: off
 NAMES = (

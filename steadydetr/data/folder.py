@@ -10,7 +10,8 @@ from PIL import Image
 
 from steadydetr.data.images import open_picture, picture_size
 from steadydetr.data.reading import read_file
-from steadydetr.files import Limits, printable
+from steadydetr.files import printable
+from steadydetr.limits import Limits
 
 ALLOW = "--data.outside allow (of all commands but train, distill and compare: --outside allow)"
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from steadydetr.data.reading import check_file
-from steadydetr.files import DEFAULT_LIMITS, Limits, printable
+from steadydetr.files import printable
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.

@@ -14,8 +14,9 @@ from steadydetr.boxes import to_cxcywh
 from steadydetr.data.dataset import Dataset, first_few
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
-from steadydetr.files import Limits, printable
+from steadydetr.files import printable
 from steadydetr.kinds import changeable, register
+from steadydetr.limits import Limits
 from steadydetr.structures import Batch, Targets, seed_of
 
 
@@ -36,6 +37,7 @@ class DataConfig(Limits):
     timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.workers < 0:
             raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
         if not 0 <= self.timeout < math.inf:

@@ -8,8 +8,9 @@ from pathlib import Path
 from steadydetr.data.dataset import Dataset, join_data
 from steadydetr.data.layouts import DataLayout
 from steadydetr.data.reading import expanded
-from steadydetr.files import DEFAULT_LIMITS, Limits, printable
+from steadydetr.files import printable
 from steadydetr.kinds import options
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 
 def open_data(where: str | Path, split: str = "train", limits: Limits = DEFAULT_LIMITS) -> Dataset:

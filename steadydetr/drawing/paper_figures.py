@@ -12,8 +12,9 @@ from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points
-from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder
+from steadydetr.files import claim_folder
 from steadydetr.learning.teachers import score_classes
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.runs.folder import RunFolder, run_criterion
 from steadydetr.runs.models import load_models
 from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.files import DEFAULT_LIMITS, Limits, refuse_existing, write_json
+from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import said_of
 from steadydetr.learning.criterion import Criterion
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
 from steadydetr.metrics.stability import Stability, held_out, measure_models

@@ -18,7 +18,8 @@ from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import open_picture
 from steadydetr.data.reading import Id, decode_json, is_file_name, read_file
-from steadydetr.files import DEFAULT_LIMITS, Limits, claim_folder, printable, replacing
+from steadydetr.files import claim_folder, printable, replacing
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.results import Results, coco_results
 from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor

@@ -10,7 +10,8 @@ from typing import ClassVar
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.reading import expanded
-from steadydetr.files import Limits, printable
+from steadydetr.files import printable
+from steadydetr.limits import Limits
 
 
 @dataclass(frozen=True)
