@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from types import FunctionType
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
@@ -115,10 +115,17 @@ def _check_type(value: Any, expected: Any, where: str) -> None:
     shown = f"a {kind_of(type(value))}" if is_dataclass(value) else repr(value)[:100]
     if get_origin(expected) is Callable and not isinstance(value, FunctionType):
         raise ValueError(f"{where} = {shown}: the kind of a function belongs here")
+    if any(isinstance(v, bool) for v in (value if isinstance(value, tuple) else (value,))) and not _allows_bool(expected):
+        raise ValueError(f"{where} = {shown}: true and false are no numbers")
     try:
         check_type(value, expected, collection_check_strategy=CollectionCheckStrategy.ALL_ITEMS)
     except TypeCheckError as error:
         raise ValueError(f"{where} = {shown}: {error}") from None
+
+
+def _allows_bool(expected: Any) -> bool:
+    """Whether a type has a place for true and false, which Python takes for the numbers 1 and 0."""
+    return expected in (bool, Any, object) or any(map(_allows_bool, get_args(expected)))
 
 
 def check_within(owner: str, config: Any, **bounds: tuple[float, float]) -> None:

@@ -216,6 +216,8 @@ def test_fields_called_type_are_nobodys_kind() -> None:
     [
         ({"kind": "training", "epochs": "three"}, "epochs = 'three': str is not an instance of int"),
         ({"kind": "training", "epochs": 1.5}, "epochs = 1.5: float is not"),
+        ({"kind": "training", "epochs": True}, "epochs = True: true and false are no numbers"),
+        ({"kind": "training", "drop_epochs": [1, True]}, "drop_epochs = .*: true and false are no numbers"),
         ({"kind": "training", "epochs": 10**400}, "epochs is no number that can be counted with"),
         ({"kind": "training", "lr": float("nan")}, "lr is no number that can be counted with: nan"),
         ({"kind": "training", "drop_epochs": [1, "x"]}, "drop_epochs = .* item 1"),
