@@ -176,7 +176,7 @@ def refuse_existing(path: Path | None, overwrite: bool) -> None:
     if path is None:
         return
     if path.is_dir():
-        raise FileExistsError(f"{path} is a folder; --output names a file here")
+        raise FileExistsError(f"{path} is a folder, and --output names a file here: choose another --output")
     if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"{path} is there already: choose another --output, or add --overwrite to replace it")
 

@@ -223,6 +223,7 @@ def test_best_that_was_removed_is_measured_anew(trained: Path, tmp_path: Path) -
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_during_an_evaluation_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     recipe, original = tiny(stability_images=0), steadydetr.training.loop.evaluate_detector
+    before = signal.signal(number, signal.default_int_handler)  # shells let what runs in the background ignore Ctrl-C
 
     def signalled(run, detector):  # type: ignore[no-untyped-def]
         os.kill(os.getpid(), number)
@@ -231,6 +232,7 @@ def test_a_signal_during_an_evaluation_costs_nothing(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(steadydetr.training.loop, "evaluate_detector", signalled)
         assert train(recipe, tmp_path / "run", device="cpu") == {"finished": False, "step": 6, "output": str(tmp_path / "run")}
+    signal.signal(number, before)
     assert not [record for record in records(tmp_path / "run") if record["kind"] == "eval"]
     assert train(recipe, tmp_path / "run", resume=True, device="cpu")["finished"]
     assert [record["epoch"] for record in records(tmp_path / "run") if record["kind"] == "eval"] == [1, 2]

@@ -157,7 +157,7 @@ def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
     monkeypatch.setattr(paper_figures, "draw_feature_masks", lambda teacher, *_: [tmp_path / f"{type(teacher).__name__}.png"])
     data = "shapes:size=64,images=5"
-    missing = write_figures([run], tmp_path, data=data)[1]
+    missing = write_figures([run], tmp_path / "out", data=data)[1]
     assert missing == dict.fromkeys(MASK_FIGURES, "needs a run with a trained teacher, or --teacher CHECKPOINT") | {
         "sampling-points": "needs a detector with deformable attention"
     }
@@ -192,7 +192,7 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
         paper_figures, "draw_feature_masks", lambda teacher, *_: drawn.append(view_of_teacher(teacher, Criterion(), batch)) or []
     )
     for name in ("plain", "other"):
-        _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=str(tmp_path / name))
+        _, missing = write_figures([run], tmp_path / "out", data="shapes:size=64,images=5", teacher=str(tmp_path / name))
         assert not set(MASK_FIGURES) & missing.keys()
     assert drawn[0].quality.count_nonzero() and torch.equal(drawn[0].quality, drawn[1].quality)
 
@@ -200,7 +200,7 @@ def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, 
 def test_a_teacher_of_other_classes_draws_no_masks(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
     strangers = save_teacher(tmp_path / "strangers", DETECTORS["refine"], ("cat", "dog"))
-    _, missing = write_figures([run], tmp_path, data="shapes:size=64,images=5", teacher=strangers)
+    _, missing = write_figures([run], tmp_path / "out", data="shapes:size=64,images=5", teacher=strangers)
     assert all("strangers knows the classes ['cat', 'dog'], but not" in missing[name] for name in MASK_FIGURES)
 
 

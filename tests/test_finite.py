@@ -35,7 +35,8 @@ def test_weights_that_are_read_are_finite(tmp_path: Path, monkeypatch: pytest.Mo
     detector = config.build(CLASSES)
     next(detector.parameters()).data.fill_(math.nan)
     names = tuple("abcde")
-    save_detector(tmp_path / "bad", detector.state_dict(), DetectorCard(config, names, (1, 2, 3, 4, 5)), {"method": detector.state_dict()})
+    state = {"method": detector.state_dict(), "optimiser": {}, "average": None}
+    save_detector(tmp_path / "bad", detector.state_dict(), DetectorCard(config, names, (1, 2, 3, 4, 5)), state)
     with pytest.raises(ValueError, match=r"bad/model\.safetensors is of no use: 1 of \d+ tensors \(.*\) hold NaN"):
         load_detector(tmp_path / "bad")
     with pytest.raises(ValueError, match=r"bad/training_state\.pt is of no use: 1 of \d+ tensors \(method\."):
@@ -52,5 +53,5 @@ def test_weights_that_are_read_are_finite(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_float16_is_not_offered() -> None:
     """Not in a saved recipe either: its gradients overflow as a matter of course."""
-    with pytest.raises(ValueError, match=r"training\.precision = 'fp16' must be no or bf16"):
+    with pytest.raises(ValueError, match=r"precision = 'fp16': str is not any of \('no', 'bf16'\)"):
         from_plain(to_plain(TrainingConfig()) | {"precision": "fp16"})

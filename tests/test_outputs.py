@@ -27,7 +27,10 @@ def test_a_file_is_replaced_only_if_it_was_offered(tmp_path: Path, words: str, c
     mine.write_text("mine")
     (tmp_path / "run").mkdir()
     write_run(tmp_path / "run")
-    for path, said in ((mine, "is there already: choose another --output, or add --overwrite"), (tmp_path, "is a folder; --output names")):
+    for path, said in (
+        (mine, "is there already: choose another --output, or add --overwrite"),
+        (tmp_path, "is a folder, and --output names a file"),
+    ):
         with pytest.raises(SystemExit) as end:
             main(words.format(path, run=tmp_path / "run").split())
         assert end.value.code == 2 and said in capsys.readouterr().err

@@ -148,7 +148,7 @@ def test_what_stands_in_the_run_folder_is_not_optional(tmp_path: Path) -> None:
 def test_records_are_trimmed_to_the_checkpoint(tmp_path: Path) -> None:
     """What remains keeps its bytes; a last line that was cut off by a kill is passed over."""
     folder = RunFolder(tmp_path)
-    train_record = dict.fromkeys(("epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"), 0.1)
+    train_record = dict.fromkeys(("epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"), 0.1) | {"epoch": 0}
     for step in (1, 2, 3):
         folder.append_record({"kind": "train", "step": step} | train_record | {"losses": {"é/l1": float("nan")}})
     before = (tmp_path / "metrics.jsonl").read_text()

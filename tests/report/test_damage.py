@@ -112,12 +112,12 @@ def test_places_without_a_run(trained: Path, tmp_path: Path) -> None:
 def test_only_a_report_is_replaced(copy: Callable[..., Path]) -> None:
     run = copy()
     assert write_report([run]) == write_report([run])
-    before = (run / "config.json").read_bytes()
+    before, names = (run / "config.json").read_bytes(), {path.name for path in run.iterdir()}
     for name in ("config.json", "last"):
         with pytest.raises(FileExistsError, match="choose another --output"):
             write_report([run], run / name)
     assert (run / "config.json").read_bytes() == before
-    assert not [path for path in run.iterdir() if path.name.startswith(".")]
+    assert {path.name for path in run.iterdir()} == names
 
 
 def test_command(copy: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
