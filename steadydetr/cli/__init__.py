@@ -12,9 +12,6 @@ from steadydetr.cli.words import take_flag
 from steadydetr.files import one_line, printable
 from steadydetr.kinds import nearest, use
 
-# read by torch's thread pool when it is loaded: threads that wait for work sleep, rather than keep a core busy that others need
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 HELP = """steadydetr: train, evaluate and use detectors of the DETR family
 
   steadydetr check DATA                      look for what is wrong with a data set before training
