@@ -187,7 +187,7 @@ def _calls(node: ast.Call) -> Iterator[ast.AST]:
             other.func = ast.Name(OPPOSITE[name])
         yield other
     for k, keyword in enumerate(node.keywords):
-        if keyword.arg is not None:
+        if keyword.arg is not None and keyword.arg != "strict":
             yield ast.Call(node.func, node.args, [*node.keywords[:k], *node.keywords[k + 1 :]])
     starred = any(isinstance(argument, ast.Starred) for argument in node.args[:2])
     if len(node.args) > 1 and not starred and name not in ("min", "max", "minimum", "maximum"):
@@ -204,6 +204,8 @@ def mutants(source: str, file: str = "", functions: str = "") -> list[Mutant]:
         if isinstance(
             node, (ast.JoinedStr, ast.Raise)
         ):  # Python 3.11 does not know where the parts of the former are; words are no behaviour
+            return
+        if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip, which only guards against mistakes of ours
             return
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             for decorator in node.decorator_list:

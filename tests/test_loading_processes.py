@@ -246,6 +246,7 @@ def spawned() -> Iterator[None]:
     multiprocessing.set_start_method("fork", force=True)
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_forked(spawned: None) -> None:
     (expected,) = EvalLoader(data(4), CONFIG)
     loader = EvalLoader(data(4), replace(CONFIG, workers=1))
