@@ -108,3 +108,13 @@ def test_reading_of_citations() -> None:
     assert homeless("D", DECISIONS, made_up) == [f"{decision} (made-up.py:2)"]
     assert {"token_anchors", "ProposalHead.forward", "Denoising.box_noise"} <= names()
     assert "no_such_function" not in names()
+
+
+def test_tests_that_the_table_of_faults_names_exist() -> None:
+    pages = "\n".join(text for path, text in texts().items() if path.suffix == ".py" and "tests" in path.parts)
+    rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ") and "`" in line]
+    named = [word for row in rows for word in re.findall(r"`([^`]+)`", row.rsplit("|", 2)[-2])]
+    files = {word.partition("::")[0] for word in named if word.startswith("tests/")}
+    tests = {match[0] for word in named if (match := re.search(r"\btest_\w+$", word.partition("[")[0]))}
+    assert len(rows) > 120 and not [file for file in files if not (ROOT / file).exists()]
+    assert not [test for test in tests if f"def {test}(" not in pages]
