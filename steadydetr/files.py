@@ -99,10 +99,10 @@ def one_line(message: object, most: int = 4000) -> str:
     return line if len(line) <= most else f"{line[:most]} ... ({len(line)} characters)"
 
 
-def listed(keys: Iterable[str], most: int = 40) -> str:
-    """Keys for an error message: all of them, or the first `most` and how many more there are."""
-    keys = list(keys)
-    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")
+def listed(values: Iterable[object], most: int = 40) -> str:
+    """Values for an error message: all of them, or the first `most` and how many more there are."""
+    texts = [str(value) for value in values]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def _is_hidden(character: str) -> bool:

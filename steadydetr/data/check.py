@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from steadydetr.data.dataset import Dataset, FolderDataset, first_few, join_data, parts_of
+from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.images import open_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
@@ -159,7 +159,7 @@ def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[
     for split in others:
         both = [datasets[name].index.classes for name in (first, split)]
         if both[0] != both[1]:
-            message = " against ".join(first_few(map(printable, classes)) for classes in both)
+            message = " against ".join(listed(map(printable, classes), 10) for classes in both)
             yield fault("different classes", where, f"{first} and {split}", f"{message}: names and order of the ids must be the same")
 
 

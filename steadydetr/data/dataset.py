@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -146,8 +145,3 @@ def first_images(dataset: Dataset, limit: int | None) -> Dataset:
         return dataset
     positions = np.arange(limit)
     return Subset(dataset.index.keep_images(positions), dataset, positions)
-
-
-def first_few(values: Iterable[object], limit: int = 10) -> str:
-    listed = [str(value) for value in values]
-    return ", ".join(listed[:limit]) + (f" and {len(listed) - limit} more" if len(listed) > limit else "")

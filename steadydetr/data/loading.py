@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
-from steadydetr.data.dataset import Dataset, first_few
+from steadydetr.data.dataset import Dataset
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
 from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.kinds import changeable, register
 from steadydetr.limits import Limits
 from steadydetr.structures import Batch, Targets, seed_of
@@ -66,7 +66,7 @@ class Samples:
 
     def names(self, keys: Sequence[Key]) -> str:
         """The files that these keys stand for, as error messages list them."""
-        return first_few((printable(self.dataset.index.file(position)) for position, _ in keys), 4)
+        return listed((printable(self.dataset.index.file(position)) for position, _ in keys), 4)
 
     def __getitem__(self, key: Key) -> LoadedSample:
         position, seed = key

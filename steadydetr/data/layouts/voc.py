@@ -13,12 +13,12 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.dataset import Dataset, FolderDataset, first_few, join_data
+from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import DataLayout, NoSplit, Report, fault, stop
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, is_file_name
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 
 # fmt: off
@@ -192,7 +192,7 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
     """The images of a split without ending: a name a line, which may go on with 1, 0 or -1, as in the lists of single classes."""
     path = root / LISTS / f"{split}.txt"
     if not os.path.lexists(path):
-        there = first_few(sorted(printable(p.stem) for p in path.parent.glob("*.txt")))
+        there = listed(sorted(printable(p.stem) for p in path.parent.glob("*.txt")), 10)
         raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
     stems = []
     for number, line in enumerate(decode_text(source.read_list(path), path).splitlines(), 1):
