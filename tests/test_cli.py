@@ -130,6 +130,7 @@ def test_shorthands() -> None:
         (["check", "no/such/folder"], "there is no such folder"),
         (["convert", "no/such/file.pth", "out"], "no/such/file.pth"),
         (["recipes", "dino"], "there is no recipe"),
+        (["compare", "small-dino", "small-od-dino", "--training.epochs", "1"], "stand after --, as in `-- --training.epochs`"),
     ],
 )
 def test_errors_are_short_and_name_what_to_do(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,17 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="choose another folder"):
         convert_file(tmp_path / "checkpoint.pth", tmp_path)
+
+
+@pytest.mark.parametrize(("content", "named"), [({"recipe": {}}, "run"), ({"category_ids": [1]}, "run/best")])
+def test_what_is_ours_needs_no_conversion(content: dict[str, object], named: str, tmp_path: Path) -> None:
+    folder = tmp_path / named
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(content))
+    save_file(WEIGHTS, folder / "model.safetensors")
+    for path in (folder, folder / "model.safetensors"):
+        with pytest.raises(ValueError, match=rf"{named} is of steadydetr already .*steadydetr eval .*{named} --data DATA"):
+            load_foreign(path)
 
 
 def test_layouts() -> None:

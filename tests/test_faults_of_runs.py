@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shlex
 import signal
 import stat
 import sys
@@ -221,7 +222,10 @@ def test_best_that_was_removed_is_measured_anew(trained: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_during_an_evaluation_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+def test_a_signal_during_an_evaluation_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: signal.Signals
+) -> None:
+    """And the command that is shown at the end goes on."""
     recipe, original = tiny(stability_images=0), steadydetr.training.loop.evaluate_detector
     before = signal.signal(number, signal.default_int_handler)  # shells let what runs in the background ignore Ctrl-C
 
@@ -234,7 +238,8 @@ def test_a_signal_during_an_evaluation_costs_nothing(tmp_path: Path, monkeypatch
         assert train(recipe, tmp_path / "run", device="cpu") == {"finished": False, "step": 6, "output": str(tmp_path / "run")}
     signal.signal(number, before)
     assert not [record for record in records(tmp_path / "run") if record["kind"] == "eval"]
-    assert train(recipe, tmp_path / "run", resume=True, device="cpu")["finished"]
+    shown = capsys.readouterr().out.partition("or with: steadydetr ")[2].partition("\n")[0]
+    main([*shlex.split(shown), "--device", "cpu"])
     assert [record["epoch"] for record in records(tmp_path / "run") if record["kind"] == "eval"] == [1, 2]
 
 

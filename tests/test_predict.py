@@ -69,6 +69,12 @@ def test_files_folders_and_image_lists(checkpoint: Path, images: Path, tmp_path:
         list_sources([tmp_path / "absent.jpg"])
 
 
+def test_an_image_list_without_its_images_names_the_option(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"images": [{"id": 77, "file_name": "1.png"}]}))
+    with pytest.raises(ValueError, match=r"list\.json: its images are not in .*1\.png: name their folder by --image-folder"):
+        list_sources([tmp_path / "list.json"])
+
+
 def test_pictures_have_names_of_their_own(checkpoint: Path, images: Path, tmp_path: Path) -> None:
     """Equal names in two folders, of two formats, that differ by capitals; the same image twice; an input that lies in the output."""
     paths = [Path("a/x.jpg"), Path("b/x.jpg"), Path("b/x.png"), Path("c/X.jpg"), Path("b/x.jpg"), Path("b/x.jpg"), Path("out/y.png")]

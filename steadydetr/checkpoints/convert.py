@@ -15,13 +15,13 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard, save_detector
+from steadydetr.checkpoints.folder import CONFIG, DetectorCard, save_detector
 from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import listed, printable
+from steadydetr.files import listed, printable, read_json_object
 from steadydetr.finite import where_not_finite
 from steadydetr.kinds import options
 from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
@@ -171,8 +171,10 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
     A folder is taken for that of a Hugging Face model. Where a file holds averaged weights too, they are taken.
 
     Raises:
-        FileNotFoundError, ValueError: no such file, or it holds no state dict; says what it holds.
+        FileNotFoundError, ValueError: no such file, it is a checkpoint of ours, or it holds no state dict; says what it holds.
     """
+    if is_ours(folder := path if path.is_dir() else path.parent):
+        raise ValueError(f"{folder} is of steadydetr already and needs no conversion: `steadydetr eval {folder} --data DATA` takes it")
     if path.is_dir():
         names = ("model.safetensors", "pytorch_model.bin")
         path = next((path / name for name in names if (path / name).exists()), path / names[0])
@@ -187,6 +189,12 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
         found = printable(listed((str(key)[:60] for key in content), 12)) or "nothing"
         raise ValueError(f"{path} holds no state dict but {found}; expected tensors by name, or such under one of {', '.join(WRAPPERS)}")
     return {plain_key(key): value for key, value in content.items()}
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder is a run or a checkpoint of steadydetr, by its config.json."""
+    config = folder / CONFIG
+    return config.is_file() and not {"recipe", "category_ids"}.isdisjoint(read_json_object(config))
 
 
 def plain_key(key: Any) -> str:

@@ -44,7 +44,12 @@ class CompareArguments:
 def run(words: Sequence[str]) -> None:
     words = list(words)
     shared = words[words.index("--") + 1 :] if "--" in words else []
-    arguments = parse(CompareArguments, words[: len(words) - len(shared) - ("--" in words)], "compare", DESCRIPTION)
+    own = words[: words.index("--")] if "--" in words else words
+    if of_recipes := [word for word in own if word.startswith("--") and "." in word.partition("=")[0]]:
+        raise ValueError(
+            f"{of_recipes[0]} is no option of compare: flags that hold for all recipes stand after --, as in `-- {of_recipes[0]}`"
+        )
+    arguments = parse(CompareArguments, own, "compare", DESCRIPTION)
     if len(arguments.recipes) < 2:
         raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
     check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))

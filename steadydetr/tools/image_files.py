@@ -90,7 +90,13 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
             raise ValueError(f"{printable(path)}: image {entry.id}: {printable(repr(entry.file_name))} cannot be the name of a file")
         folder.check_inside(file)
         found[entry.id] = ImageFile(file, entry.id, entry.file_name)
-    return list(found.values())
+    files = list(found.values())
+    if files and not any(file.path.exists() for file in files[:100]):
+        raise ValueError(
+            f"{printable(path)}: its images are not in {printable(folder.root)}, such as {printable(files[0].name)}: name their folder by"
+            " --image-folder"
+        )
+    return files
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Random numbers of a step are seeded by (seed, step, process), so a resumed run n
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -20,7 +21,7 @@ from steadydetr.data import pad_batch
 from steadydetr.finite import said_of
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
-from steadydetr.runs.folder import BEST, LAST
+from steadydetr.runs.folder import BEST, CONFIG, LAST
 from steadydetr.structures import Batch, Totals, seed_of
 from steadydetr.training.log import StepResult, log_evaluation, log_step
 from steadydetr.training.not_finite import check_step, keeping_what_is_not_finite
@@ -168,8 +169,10 @@ def evaluate(run: Run, epoch: int) -> None:
 
 def interrupted(run: Run) -> dict[str, Any]:
     """The summary of a run that was asked to stop."""
-    run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume.")
-    return {"finished": False, "step": run.state.step, "output": str(run.folder.path)}
+    folder = run.folder.path
+    again = shlex.join(["steadydetr", "train", str(folder / CONFIG), "--output", str(folder), "--resume"])
+    run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume, or with: {again}")
+    return {"finished": False, "step": run.state.step, "output": str(folder)}
 
 
 def finish(run: Run) -> dict[str, Any]:

@@ -67,7 +67,11 @@ STABILITY = Section(
         " that hold the same object in the trained and in the averaged weights. By layer or stage: at the last measurement."
     ),
 )
-LOSSES = Section("Losses", "Weighted, summed over decoder stages. Logarithmic, where no value is 0.")
+LOSSES = Section(
+    "Losses",
+    "Weighted, summed over decoder stages; logarithmic, where no value is 0. The part before the stroke is the objective: main is the"
+    " detection loss of the detector's queries, denoising that of noised boxes, proposals that of the encoder's proposals.",
+)
 OPTIMISATION = Section("Learning rate and gradient", "Of the detector; a backbone may have a rate of its own.")
 SPEED = Section("Speed and memory", "Memory: on a GPU the most that tensors took, on a CPU that the process took.")
 
