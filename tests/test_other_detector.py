@@ -25,7 +25,7 @@ from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.objectives import Denoising, MatchingDistillation, Objective, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
-from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup
+from steadydetr.structures import Batch, DecodedStages, Memory, Queries, QueryGroup
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.test_floors import MODULES, imports
 
@@ -122,13 +122,19 @@ def test_every_objective(kind: type[Objective]) -> None:
     assert losses.total.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in method.parameters())
 
 
+class Loaded(list[Batch]):
+    """Stands for a loader of six images."""
+
+    positions = range(6)
+
+
 def test_matches_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its learned queries are known by their numbers; it has no proposals and no sampling points, and says so."""
     student, _ = models()
     batch = make_batch((2, 0, 3))
     found = match_batch(student, Criterion(), batch)
     assert student.training and found.proposal_queries is None and found.matched_queries.valid.all()
-    monkeypatch.setattr("steadydetr.metrics.stability.EvalLoader", lambda *_: [batch, batch])
+    monkeypatch.setattr("steadydetr.metrics.stability.EvalLoader", lambda *_: Loaded([batch, batch]))
     stability = compare_matches(match_dataset(student, Criterion(), None, DataConfig(), 2))  # type: ignore[arg-type]
     assert list(stability.unstable_score) == ["2"] and (stability.images, stability.objects) == (6, 10)
     with pytest.raises(ValueError, match="PlainDetector has no deformable attention"):

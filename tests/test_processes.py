@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,18 @@ from torch import nn
 
 import steadydetr.training.loop
 import steadydetr.training.preparation
+import steadydetr.training.validation
 from steadydetr.cli import tell
+from steadydetr.detectors import Detector
+from steadydetr.objectives import SetPrediction
 from steadydetr.training.loop import train
 from tests.test_train import assert_close_weights, tiny, without_batch_norm
 
 RECIPE = without_batch_norm(tiny(stability_images=0))
+RECIPES = {  # by what the processes meet, where it is another one
+    "digests": tiny("small-od-dino", stability_images=0, ema_decay=0.9),
+    "no denoising": replace(RECIPE, objectives=(SetPrediction(),)),
+}
 
 
 def one_of_two(process: int, port: int, place: Path, resume: bool, what: str, said: Path) -> None:
@@ -34,11 +42,11 @@ def one_of_two(process: int, port: int, place: Path, resume: bool, what: str, sa
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     os.chdir(place)
-    if process == 1:
+    if process == 1 or what == "digests":
         MEETS[what]()
     start, code, found = time.monotonic(), 0, ""
     try:
-        found = json.dumps(train(RECIPE, "run", resume=resume, device="cpu"))
+        found = json.dumps(train(RECIPES.get(what, RECIPE), "run", resume=resume, device="cpu"))
     except Exception as error:
         elsewhere = getattr(error, "said_elsewhere", False)
         found, code = f"{type(error).__name__}{' (said elsewhere)' if elsewhere else ''}: {error}", 2
@@ -79,8 +87,22 @@ def stop_after_the_last_step() -> None:
     steadydetr.training.loop.save = signalled
 
 
+def keep_digests() -> None:
+    """Of the detectors that a process evaluates, in files beside the run."""
+    original = steadydetr.training.validation.prediction_function
+
+    def kept(detector: Detector, *words: Any) -> Any:
+        with open(f"digests{os.environ['RANK']}", "a") as file:
+            file.write(" ".join(f"{name}={float(tensor.double().sum())!r}" for name, tensor in detector.state_dict().items()) + "\n")
+        return original(detector, *words)
+
+    steadydetr.training.validation.prediction_function = kept
+
+
 MEETS = {
     "nothing": lambda: None,
+    "no denoising": lambda: None,
+    "digests": keep_digests,
     "kill": lambda: at_step(2, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "error": lambda: at_step(2, fail),
     "data": fail_at_the_data,
@@ -138,6 +160,20 @@ def test_only_the_main_process_needs_the_folder_and_their_number_may_change(tmp_
     assert [code for code, *_ in found] == [0, 0], found
     assert json.loads(found[0][2])["finished"] and not list((tmp_path / "elsewhere").iterdir())
     assert_close_weights(tmp_path / "one/last", tmp_path / "run/last")
+
+
+def test_processes_evaluate_one_model(tmp_path: Path) -> None:
+    """Trained and averaged weights of trained batch norms, whose statistics every process has of its own images."""
+    found = run_two(tmp_path, "digests")
+    assert [code for code, *_ in found] == [0, 0], found
+    main, other = ((tmp_path / f"digests{number}").read_text().splitlines() for number in (0, 1))
+    assert len(main) == 4 and main == other
+
+
+def test_without_denoising_dino_trains_all_that_is_used(tmp_path: Path) -> None:
+    """DistributedDataParallel would wait for the gradient of the label embedding."""
+    found = run_two(tmp_path, "no denoising")
+    assert [code for code, *_ in found] == [0, 0], found
 
 
 def test_synchronised_batch_norm_keeps_activations() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,12 @@ class LoadedSample:
     image_id: int
     original_size: tuple[int, int]
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the transformed image."""
+        height, width = self.sample.image.shape[-2:]
+        return height, width
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -92,7 +99,7 @@ class Samples:
 
 def collate(samples: list[LoadedSample]) -> Batch:
     """Images padded at the bottom and right to the largest; boxes normalised by each image's own size."""
-    sizes = [(s.sample.image.shape[1], s.sample.image.shape[2]) for s in samples]
+    sizes = [sample.size for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
     boxes = [
         to_cxcywh(s.sample.boxes_xyxy / torch.tensor((w, h, w, h), dtype=torch.float32)) for s, (h, w) in zip(samples, sizes, strict=True)
@@ -104,6 +111,17 @@ def collate(samples: list[LoadedSample]) -> Batch:
         image_ids=tuple(s.image_id for s in samples),
         original_sizes=tuple(s.original_size for s in samples),
     )
+
+
+def batches_of_one_size(sizes: Iterable[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """The numbers of images of these sizes in batches, none of which needs padding, in the order of their first images.
+
+    Norms, feature maps and attention see the padding, so that what is found in an image would depend on the others of its batch (D-98).
+    """
+    of_size: dict[tuple[int, int], list[int]] = {}
+    for number, size in enumerate(sizes):
+        of_size.setdefault(size, []).append(number)
+    return sorted(same[i : i + batch_size] for same in of_size.values() for i in range(0, len(same), batch_size))
 
 
 def _padding(h: int, w: int, height: int, width: int) -> Tensor:
@@ -189,12 +207,19 @@ class TrainLoader(Loader):
 
 
 class EvalLoader(Loader):
-    """Every image once, in order, dealt to the ranks in turn; it can be gone through again."""
+    """Every image once, dealt to the ranks in turn, in batches of images of one size; it can be gone through again."""
 
     def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1) -> None:
+        resized = cache(config.resize.resized)
         positions = range(rank, len(dataset.index), world)
-        self.keys = [[(p, 0) for p in positions[i : i + batch_size]] for i in range(0, len(positions), batch_size)]
+        sizes = [resized((height, width)) for height, width in dataset.index.sizes[rank::world].tolist()]
+        self.keys = [[(positions[i], 0) for i in batch] for batch in batches_of_one_size(sizes, batch_size)]
         super().__init__(dataset, config.resize, config, len(self.keys))
+
+    @property
+    def positions(self) -> list[int]:
+        """The positions of the images in the data set, in the order in which they are loaded."""
+        return [position for keys in self.keys for position, _ in keys]
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -52,6 +52,12 @@ class TrainTransform(Transform):
 class EvalTransform(Transform):
     """One that only resizes, for evaluation and use."""
 
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        """What images of this size become, both as (height, width); no image is touched."""
+        boxes = tv_tensors.BoundingBoxes(torch.zeros(0, 4), format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        height, width = self.build()(boxes).canvas_size
+        return height, width
+
 
 @register("detr-transform", "detr")
 @dataclass(frozen=True)
@@ -207,7 +213,7 @@ def seeded(seed: int) -> Iterator[None]:
     """The generators of torch, numpy and Python start from `seed` within the block, and are as they were after it."""
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # transforms work on the CPU; torch.manual_seed takes 3 ms where there is no GPU
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

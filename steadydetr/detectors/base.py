@@ -68,6 +68,7 @@ class Detector(nn.Module, ABC):
 
     # capabilities
     embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
+    label_parameters: tuple[str, ...] = ()  # the names of those that `embed` alone uses
     positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference
     makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
     samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives

@@ -64,6 +64,7 @@ class DINOConfig(DeformableDetectorConfig):
 class DINO(DeformableDetector):
     refine = True
     embeds_labels = True
+    label_parameters = ("label_content.weight",)
     eps = 1e-3
 
     def __init__(self, config: DINOConfig, num_classes: int) -> None:

@@ -7,7 +7,7 @@ from, in two-stage detectors, or its number.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -60,17 +60,19 @@ def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, co
     return match_batches(detector, criterion, EvalLoader(dataset, config, batch_size))
 
 
-def match_batches(detector: Detector, criterion: Criterion, loader: Iterable[Batch]) -> DatasetMatches:
-    """As `match_dataset`, of batches that are loaded."""
+def match_batches(detector: Detector, criterion: Criterion, loader: EvalLoader) -> DatasetMatches:
+    """As `match_dataset`, of what a loader loads."""
     device = next(detector.parameters()).device
     parts = [_match_batch(detector, criterion, batch.to(device)) for batch in loader]
     counts = torch.tensor([part.images for part in parts])
     first_image = counts.cumsum(0) - counts  # of every batch
     proposals = [part.proposal for part in parts if part.proposal is not None]
+    loaded = torch.cat([part.image + start for part, start in zip(parts, first_image, strict=True)])
+    image, order = torch.tensor(loader.positions)[loaded].sort(stable=True)
     return DatasetMatches(
-        torch.cat([part.query for part in parts], 1),
-        torch.cat(proposals) if proposals else None,
-        torch.cat([part.image + start for part, start in zip(parts, first_image, strict=True)]),
+        torch.cat([part.query for part in parts], 1)[:, order],
+        torch.cat(proposals)[order] if proposals else None,
+        image,
         sum(part.images for part in parts),
         max(part.ids for part in parts),
     )

@@ -57,6 +57,8 @@ class Denoising(Objective):
     mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
     weights: Weights | None = None  # None: the criterion's
 
+    embeds_labels = True
+
     def __post_init__(self) -> None:
         shares = dict.fromkeys(("box_noise", "negative_offset"), (0, 1000))
         check_within("objectives.denoising", self, number=(0, 10**6), label_noise=(0, 2), **shares)

@@ -57,6 +57,12 @@ class Method(nn.Module):
         names = {name for objective in self.objectives for name in objective.reads}
         return {name: teacher for name, teacher in self.teaching.items() if name in names}
 
+    @property
+    def unused_parameters(self) -> list[str]:
+        """The names of those that get no gradient, because no objective uses them."""
+        embeds = any(objective.embeds_labels for objective in self.objectives)
+        return [] if embeds else [f"student.{name}" for name in self.student.label_parameters]
+
     def training_state(self) -> dict[str, Tensor]:
         """The weights that training changes. Those of trained teachers are left out, because they have a checkpoint of their own."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}

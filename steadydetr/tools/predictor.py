@@ -13,7 +13,7 @@ from PIL import Image
 
 from steadydetr.checkpoints.folder import DetectorCard, choose_device, load_detector
 from steadydetr.data.images import Picture, open_picture
-from steadydetr.data.loading import LoadedSample, collate
+from steadydetr.data.loading import LoadedSample, batches_of_one_size, collate
 from steadydetr.data.transforms import Sample, apply
 from steadydetr.detectors import Detector
 from steadydetr.finite import NotFiniteError
@@ -39,7 +39,7 @@ class Predictor:
     @overload
     def predict(self, images: Sequence[Picture], threshold: float = 0.0) -> list[Detections]: ...
     def predict(self, images: Picture | Sequence[Picture], threshold: float = 0.0) -> Detections | list[Detections]:
-        """Detections of one image (path, Pillow image or RGB array) or, as one batch, of several.
+        """Detections of one image (path, Pillow image or RGB array) or of several, those of one size in one batch.
 
         Args:
             threshold: detections with a lower score are left out.
@@ -52,8 +52,11 @@ class Predictor:
         pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
         samples = [self._sample(open_picture(picture)) for picture in pictures]
         predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
-        found = predict_batch(collate(samples)) if samples else []
-        detections = [Detections(b.cpu(), s.cpu(), l.cpu(), self.names) for b, s, l in found]
+        found: dict[int, Detections] = {}
+        for batch in batches_of_one_size((sample.size for sample in samples), len(samples)):
+            predictions = predict_batch(collate([samples[number] for number in batch]))
+            found |= {n: Detections(b.cpu(), s.cpu(), l.cpu(), self.names) for n, (b, s, l) in zip(batch, predictions, strict=True)}
+        detections = [found[number] for number in range(len(samples))]
         for number, (picture, of_one) in enumerate(zip(pictures, detections, strict=True), 1):
             if not (of_one.boxes_xyxy.isfinite().all() and of_one.scores.isfinite().all()):
                 name = picture if isinstance(picture, (str, Path)) else f"image {number} of {len(pictures)}"

@@ -42,6 +42,6 @@ def draw_first_predictions(run: Run, path: Path, count: int = 6) -> None:
     predict = prediction_function(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
     loader = EvalLoader(data, run.recipe.data, run.recipe.training.eval_batch_size)
     with evaluating(detector):
-        found = [prediction for batch in loader for prediction in predict(batch)]
+        found = dict(zip(loader.positions, (prediction for batch in loader for prediction in predict(batch)), strict=True))
     shown = [i for i in range(len(data.index)) if data.index.counts[i]][:count]
     draw_predictions(data, shown, [found[i] for i in shown], path)

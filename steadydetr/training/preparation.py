@@ -10,6 +10,7 @@ from typing import Literal
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
+from torch.nn.parallel import DistributedDataParallel
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
@@ -69,6 +70,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         best = main_decides(accelerator, folder.best_progress)
         saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
         state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
     log = open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress)

@@ -23,6 +23,8 @@ from steadydetr.training.run import Run
 def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
     """Metrics of the detector on the validation images, which the processes share among them.
 
+    All evaluate the main process's detector, the one that is saved: their own have other statistics of batch norm.
+
     A run of one process that is asked to stop leaves at once, and gives None. Of several processes some would wait for the others, so
     that they end the evaluation first.
 
@@ -30,6 +32,9 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
         NotFiniteError: detections are not finite. All processes raise it, whichever met them.
     """
     accelerator, loader = run.accelerator, run.val_loader
+    if accelerator.num_processes > 1:
+        for buffer in detector.buffers():
+            torch.distributed.broadcast(buffer, src=0)
     with accelerator.autocast(), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         found: Results | NotFiniteError
