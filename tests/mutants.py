@@ -90,11 +90,15 @@ class Mutant:
     source: str  # of the whole file
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        """What it is known by when lines move."""
-        return self.file, self.function, self.after
+    def keys(self) -> set[tuple[str, str, str]]:
+        """What it is justified by, since lines move: its own text, or any change of the line."""
+        return {(self.file, self.function, text) for text in (self.after, f"{ANY}{self.before}")}
+
+    def is_justified(self, reasons: dict[tuple[str, str, str], str]) -> bool:
+        return not self.keys.isdisjoint(reasons)
 
 
+ANY = "any change of "
 RESULTS = {0: "survived", 5: "survived", 3: "error"}  # by pytest's exit status; 5: no test calls it; 3: pytest itself failed
 
 
@@ -502,14 +506,18 @@ def digest(test: str) -> str:
 
 
 def justified(text: str) -> dict[tuple[str, str, str], str]:
-    """File, function and changed line -> reason. Entries are four lines: file and function, the line before, after, and why."""
+    """File, function and changed line -> reason. Entries are four lines: file and function, the line before, after, and why.
+
+    With + * in place of the line after, the reason holds for any change of the line.
+    """
     found = {}
     for block in re.split(r"\n\s*\n", text):
         lines = [line.strip() for line in block.strip().splitlines() if not line.startswith("#")]
         if lines:
             assert [line[:2] for line in lines[1:3]] == ["- ", "+ "] and len(lines) > 3, f"tests/mutants.txt: {block}"
             file, _, function = lines[0].partition(" ")
-            found[file, function, lines[2][2:]] = " ".join(lines[3:])
+            after = f"{ANY}{lines[1][2:]}" if lines[2] == "+ *" else lines[2][2:]
+            found[file, function, after] = " ".join(lines[3:])
     return found
 
 
@@ -549,7 +557,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mutant = outcome.mutant
         if len(outcomes) % 20 == 0:
             print(f"{len(outcomes)} of {len(todo)}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-        if outcome.result == "error" or (outcome.result == "survived" and mutant.key not in reasons):
+        if outcome.result == "error" or (outcome.result == "survived" and not mutant.is_justified(reasons)):
             print(f"{outcome.result}  {mutant.file}:{mutant.line} {mutant.function}\n  - {mutant.before}\n  + {mutant.after}", flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
@@ -559,14 +567,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tester.run(todo, tests, files, say)
     print(table(outcomes, reasons))
     print(f"{time.monotonic() - start:.0f} s")
-    return int(any(outcome.result == "survived" and outcome.mutant.key not in reasons for outcome in outcomes))
+    return int(any(outcome.result == "survived" and not outcome.mutant.is_justified(reasons) for outcome in outcomes))
 
 
 def table(outcomes: Sequence[Outcome], reasons: dict[tuple[str, str, str], str]) -> str:
     rows = ["| file | mutants | killed | of these by time limit | survived | justified |", "|---|---|---|---|---|---|"]
     for file in [*dict.fromkeys(outcome.mutant.file for outcome in outcomes), "all"]:
         results = [
-            "justified" if outcome.result == "survived" and outcome.mutant.key in reasons else outcome.result
+            "justified" if outcome.result == "survived" and outcome.mutant.is_justified(reasons) else outcome.result
             for outcome in outcomes
             if file in (outcome.mutant.file, "all")
         ]

@@ -69,6 +69,7 @@ def test_functions_can_be_named() -> None:
 def test_justifications_are_read() -> None:
     found = tool.justified("# about\n\na.py C.f\n- x = 1\n+ x = 2\nnobody sees it,\nreally\n")
     assert found == {("a.py", "C.f", "x = 2"): "nobody sees it, really"}
+    assert tool.justified("a.py f\n- x = 1\n+ *\nspeed\n") == {("a.py", "f", "any change of x = 1"): "speed"}
     with pytest.raises(AssertionError, match="x = 3"):
         tool.justified("a.py f\n- x = 3\n")
 
@@ -89,7 +90,7 @@ def test_every_justification_is_of_a_mutant() -> None:
     """Where the code has changed, the reason may not hold any more: look at the mutant again, or strike the entry."""
     keys = list(tool.justified(tool.JUSTIFIED.read_text()))
     files = {file: (tool.ROOT / "steadydetr" / file).read_text() for file, *_ in keys}
-    existing = {mutant.key for file, source in files.items() for mutant in tool.mutants(source, file)}
+    existing = {key for file, source in files.items() for mutant in tool.mutants(source, file) for key in mutant.keys}
     stale = [key for key in keys if key not in existing]
     assert not stale, f"tests/mutants.txt: no mutant is like {stale}"
 
@@ -98,5 +99,5 @@ def test_the_score_counts_time_limits_as_noticed() -> None:
     made = tool.mutants("a = 1 + 2\n", "some.py")
     results = ["killed", "timeout", "survived", "survived", "killed"]
     outcomes = [tool.Outcome(mutant, result, 1.0) for mutant, result in zip(made, results, strict=True)]
-    rows = tool.table(outcomes, {made[3].key: "why"}).splitlines()
+    rows = tool.table(outcomes, {("some.py", "", made[3].after): "why"}).splitlines()
     assert rows[2:] == ["| some.py | 5 | 3 | 1 | 1 | 1 |", "| all | 5 | 3 | 1 | 1 | 1 |"]

@@ -109,7 +109,7 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
         taken[before[0], before[1]] = True
         cost = np.where(taken[image], FORBIDDEN, cost)
     blocks = [cost[start:stop] for start, stop in pairwise(accumulate(problem.counts, initial=0))]
-    if max((block.size for block in blocks), default=0) < LARGE:
+    if all(block.size < LARGE for block in blocks):
         chosen = [_assign(block) for block in blocks]
     else:
         with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
@@ -153,7 +153,7 @@ def cheapest_queries(cost: Tensor, image: Tensor, images: int, count: int, most:
     return order, chosen.gather(1, order)
 
 
-def largest_iou(stages: Stages, targets: Targets, eps: float = 0.0) -> Tensor:
+def largest_iou(stages: Stages, targets: Targets, eps: float) -> Tensor:
     """[F] the largest IoU over every valid query and target of an image at a stage, 0 where there is no target."""
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
