@@ -44,7 +44,7 @@ def test_devices_that_are_not_there(device: str, monkeypatch: pytest.MonkeyPatch
 
 def test_devices_that_are() -> None:
     assert choose_device("cpu").type == "cpu" and choose_device(torch.device("cpu")).type == "cpu"
-    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @pytest.mark.parametrize(

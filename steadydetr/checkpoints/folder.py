@@ -167,13 +167,13 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
 
 
 def choose_device(name: torch.device | str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one, otherwise the CPU.
+    """The device of that name; `auto` is the GPU if there is one, Apple's too, otherwise the CPU.
 
     Raises:
         ValueError: torch does not know it, or this machine has none; says what to use.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()

@@ -256,7 +256,7 @@ def _obituary(worker: _Worker, what: str) -> str:
     """Why a process has ended, what it loaded, and what to do."""
     worker.process.join(GRACE)
     code, who = worker.process.exitcode, f"loading process {worker.number}"
-    if code == -signal.SIGKILL:
+    if code == -9:
         return f"{who} was killed by signal 9, probably because memory ran out, while it loaded {what}: {FEWER} or a smaller batch"
     if code is not None and code < 0:
         return f"{who} was ended by signal {-code} ({signal.strsignal(-code)}) while it loaded {what}"

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
@@ -19,7 +20,11 @@ LONE_WORK_LIMIT = timedelta(hours=24)  # that the others wait while the main pro
 
 
 def make_accelerator(precision: str, device: str | None) -> Accelerator:
-    """The device and the other processes of this one, which torchrun or the like has told it of."""
+    """The device and the other processes of this one, which torchrun or the like has told it of.
+
+    accelerate keeps the precision and the device of the first run of a process, which a later one may want otherwise.
+    """
+    AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
     limits = InitProcessGroupKwargs(timeout=STEP_LIMIT)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
 
