@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import resource
 import sys
 from dataclasses import asdict, dataclass
 
+import psutil
 import torch
 
 from steadydetr.metrics.evaluation import Evaluation
@@ -51,6 +51,11 @@ def peak_memory(device: torch.device) -> int:
     """The peak memory in bytes: on a GPU the most that tensors took, on the CPU the most that the process took."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # on Windows
+        info = psutil.Process().memory_info()
+        return int(getattr(info, "peak_wset", info.rss))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
