@@ -12,8 +12,9 @@ import math
 import mmap
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{printable(path)} is damaged, it cannot be read as a safetensors file: {one_line(error, 300)}") from None
 
 
-def read_pickled(path: Path) -> Any:
+def read_pickled(path: Path, classes: Sequence[type] = ()) -> Any:
     """What torch.save wrote: tensors, plain values, and containers of them. Nothing that the file names is run.
+
+    Args:
+        classes: dataclasses that it may hold too.
 
     Raises:
         ValueError: it is damaged, holds something else, which is named, or would take more memory than it has bytes.
@@ -64,7 +68,7 @@ def read_pickled(path: Path) -> Any:
     _check_unpacked(path, size)
     try:
         # Deformable DETR and DINO save the arguments of their command line beside the weights, as a namespace
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace, *classes]):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(f"{printable(path)} cannot be read as a file of tensors: {_reason(error)}") from None
@@ -124,7 +128,7 @@ def _tensors_in(content: Any, path: Path) -> Iterator[Tensor]:
 
 
 def _inner(value: Any) -> Iterable[Any]:
-    if isinstance(value, argparse.Namespace):
+    if isinstance(value, argparse.Namespace) or is_dataclass(value):
         return vars(value).values()
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]

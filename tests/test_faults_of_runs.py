@@ -17,7 +17,9 @@ import torch
 
 import steadydetr.training.loop
 import steadydetr.training.pictures
+import steadydetr.training.run
 import steadydetr.training.validation
+from steadydetr.checkpoints.folder import find_checkpoint, load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.cli.train import default_output
 from steadydetr.files import MARKER
@@ -58,6 +60,21 @@ def test_an_empty_folder_and_one_that_was_only_claimed_are_free(tmp_path: Path) 
     RunFolder(tmp_path).claim(FolderLock(tmp_path))
     for resume in (False, True, "auto"):
         assert not RunFolder(tmp_path).goes_on(resume)
+
+
+@pytest.mark.parametrize("name", ["best/model.safetensors", "last/notes.txt", "summary.json", "metrics.jsonl"])
+def test_a_run_that_lost_its_config_is_not_written_over(tmp_path: Path, name: str) -> None:
+    """A stranger's folder may have our mark too, and links in the place of files."""
+    folder, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    RunFolder(folder).claim(lock := FolderLock(folder))
+    lock.release()
+    elsewhere.write_text("mine")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).symlink_to(elsewhere)
+    for resume in (False, True, "auto"):
+        with pytest.raises(FileExistsError, match=rf"holds {name.split('/')[0]} of a run, but its config.json is gone: bring that back"):
+            train(SHORT, folder, resume=resume, device="cpu")
+    assert (folder / name).is_symlink() and elsewhere.read_text() == "mine"
 
 
 def test_what_cannot_be_a_folder(tmp_path: Path) -> None:
@@ -216,6 +233,42 @@ def test_best_is_the_best_that_was_measured(tmp_path: Path, monkeypatch: pytest.
 
 def test_best_that_was_removed_is_measured_anew(trained: Path, tmp_path: Path) -> None:
     assert RunFolder(trained).best_progress() is not None and RunFolder(tmp_path).best_progress() is None
+
+
+@pytest.mark.parametrize("name", ["last", "best", "ema"])
+def test_a_kill_while_a_checkpoint_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Between the two renames, where only the older checkpoint is there. `last` is gone on from, though `best` is older still."""
+    recipe, original = tiny(ema_decay=0.5, stability_images=0, save_every=2), os.rename
+    train(recipe, tmp_path / "run", device="cpu")
+    before = (tmp_path / f"run/{name}/model.safetensors").read_bytes()
+    original(tmp_path / f"run/{name}", tmp_path / f"run/.{name}.old")
+    if name == "last":
+        assert RunFolder(tmp_path / "run").find_checkpoint() == tmp_path / "run/.last.old"
+        monkeypatch.setattr(steadydetr.training.loop, "train_step", lambda *_: pytest.fail("a step is repeated"))
+    if name == "best":
+        assert find_checkpoint(tmp_path / "run") == tmp_path / "run/.best.old"
+    assert train(recipe, tmp_path / "run", resume=True, device="cpu")["finished"]
+    assert (tmp_path / f"run/{name}/model.safetensors").read_bytes() == before and not (tmp_path / f"run/.{name}.old").exists()
+
+
+def test_a_checkpoint_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`best` is of the same weights as the `last` before it."""
+    saved, looked_at = [], []
+    monkeypatch.setattr(RunFolder, "save_checkpoint", lambda _, name, *rest: saved.append(name))
+    monkeypatch.setattr(RunFolder, "save_progress", lambda *_: None)
+    monkeypatch.setattr(steadydetr.training.run, "where_not_finite", lambda tensors: looked_at.append(len(saved)) or "")
+    train(SHORT, tmp_path / "run", device="cpu")
+    assert saved == ["last", "best"] and looked_at == [0]
+
+
+def test_what_is_saved_reaches_the_disk(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows writes out no file that is open for reading only."""
+    fcntl = pytest.importorskip("fcntl")
+    flags: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda file: flags.append(fcntl.fcntl(file, fcntl.F_GETFL)))
+    found = load_detector(trained)
+    save_detector(tmp_path / "saved", found.detector.state_dict(), found.card)
+    assert len(flags) >= 2 and all(flag & (os.O_WRONLY | os.O_RDWR) for flag in flags)
 
 
 # signals

@@ -26,6 +26,7 @@ from steadydetr.cli import main
 from steadydetr.data import DataConfig, EvalLoader, FixedSize, FixedSizeTransform, TrainLoader, for_training
 from steadydetr.data import check as check_module
 from steadydetr.data.dataset import FolderDataset
+from steadydetr.data.loading import Samples
 from steadydetr.data.loading_processes import AHEAD, GRACE, LoadingProcesses, check_script, cpu_share
 from steadydetr.data.shapes import ShapesConfig, ShapesDataset
 from steadydetr.data.transforms import TrainTransform
@@ -186,6 +187,12 @@ def test_the_time_limit_names_what_was_waited_for_and_ends_what_hangs() -> None:
     assert started.closed and not alive() & before and time.monotonic() - clock < 4
 
 
+def test_no_result_is_waited_for_that_nobody_wants_any_more(processes: LoadingProcesses[Any, Any]) -> None:
+    """It is asked while one is waited for."""
+    stopped: list[int] = []
+    assert [stopped.append(n) or n for n, _ in processes.map([0, ("sleep", 60), 2], lambda: bool(stopped))] == [0]  # type: ignore[func-returns-value]
+
+
 def test_closing_waits_for_nobody_long(processes: LoadingProcesses[Any, Any]) -> None:
     results = processes.map([0, 1, ("sleep", 60), 3, 4, 5])
     next(results)
@@ -339,6 +346,25 @@ def test_an_error_in_training_ends_the_processes(tmp_path: Path, monkeypatch: py
     with pytest.raises(RuntimeError, match="a kernel failed") as caught:
         loop.train(replace(recipe, data=replace(recipe.data, workers=1)), tmp_path / "run", device="cpu")
     assert len(seen[0]) == 1 and alive() == before and caught.tb  # what went wrong may still refer to the loader
+
+
+@pytest.mark.parametrize(("split", "batch", "steps"), [("train", 6, 2), ("val", 1, 6)])
+def test_a_signal_does_not_wait_for_a_batch_that_hangs(
+    split: str, batch: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while a batch is loaded that never will be; two batches are a step."""
+    original, recipe, trainer, begun = Samples.batch, tiny("small-dino", accumulation=2, stability_images=0), os.getpid(), []
+
+    def hang(samples: Samples, keys: Any) -> Batch:
+        begun.append(keys)  # in the loading process
+        if samples.dataset.name.endswith(split) and len(begun) == batch:
+            os.kill(trainer, signal.SIGTERM)
+            time.sleep(60)
+        return original(samples, keys)
+
+    monkeypatch.setattr(Samples, "batch", hang)
+    summary = loop.train(replace(recipe, data=replace(recipe.data, workers=1, timeout=10.0)), tmp_path / "run", device="cpu")
+    assert (summary["finished"], summary["step"]) == (False, steps)
 
 
 def test_a_bad_image_in_a_loading_process_is_one_line(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

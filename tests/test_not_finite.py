@@ -302,10 +302,15 @@ def test_files_that_replay_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert all(map(math.isfinite, replay(run.folder.path, path).values()))
     for content in ({"batch": Hostile(), "method": {}}, {"format": 2, "batches": []}, [1], {"batch": {}, "method": {}}):
         torch.save(content, path)
-        with pytest.raises(ValueError, match=r"saved\.pt cannot be read as the batch"):
+        with pytest.raises(ValueError, match=r"saved\.pt cannot be read as"):
+            replay(run.folder.path, path)
+    huge = {"batch": make_batch((2,)), "method": {"weight": torch.zeros(()).expand(10**12)}}
+    for content in (huge, {"batch": replace(make_batch((2,)), images=torch.zeros(()).expand(10**12)), "method": {}}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"saved\.pt claims a tensor of the shape \[1000000000000\], but holds only a part"):
             replay(run.folder.path, path)
     path.write_bytes(b"PK\x03\x04 half a file")
-    with pytest.raises(ValueError, match=r"saved\.pt cannot be read as the batch"):
+    with pytest.raises(ValueError, match=r"saved\.pt cannot be read as"):
         replay(run.folder.path, path)
     assert not Path("executed").exists()
     torch.save({"format": 99}, path)
@@ -313,6 +318,15 @@ def test_files_that_replay_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         replay(run.folder.path, path)
     with pytest.raises(ValueError, match="is a folder"):
         replay(run.folder.path, tmp_path)
+
+
+def test_a_link_in_the_place_of_the_kept_batch_is_not_followed(tmp_path: Path) -> None:
+    run = begun(tiny_online("small-od-dino"), tmp_path / "run")
+    next(run.method.student.parameters()).data.fill_(math.nan)
+    (tmp_path / "mine").write_text("mine")
+    run.folder.not_finite_path(1, 0).symlink_to(tmp_path / "mine")
+    assert "Batch and weights are in" in message_of(run, lambda: train_epoch(run, 0))
+    assert (tmp_path / "mine").read_text() == "mine" and not saved(run).is_symlink()
 
 
 def test_a_full_disk_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,6 +26,7 @@ from steadydetr.cli import tell
 from steadydetr.detectors import Detector
 from steadydetr.objectives import SetPrediction
 from steadydetr.training.loop import train
+from steadydetr.training.processes import translate_launcher
 from tests.test_train import assert_close_weights, tiny, without_batch_norm
 
 RECIPE = without_batch_norm(tiny(stability_images=0))
@@ -35,15 +36,25 @@ RECIPES = {  # by what the processes meet, where it is another one
 }
 
 
+TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+OTHERS = {
+    "srun": ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "mpiexec": ("PMI_RANK", "MPI_LOCALRANKID", "PMI_SIZE", "MPI_LOCALNRANKS"),
+}
+
+
 def one_of_two(process: int, port: int, place: Path, resume: bool, what: str, said: Path) -> None:
     """A process of two, the second of which meets something. Leaves in a file what it comes to."""
-    where = {"RANK": process, "LOCAL_RANK": process, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1"}
+    where = dict(zip(OTHERS.get(what, TORCHRUN), (process, process, 2, 2), strict=True))
     os.environ.update({name: str(value) for name, value in (where | {"MASTER_PORT": port}).items()})
+    if what not in OTHERS:
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     torch.set_num_threads(1)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     os.chdir(place)
     if process == 1 or what == "digests":
-        MEETS[what]()
+        MEETS.get(what, lambda: None)()
     start, code, found = time.monotonic(), 0, ""
     try:
         found = json.dumps(train(RECIPES.get(what, RECIPE), "run", resume=resume, device="cpu"))
@@ -101,7 +112,6 @@ def keep_digests() -> None:
 
 MEETS = {
     "nothing": lambda: None,
-    "no denoising": lambda: None,
     "digests": keep_digests,
     "kill": lambda: at_step(2, lambda: os.kill(os.getpid(), signal.SIGKILL)),
     "error": lambda: at_step(2, fail),
@@ -174,6 +184,28 @@ def test_without_denoising_dino_trains_all_that_is_used(tmp_path: Path) -> None:
     """DistributedDataParallel would wait for the gradient of the label embedding."""
     found = run_two(tmp_path, "no denoising")
     assert [code for code, *_ in found] == [0, 0], found
+
+
+def test_processes_that_srun_started_are_one_run(tmp_path: Path) -> None:
+    found = run_two(tmp_path, "srun")
+    assert [code for code, *_ in found] == [0, 0], found
+    steps = [line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines() if '"train"' in line]
+    assert len(steps) == json.loads(found[0][2])["step"] == 12
+
+
+@pytest.mark.parametrize("launcher", OTHERS)
+def test_launchers_tell_a_process_where_it_is(launcher: str) -> None:
+    rank, local_rank, world, local_world = OTHERS[launcher]
+    told = {rank: "3", local_rank: "1", world: "4", local_world: "2(x2)" if launcher == "srun" else "2", "PMI_SPAWNED": "0"}
+    translate_launcher(there := told | {"MASTER_ADDR": "first", "MASTER_PORT": "1234"})
+    assert {name: there[name] for name in TORCHRUN} == {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
+    assert (there["MASTER_ADDR"], there["MASTER_PORT"]) == ("first", "1234")
+    with pytest.raises(ValueError, match="4 processes on several machines: set MASTER_ADDR") as caught:
+        translate_launcher(dict(told))
+    assert getattr(caught.value, "said_elsewhere", False)
+    for alone in ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"}, {**told, world: "1"}, told | {"RANK": "0"}):
+        translate_launcher(there := dict(alone))
+        assert there == alone
 
 
 def test_synchronised_batch_norm_keeps_activations() -> None:

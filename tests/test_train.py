@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
+import steadydetr.training.log
 import steadydetr.training.loop
 from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
@@ -66,6 +68,11 @@ class StopAfter:
             return result
 
         monkeypatch.setattr(steadydetr.training.loop, "train_step", step)
+
+
+def test_the_peak_of_memory_is_told_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # which Windows does not have
+    assert importlib.reload(steadydetr.training.log).peak_memory(torch.device("cpu")) > 2**20
 
 
 def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,9 +101,9 @@ def save_detector(
             if progress is not None:
                 torch.save({"format": FORMAT} | dict(progress), fresh / PROGRESS)
             for path in fresh.iterdir():
-                path.chmod(0o666 & ~umask())
-                with open(path, "rb") as file:
+                with open(path, "r+b") as file:  # Windows writes out no file that is open for reading only
                     os.fsync(file.fileno())
+                path.chmod(0o666 & ~umask())
             fresh.chmod(0o777 & ~umask())
             _replace_folder(fresh, folder)
         finally:
@@ -134,14 +134,26 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
     """Put the folder `fresh` in the place of `folder`; a link there is replaced, what it leads to stays as it is.
 
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
-    too.
+    too, and from where `restore_replaced` brings it back.
     """
-    old = folder.with_name(f".{folder.name}.old")
+    old = _aside(folder)
     remove_tree(old)
     if os.path.lexists(folder):
         os.rename(folder, old)
     os.rename(fresh, folder)
     remove_tree(old)
+
+
+def restore_replaced(folder: Path) -> None:
+    """Give an older checkpoint its place back, if the program was killed in `_replace_folder` before the new one had it."""
+    old = _aside(folder)
+    if old.is_dir() and not old.is_symlink() and not os.path.lexists(folder):
+        os.rename(old, folder)
+
+
+def _aside(folder: Path) -> Path:
+    """Where the checkpoint `folder` is while a new one takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
@@ -153,7 +165,7 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     Raises:
         FileNotFoundError: there is no checkpoint; says what was looked for.
     """
-    candidates = [path, *(path / name for name in prefer), *(path / f".{name}.old" for name in prefer)]
+    candidates = [path, *(place for name in prefer for place in (path / name, _aside(path / name)))]
     for candidate in candidates:
         if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
             return candidate

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -150,13 +151,17 @@ class Loader:
         if self.workers:
             check_script()
 
-    def load(self, keys: Iterable[Sequence[Key]]) -> Iterator[Batch]:
-        """The batches of these keys, in order."""
+    def load(self, keys: Iterable[Sequence[Key]], stopped: Callable[[], bool] = lambda: False) -> Iterator[Batch]:
+        """The batches of these keys, in order.
+
+        Args:
+            stopped: where processes load, the batches end if one has to be waited for and this is true.
+        """
         if not self.workers:
             return map(self.samples.batch, keys)
         if self.processes is None or self.processes.closed:
             self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout)
-        return self.processes.map(keys)
+        return self.processes.map(keys, stopped)
 
     def close(self) -> None:
         """End the loading processes. The loader can be used again, and then starts others."""
@@ -187,11 +192,14 @@ class TrainLoader(Loader):
         self.steps_per_epoch = len(dataset.index) // batch_size
         super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation)
 
-    def epoch(self, number: int, start_step: int = 0) -> Iterator[list[Batch]]:
-        """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded."""
-        loaded = self.load(self._keys(number, start_step))
+    def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded.
+
+        Once `stopped` is true, a step that would have to be waited for comes without the batches that are not there.
+        """
+        loaded = self.load(self._keys(number, start_step), stopped)
         for _ in range(start_step, self.steps_per_epoch):
-            yield [next(loaded) for _ in range(self.accumulation)]
+            yield list(islice(loaded, self.accumulation))
 
     def _keys(self, epoch: int, start_step: int) -> Iterator[list[Key]]:
         """The keys of every micro-batch of this rank, made as they are needed."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import multiprocessing
 import os
 import pickle
@@ -38,6 +39,7 @@ Result = TypeVar("Result")
 
 AHEAD = 2  # results that every process prepares before they are asked for
 GRACE = 1.0  # seconds that a process has to end by itself
+LOOK = 0.2  # seconds after which someone who waits for a result looks whether it is still wanted
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 FEWER = "use fewer loading processes (--data.workers, in eval and stability --workers; 0: none)"
 
@@ -78,8 +80,11 @@ class LoadingProcesses(Generic[Task, Result]):
             raise
         threading.Thread(target=_receive_all, args=(self._workers,), daemon=True).start()
 
-    def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
+    def map(self, tasks: Iterable[Task], stopped: Callable[[], bool] = lambda: False) -> Iterator[Result]:
         """The results in the order of the tasks, some of which are begun ahead.
+
+        Args:
+            stopped: says whether no more are wanted. It is asked while a result is waited for, and then there are no more results.
 
         Raises:
             ChildProcessError: a process has ended, or a result has not come in time; names what was loaded. All processes are ended.
@@ -90,9 +95,11 @@ class LoadingProcesses(Generic[Task, Result]):
             for task in tasks:
                 begun.append(self._submit(task))
                 if len(begun) > AHEAD * len(self._workers):
-                    yield self._result(*begun.popleft())
+                    yield self._result(*begun.popleft(), stopped)
             while begun:
-                yield self._result(*begun.popleft())
+                yield self._result(*begun.popleft(), stopped)
+        except _StoppedError:
+            return
         except (ChildProcessError, KeyboardInterrupt):  # the latter may have left half a task on its way
             self.close()
             raise
@@ -110,12 +117,16 @@ class LoadingProcesses(Generic[Task, Result]):
         self._sent += 1
         return worker, task, worker.submit(task)
 
-    def _result(self, worker: _Worker, task: Task, future: Future[Result]) -> Result:
-        if not wait([future], self._timeout or None).done:
-            raise ChildProcessError(
-                f"loading process {worker.number} has not loaded {self._name(task)} within {self._timeout:g} seconds:"
-                " look whether these files can be read, or allow more time by --data.timeout"
-            )
+    def _result(self, worker: _Worker, task: Task, future: Future[Result], stopped: Callable[[], bool]) -> Result:
+        deadline = time.monotonic() + (self._timeout or math.inf)
+        while not wait([future], LOOK).done:
+            if stopped():
+                raise _StoppedError
+            if time.monotonic() > deadline:
+                raise ChildProcessError(
+                    f"loading process {worker.number} has not loaded {self._name(task)} within {self._timeout:g} seconds:"
+                    " look whether these files can be read, or allow more time by --data.timeout"
+                )
         try:
             return future.result()
         except _HasEndedError:
@@ -144,6 +155,10 @@ def check_script() -> None:
 
 class _HasEndedError(Exception):
     """The process ended before its result came."""
+
+
+class _StoppedError(Exception):
+    """Nobody wants the result any more."""
 
 
 @dataclass

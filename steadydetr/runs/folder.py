@@ -21,12 +21,21 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import WEIGHTS, DetectorCard, find_checkpoint, load_progress, save_detector, save_progress
+from steadydetr.checkpoints.folder import (
+    WEIGHTS,
+    DetectorCard,
+    find_checkpoint,
+    load_progress,
+    restore_replaced,
+    save_detector,
+    save_progress,
+)
 from steadydetr.config import FORMAT, check_format, differences, from_plain, refuse_network, to_plain
 from steadydetr.files import (
     claim_folder,
     folder_made_by,
     is_free,
+    listed,
     parse_json,
     printable,
     read_bytes,
@@ -127,11 +136,17 @@ class RunFolder:
         return False
 
     def refuse_another_run(self) -> None:
-        """Raise FileExistsError unless a new run can be started in the folder: it is not there, empty, or was claimed and left so."""
+        """Raise FileExistsError unless a new run can be started in the folder: it is not there, empty, or was claimed and left so.
+
+        Between claiming it and config.json nothing of a run is written, so that a folder with more has lost its config.json.
+        """
         if self.is_started:
             raise FileExistsError(f"{self.path} already holds a run: go on with it by --resume, or choose another --output")
         if folder_made_by(self.path) != COMMAND and not is_free(self.path):
             raise FileExistsError(f"{self.path} is not empty, and what it holds is no run: choose another --output")
+        if left := [name for name in (LAST, BEST, AVERAGE, METRICS, SUMMARY) if os.path.lexists(self.path / name)]:
+            what = f"{self.path} holds {listed(left)} of a run, but its {CONFIG} is gone"
+            raise FileExistsError(f"{what}: bring that back to go on by --resume, or choose another --output")
 
     def claim(self, lock: FolderLock) -> None:
         """Make the folder that of a new run, though not yet a started one, and take its lock."""
@@ -146,11 +161,13 @@ class RunFolder:
         write_json(self.path / CONFIG, config.as_plain())
 
     def reopen(self, lock: FolderLock) -> None:
-        """Take the lock of a run that is to go on, and remove what was being written when it was killed."""
+        """Take the lock of a run that is to go on, and tidy up what was being written when it was killed."""
         if not self.holds_run:
             raise FileExistsError(f"{self.path} holds a checkpoint and no run, so it cannot go on: choose another --output")
         lock.take()
         remove_unfinished(self.path)
+        for name in (LAST, BEST, AVERAGE):
+            restore_replaced(self.path / name)
 
     def resume(self, config: RunConfig) -> Path | None:
         """The checkpoint to go on from: `last`, or `best` where there is no other; None: the run was stopped before its first one.

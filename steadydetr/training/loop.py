@@ -65,7 +65,7 @@ def train_epoch(run: Run, epoch: int) -> None:
     config, state, per_epoch = run.recipe.training, run.state, run.loader.steps_per_epoch
     run.wrapped.train()
     clock = time.perf_counter()
-    for local in run.loader.epoch(epoch, state.step - epoch * per_epoch):
+    for local in run.loader.epoch(epoch, state.step - epoch * per_epoch, lambda: run.asked_to_stop):
         run.stop, batches = synchronise_step(run, local)
         if run.stop:
             break
@@ -128,18 +128,23 @@ def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     """What all processes and micro-batches of a step must agree on.
 
+    Args:
+        local: fewer batches than a step has, or none, where this process was asked to stop while it waited for them.
+
     Returns:
-        Whether a process was asked to stop, and the micro-batches of this process, padded to one size, with the totals of the step.
+        Whether a process was asked to stop, and if not, the micro-batches of this process, padded to one size, with the totals of the step.
     """
     counts = [n for batch in local for n in batch.targets.counts]
-    height, width = (max(batch.images.shape[k] for batch in local) for k in (2, 3))
+    height, width = (max((batch.images.shape[k] for batch in local), default=0) for k in (2, 3))
     facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.asked_to_stop)]], device=run.accelerator.device)
     if run.accelerator.num_processes > 1:
         facts = run.accelerator.gather(facts)
     height, width, most, _, stop = facts.amax(0).tolist()
     totals = Totals(objects=int(facts[:, 3].sum()), most_objects=most, images=run.loader.batch_size)
     step, seed = run.state.step, run.recipe.training.seed
-    return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
+    if stop:
+        return True, []
+    return False, [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 
 
 def evaluate(run: Run, epoch: int) -> None:

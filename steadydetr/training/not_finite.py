@@ -8,7 +8,6 @@ run, adds the step and the likely cause and saves the batch and the weights, whi
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from steadydetr.config import FORMAT, check_format
 from steadydetr.detectors import Detector
-from steadydetr.files import check_regular
+from steadydetr.files import replacing
 from steadydetr.finite import NotFiniteError, images_named, tensors_in, where_not_finite
 from steadydetr.learning.predictions import match_batch
 from steadydetr.metrics.evaluation import collect, prediction_function
@@ -29,6 +28,7 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import LAST, RunFolder
 from steadydetr.runs.models import average_state
 from steadydetr.structures import Batch, Losses, Targets, Totals, seed_of
+from steadydetr.tensor_files import read_pickled
 from steadydetr.training.optimiser import gradient_norm
 from steadydetr.training.run import Run, changed_by_training
 
@@ -135,10 +135,9 @@ def _keep(run: Run, batches: Sequence[Batch], step: int, training: bool) -> str:
         **{name: value for name, value in changed_by_training(run).items() if name != "optimiser"},
     }
     try:
-        torch.save(content, path)
+        with replacing(path) as file:
+            torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        with suppress(OSError):
-            path.unlink()
         return f"Batch and weights could not be saved: {str(error).splitlines()[0]}."
     return f"Batch and weights are in {path}; `steadydetr.replay` runs them again."
 
@@ -273,15 +272,13 @@ def _read(path: Path) -> Kept:
     Raises:
         FileNotFoundError, ValueError: there is no such file, or it is damaged or something else; names it.
     """
-    check_regular(path)
+    content = read_pickled(path, (Batch, Targets, Totals))
     try:
-        with torch.serialization.safe_globals([Batch, Targets, Totals]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
         check_format(content, str(path))
         if isinstance(content.get("batch"), Batch):
             return Kept([content["batch"]], content["method"])
         return Kept([_from_plain(batch) for batch in content.pop("batches")], **{k: v for k, v in content.items() if k != "format"})
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as the batch and the weights of a run that stopped ({type(error).__name__}):"
             " give the not-finite-step*.pt of the run, whole and unchanged"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,14 +20,43 @@ STEP_LIMIT = timedelta(minutes=30)  # that a process waits for the others in a s
 LONE_WORK_LIMIT = timedelta(hours=24)  # that the others wait while the main process measures and saves
 
 
+PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # as torchrun tells a process where it is
+LAUNCHERS = (  # the same as others tell it: Open MPI, Intel MPI and MPICH, srun (only to the tasks of a step, not to the job's script)
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+)
+
+
 def make_accelerator(precision: str, device: str | None) -> Accelerator:
-    """The device and the other processes of this one, which torchrun or the like has told it of.
+    """The device and the other processes of this one, which torchrun, srun or mpirun has told it of.
 
     accelerate keeps the precision and the device of the first run of a process, which a later one may want otherwise.
     """
     AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
+    translate_launcher(os.environ)
     limits = InitProcessGroupKwargs(timeout=STEP_LIMIT)
     return Accelerator(mixed_precision=precision, cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
+
+
+def translate_launcher(environment: MutableMapping[str, str]) -> None:
+    """Say as torchrun does where this process is among those that srun or mpirun has started, which else would all train alone.
+
+    Raises:
+        ValueError: they are on several machines, and MASTER_ADDR does not say where the first of them is.
+    """
+    if "RANK" in environment:
+        return
+    for names in LAUNCHERS:
+        if all(name in environment for name in names) and int(environment[names[1]]) > 1:
+            rank, world, local_rank, local_world = (environment[name].partition("(")[0].partition(",")[0] for name in names)  # 4(x2),1
+            if world != local_world and "MASTER_ADDR" not in environment:
+                error = ValueError(f"{world} processes on several machines: set MASTER_ADDR to the name of the first one, or use torchrun")
+                raise error if rank == "0" else said_elsewhere(error)
+            environment.setdefault("MASTER_ADDR", "127.0.0.1")
+            environment.setdefault("MASTER_PORT", "29500")
+            environment.update(zip(PLACE, (rank, world, local_rank, local_world), strict=True))
+            return
 
 
 def main_decides(accelerator: Accelerator, decide: Callable[[], T]) -> T:

@@ -78,6 +78,8 @@ class Run:
 def save(run: Run, name: str, weights: str = "model") -> None:
     """Write the checkpoint `name`, from which the run can be resumed, and with `last` first the averaged weights, as `ema`.
 
+    `best` is written after `last`, of the same weights, so that these have been looked at.
+
     Args:
         weights: what the checkpoint's model is: the trained weights ("model") or their average ("ema").
 
@@ -85,7 +87,7 @@ def save(run: Run, name: str, weights: str = "model") -> None:
         NotFiniteError: what would be saved is not finite. The checkpoint is as it was.
     """
     changed = changed_by_training(run)
-    if found := where_not_finite(dict(tensors_in(changed))):
+    if name == LAST and (found := where_not_finite(dict(tensors_in(changed)))):
         raise NotFiniteError(f"{found} of the weights and of the optimiser's state are not finite")
     if run.accelerator.is_main_process:
         teachers = {name: teacher.fingerprint for name, teacher in run.method.teachers.items()}

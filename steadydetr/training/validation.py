@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -39,7 +39,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         found: Results | NotFiniteError
         try:
-            found = collect(predict, run.progress.track(until_stopped(run, loader), "evaluate", len(loader)))
+            found = collect(predict, run.progress.track(until_stopped(run), "evaluate", len(loader)))
         except NotFiniteError as error:
             found = error
     if leaves_alone(run):
@@ -54,8 +54,9 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
     return evaluate(Results.cat(parts), run.val_data.index)
 
 
-def until_stopped(run: Run, batches: Iterable[Batch]) -> Iterator[Batch]:
-    for batch in batches:
+def until_stopped(run: Run) -> Iterator[Batch]:
+    """The batches of the evaluation, until the run leaves it."""
+    for batch in run.val_loader.load(run.val_loader.keys, lambda: leaves_alone(run)):
         if leaves_alone(run):
             return
         yield batch
