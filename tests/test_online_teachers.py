@@ -97,6 +97,11 @@ def test_the_horizon_is_a_share_of_the_run() -> None:
     assert EMATeacher().decay_for(None) == 0.9996
 
 
+def test_the_teacher_of_the_paper_stops_and_may_be_the_student_itself() -> None:
+    """Its average is frozen at the first drop of the rate; a decay of 0 is the student of the step before."""
+    assert EMATeacher().stop_update and EMATeacher(decay=0.0).decay_for(100) == 0
+
+
 def test_average_equals_its_twin() -> None:
     """Parameters and running statistics are averaged, counters copied; it stays in evaluation mode and wants no gradient."""
     torch.manual_seed(0)
