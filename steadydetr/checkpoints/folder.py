@@ -136,12 +136,17 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too.
     """
-    old = folder.with_name(f".{folder.name}.old")
+    old = set_aside(folder)
     remove_tree(old)
     if os.path.lexists(folder):
         os.rename(folder, old)
     os.rename(fresh, folder)
     remove_tree(old)
+
+
+def set_aside(folder: Path) -> Path:
+    """What a checkpoint folder is called while another takes its place."""
+    return folder.with_name(f".{folder.name}.old")
 
 
 def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
@@ -153,7 +158,7 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     Raises:
         FileNotFoundError: there is no checkpoint; says what was looked for.
     """
-    candidates = [path, *(path / name for name in prefer), *(path / f".{name}.old" for name in prefer)]
+    candidates = [path, *(path / name for name in prefer), *(set_aside(path / name) for name in prefer)]
     for candidate in candidates:
         if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
             return candidate
