@@ -206,10 +206,11 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 def is_free(path: Path) -> bool:
     """Whether there is nothing at `path`, or an empty folder. What was being written counts for nothing if a command of ours wrote it."""
-    if not os.path.lexists(path):
-        return True
+    if not path.is_dir():
+        return not os.path.lexists(path)
     begun = "." if folder_made_by(path) else f".{MARKER}."  # before the mark, nothing but the mark is written
-    return path.is_dir() and all(name.startswith(IGNORED) or (name.startswith(begun) and name.endswith(UNFINISHED)) for name in os.listdir(path))
+    counting = (name for name in os.listdir(path) if not name.startswith(IGNORED))
+    return all(name.startswith(begun) and name.endswith(UNFINISHED) for name in counting)
 
 
 def folder_made_by(path: Path) -> str:
