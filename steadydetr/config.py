@@ -186,7 +186,7 @@ def renewed(plain: Any, where: str = "config") -> Any:
 def refuse_network(plain: Any, where: str) -> None:
     """Raise ValueError for a place in the network that a recipe of a file names, such as `weights`: only the user's own words may."""
     for name, value in flat_strings(plain):
-        if NETWORK_PLACE.match(value) and name not in TEXTS:
+        if name not in TEXTS and any(map(NETWORK_PLACE.match, value.split("+"))):  # + joins data sets
             raise ValueError(
                 f"{where}: {name} = {value[:100]!r} is a place in the network, which a file may not name."
                 f" Take it out of the file, and if you trust it, give it as --{name.replace('_', '-')}"

@@ -133,7 +133,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     A crash leaves either the old file or the new one, never half of it. A link in its place is replaced, not followed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:60]}.", suffix=UNFINISHED, delete=False) as file:
+    with tempfile.NamedTemporaryFile("wb", dir=path.parent, prefix=f".{path.name[:40]}.", suffix=UNFINISHED, delete=False) as file:
         try:
             yield file
             file.flush()
@@ -205,12 +205,12 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 
 def is_free(path: Path) -> bool:
-    """Whether there is nothing at `path`, or an empty folder."""
-    return not os.path.lexists(path) or (path.is_dir() and all(map(_counts_for_nothing, os.scandir(path))))
-
-
-def _counts_for_nothing(entry: os.DirEntry[str]) -> bool:
-    return entry.name.startswith(IGNORED) or entry.name.endswith(UNFINISHED)
+    """Whether there is nothing at `path`, or an empty folder. What was being written counts for nothing if a command of ours wrote it."""
+    if not path.is_dir():
+        return not os.path.lexists(path)
+    begun = "." if folder_made_by(path) else f".{MARKER}."  # before the mark, nothing but the mark is written
+    counting = (name for name in os.listdir(path) if not name.startswith(IGNORED))
+    return all(name.startswith(begun) and name.endswith(UNFINISHED) for name in counting)
 
 
 def folder_made_by(path: Path) -> str:

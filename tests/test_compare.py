@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from steadydetr.cli import main
-from steadydetr.files import claim_folder
+from steadydetr.files import MARKER, claim_folder
 from steadydetr.tools.compare import Difference, compare_recipes, paired_difference, with_labels
 from tests.test_train import tiny
 
@@ -65,6 +65,37 @@ def test_every_recipe_with_every_seed(tmp_path: Path, fake: list[str]) -> None:
     assert "6 are done, 0 to train" in said[-1]
     compare_recipes(recipes, 4, tmp_path / "out", launch=fake, say=said.append)
     assert len((tmp_path / "out/base/calls").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("name", ["a", "a/seed0", "a/seed0.log"])
+def test_links_in_a_comparison_are_not_followed(name: str, tmp_path: Path, fake: list[str]) -> None:
+    """They would let whoever made the folder choose where recipes, runs and logs are written."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "mine").write_text("mine")
+    claim_folder(tmp_path / "out", "compare")
+    (tmp_path / "out" / name).parent.mkdir(exist_ok=True)
+    (tmp_path / "out" / name).symlink_to(tmp_path / ("mine" if name.endswith("log") else "elsewhere"))
+    with pytest.raises(FileExistsError, match=r"out/a.* is a link, which is not followed: choose another --output"):
+        compare_recipes(with_labels([("a", tiny())]), 1, tmp_path / "out", launch=fake, say=str)
+    assert (tmp_path / "mine").read_text() == "mine" and not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_folder_of_other_recipes_is_left_alone(tmp_path: Path, fake: list[str]) -> None:
+    """Version 0.1 left no mark, but its folders hold the recipes of their labels."""
+    recipes = with_labels([("a", tiny())])
+    (tmp_path / "cook/pasta").mkdir(parents=True)
+    (tmp_path / "cook/comparison.md").write_text("mine")
+    (tmp_path / "cook/pasta/recipe.json").write_text('{"kind": "pasta"}')
+    with pytest.raises(FileExistsError, match="no command of steadydetr has made it: choose another --output"):
+        compare_recipes(recipes, 1, tmp_path / "cook", launch=fake, say=str)
+    (tmp_path / "cook/a").mkdir()
+    (tmp_path / "cook/a/recipe.json").write_text('{"kind": "pasta"}')
+    with pytest.raises(ValueError, match=r"a/recipe\.json: there is no 'pasta'"):
+        compare_recipes(recipes, 1, tmp_path / "cook", launch=fake, say=str)
+    assert (tmp_path / "cook/comparison.md").read_text() == "mine" and not (tmp_path / "cook" / MARKER).exists()
+    compare_recipes(recipes, 1, tmp_path / "out", launch=fake, say=str)
+    (tmp_path / "out" / MARKER).unlink()
+    compare_recipes(recipes, 2, tmp_path / "out", launch=fake, say=str)
 
 
 def test_another_recipe_under_a_label_is_refused(tmp_path: Path, fake: list[str]) -> None:

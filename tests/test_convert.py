@@ -76,6 +76,12 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
 def test_an_existing_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="choose another folder"):
         convert_file(tmp_path / "checkpoint.pth", tmp_path)
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(FileExistsError, match=r"link exists already: choose another folder"):
+        convert_file(tmp_path / "checkpoint.pth", tmp_path / "link")
+    (tmp_path / ".new.old").mkdir()  # a name that is taken while a folder is replaced
+    with pytest.raises(FileExistsError, match=r"\.new\.old exists already: choose another folder"):
+        convert_file(tmp_path / "checkpoint.pth", tmp_path / "new")
 
 
 @pytest.mark.parametrize(("content", "named"), [({"recipe": {}}, "run"), ({"category_ids": [1]}, "run/best")])

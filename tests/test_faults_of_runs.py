@@ -22,7 +22,7 @@ import steadydetr.training.validation
 from steadydetr.checkpoints.folder import find_checkpoint, load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.cli.train import default_output
-from steadydetr.files import MARKER
+from steadydetr.files import MARKER, UNFINISHED, claim_folder, is_free
 from steadydetr.runs.folder import RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.training.loop import train
@@ -75,6 +75,22 @@ def test_a_run_that_lost_its_config_is_not_written_over(tmp_path: Path, name: st
         with pytest.raises(FileExistsError, match=rf"holds {name.split('/')[0]} of a run, but its config.json is gone: bring that back"):
             train(SHORT, folder, resume=resume, device="cpu")
     assert (folder / name).is_symlink() and elsewhere.read_text() == "mine"
+
+
+def test_unfinished_files_of_others_are_theirs(tmp_path: Path) -> None:
+    """What was being written counts for nothing, and is removed, only where a command of ours wrote it."""
+    (tmp_path / "mine/.thesis.unfinished").mkdir(parents=True)
+    with pytest.raises(FileExistsError, match="is not empty, and what it holds is no run"):
+        RunFolder(tmp_path / "mine").claim(FolderLock(tmp_path / "mine"))
+    with pytest.raises(FileExistsError, match="no command of steadydetr has made it"):
+        claim_folder(tmp_path / "mine", "predict")
+    assert (tmp_path / "mine/.thesis.unfinished").is_dir()
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / f".{MARKER}.x{UNFINISHED}").write_text("")  # in the middle of its first file
+    assert is_free(tmp_path / "killed")
+    claim_folder(tmp_path / "killed", "predict")
+    (tmp_path / "killed" / f".results.json.x{UNFINISHED}").write_text("[")
+    claim_folder(tmp_path / "killed", "predict")
 
 
 def test_what_cannot_be_a_folder(tmp_path: Path) -> None:

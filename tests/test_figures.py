@@ -172,6 +172,21 @@ def test_masks_need_a_teacher_that_is_there(run: Path, tmp_path: Path, monkeypat
         assert drawn or "nowhere does not exist" in missing["activation"]
 
 
+def test_a_strangers_run_names_no_teacher_in_the_network(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A share of another machine would be told who asks; what is no path at all is a mistake of the file."""
+    monkeypatch.setattr(paper_figures, "_models_that_sample_points", lambda *_: ({}, Path()))
+    plain = json.loads((shutil.copytree(run, tmp_path / "run") / "config.json").read_text())
+    for teachers in ([{"checkpoint": "//host/share"}], [{"checkpoint": 5}], "//host/share", [[]]):
+        plain["recipe"]["teachers"] = teachers
+        (tmp_path / "run/config.json").write_text(json.dumps(plain))
+        if isinstance(teachers[0], dict) and teachers[0]["checkpoint"] != 5:
+            missing = write_figures([tmp_path / "run"], tmp_path / "out", data="shapes:size=64,images=5")[1]
+            assert "'//host/share' is a place in the network: give it as --teacher, if you trust it" in missing["activation"]
+        else:
+            with pytest.raises(ValueError, match=r"config\.json: recipe: .*\$\.teachers"):
+                write_figures([tmp_path / "run"], tmp_path / "out", data="shapes:size=64,images=5")
+
+
 @pytest.mark.parametrize("more", [(), ("more",)])
 def test_masks_are_of_the_objects_of_the_data(more: tuple[str, ...], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A teacher that knows the classes in another order, and one more, answers as one that knows those of the data."""

@@ -130,6 +130,17 @@ def test_annotations_outside_the_data_folder_are_read_only_if_allowed(layout: st
     assert len(open_data(root, "train", ALLOWED).index) > 0
 
 
+def test_a_linked_folder_of_annotations_is_not_even_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could be the whole disk."""
+    voc_folder(tmp_path / "data")
+    (tmp_path / "data/Annotations").rename(tmp_path / "elsewhere")
+    (tmp_path / "data/Annotations").symlink_to(tmp_path / "elsewhere")
+    assert len(open_data(tmp_path / "data", "train", ALLOWED).index) > 0
+    monkeypatch.setattr(os, "walk", lambda *_: pytest.fail("listed"))
+    with pytest.raises(ValueError, match=r"Annotations is a link to .*elsewhere, outside the data folder"):
+        open_data(tmp_path / "data")
+
+
 def test_a_list_cannot_lead_to_annotations_outside(tmp_path: Path) -> None:
     voc_folder(tmp_path / "data", listed="../../secret\n")
     (tmp_path / "secret.xml").write_text("<annotation/>")

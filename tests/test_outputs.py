@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +48,16 @@ def write_run(folder: Path) -> None:
 
     plain = {"format": 2, "recipe": to_plain(find("small-dino")), "classes": ["cat"], "category_ids": [1]}
     (folder / "config.json").write_text(json.dumps(plain))
+
+
+def test_letters_that_the_terminal_has_not_end_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work is done when its name is printed."""
+    (tmp_path / "run").mkdir()
+    write_run(tmp_path / "run")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "猫\udcff.html")])
+    sys.stdout.seek(0)
+    assert "\\u732b\\udcff.html: open it in a browser" in sys.stdout.read()
 
 
 def test_overwrite_replaces_and_follows_no_link(tmp_path: Path) -> None:

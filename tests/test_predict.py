@@ -90,6 +90,29 @@ def test_pictures_have_names_of_their_own(checkpoint: Path, images: Path, tmp_pa
     assert not (images / "results.json").is_symlink() and Image.open(images / "1.png").size == (50, 80)
 
 
+def test_no_input_is_replaced_by_way_of_a_link(checkpoint: Path, images: Path, tmp_path: Path) -> None:
+    """An image elsewhere that is a link into the output, and an image list that is called as our results are."""
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/0.jpg").symlink_to(images / "0.png")
+    assert picture_names([tmp_path / "linked/0.jpg"], images) == ["0_jpg.png"]
+    (images / "results.json").write_text(listed := json.dumps({"images": [{"id": 77, "file_name": "1.png"}]}))
+    (tmp_path / "list.json").symlink_to(images / "results.json")
+    for path in (images / "results.json", tmp_path / "list.json"):
+        with pytest.raises(FileExistsError, match=r"list.json|results.json would be replaced by the results: choose another --output"):
+            predict_files(steadydetr.load(checkpoint, "cpu"), [path], images, image_folder=images, overwrite=True)
+    assert (images / "results.json").read_text() == listed
+
+
+@pytest.mark.parametrize("name", ["a" * 251, "\U0001f600" * 60])
+def test_names_as_long_as_they_may_be(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    """In bytes. Another image of the same name leaves no room for more than a part of it."""
+    for folder in ("a", "b", "c"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (64, 64)).save(tmp_path / folder / f"{name}.png")
+    predict_files(steadydetr.load(checkpoint, "cpu"), [tmp_path / folder for folder in "abc"], tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.png"))) == 3 and (tmp_path / "out/results.json").exists()
+
+
 def test_classes_must_agree_by_name(checkpoint: Path) -> None:
     card = load_detector(checkpoint).card
     assert align_classes(("ring", "disc"), card) == [1, -1, -1, -1, 0]

@@ -85,7 +85,9 @@ def test_a_checkpoint_fetches_nothing(checkpoint: Path) -> None:
         load_detector(checkpoint)
 
 
-@pytest.mark.parametrize("place", ["\\\\host\\share\\w.pth", "//host/share", "https://host/w.pth", " file://host/w.pth", "s3://b/w.pth"])
+@pytest.mark.parametrize(
+    "place", ["\\\\host\\share\\w.pth", "//host/share", "https://host/w.pth", " file://host/w.pth", "s3://b/w.pth", "a+ //host/share"]
+)
 @pytest.mark.parametrize("field", ["detector.backbone.weights", "data.source", "teachers.checkpoint"])
 def test_a_recipe_of_a_file_names_no_place_in_the_network(place: str, field: str, tmp_path: Path) -> None:
     plain = json.loads(json.dumps(to_plain(find("detrdistill-dino-4scale-r101-r18-12ep")))) | {"notes": "https://arxiv.org/abs/1"}

@@ -7,6 +7,7 @@ are left over or missing are an error that lists them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import CONFIG, DetectorCard, save_detector
+from steadydetr.checkpoints.folder import CONFIG, DetectorCard, save_detector, set_aside
 from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME
 from steadydetr.data.coco_classes import class_list
@@ -227,11 +228,12 @@ def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untr
         classes: see `steadydetr.data.coco_classes.class_list`.
 
     Raises:
-        FileExistsError: `output` is there already.
+        FileExistsError: `output` is there already, or the hidden name beside it that a folder has while it is replaced.
         ValueError: the file is not understood, or holds NaN or infinite values.
     """
-    if output.exists():
-        raise FileExistsError(f"{output} exists already: choose another folder")
+    for place in (output, set_aside(output)):
+        if os.path.lexists(place):
+            raise FileExistsError(f"{place} exists already: choose another folder")
     converted = convert_state_dict(load_foreign(path), untraced=untraced)
     if found := where_not_finite(converted.state):
         raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")

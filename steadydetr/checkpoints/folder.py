@@ -136,7 +136,7 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too, and from where `restore_replaced` brings it back.
     """
-    old = _aside(folder)
+    old = set_aside(folder)
     remove_tree(old)
     if os.path.lexists(folder):
         os.rename(folder, old)
@@ -146,12 +146,12 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
 
 def restore_replaced(folder: Path) -> None:
     """Give an older checkpoint its place back, if the program was killed in `_replace_folder` before the new one had it."""
-    old = _aside(folder)
+    old = set_aside(folder)
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(folder):
         os.rename(old, folder)
 
 
-def _aside(folder: Path) -> Path:
+def set_aside(folder: Path) -> Path:
     """Where the checkpoint `folder` is while a new one takes its place."""
     return folder.with_name(f".{folder.name}.old")
 
@@ -165,7 +165,7 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     Raises:
         FileNotFoundError: there is no checkpoint; says what was looked for.
     """
-    candidates = [path, *(place for name in prefer for place in (path / name, _aside(path / name)))]
+    candidates = [path, *(place for name in prefer for place in (path / name, set_aside(path / name)))]
     for candidate in candidates:
         if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
             return candidate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 import traceback
@@ -66,6 +67,8 @@ the command and what `pip list` says of steadydetr and torch."""
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point. An error that a user can mend is one line on stderr and exit code 2; a mistake of ours is a traceback and 3."""
     words = list(sys.argv[1:] if words is None else words)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # letters that the terminal has not are no reason to stop, as on stderr
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     words, plugins = take_plugins(words)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, read_card
+from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
@@ -98,10 +99,11 @@ def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str])
 
     Raises:
         FileNotFoundError: there is none, or its checkpoint is gone.
-        ValueError: it does not know a class of the data, or its checkpoint is damaged.
+        ValueError: it does not know a class of the data, its checkpoint is damaged, or a run, not the user, says that it is in the network.
     """
     named = [part.get("checkpoint", "") for run in runs for part in run.recipe.get("teachers", [])]
-    teacher = teacher or next(filter(None, named), "")
+    if not teacher and NETWORK_PLACE.match(teacher := next(filter(None, named), "")):
+        raise ValueError(f"the runs' teacher {teacher[:100]!r} is a place in the network: give it as --teacher, if you trust it")
     if not teacher:
         raise FileNotFoundError("needs a run with a trained teacher, or --teacher CHECKPOINT")
     folder = find_checkpoint(Path(teacher).expanduser())

@@ -46,7 +46,10 @@ def write_report(runs: Sequence[Path], output: Path | None = None, overwrite: bo
 
 def is_report(path: Path) -> bool:
     """Whether a file was written by `write_report`."""
-    return path.is_file() and f'<meta name="generator" content="{GENERATOR}">'.encode() in path.read_bytes()[:1000]
+    if not path.is_file():
+        return False
+    with open(path, "rb") as file:
+        return f'<meta name="generator" content="{GENERATOR}">'.encode() in file.read(1000)
 
 
 def report_page(runs: Sequence[Records]) -> str:

@@ -68,10 +68,15 @@ class PlannedData(msgspec.Struct):
     limit: int | None = None
 
 
+class PlannedTeacher(msgspec.Struct):
+    checkpoint: str = ""
+
+
 class PlannedRecipe(msgspec.Struct):
     training: Plan
     name: str = "?"
     data: PlannedData | None = None
+    teachers: list[PlannedTeacher] = []
 
 
 class ConfigFile(msgspec.Struct):

@@ -103,10 +103,12 @@ def compare_recipes(
 
     Raises:
         ValueError: a label cannot be a folder's name, or `output` holds runs of other recipes; says what differs.
-        FileExistsError: `output` holds something else, or another process is comparing there.
+        FileExistsError: `output` holds something else or links, or another process is comparing there.
         ChildProcessError: runs failed, after all others are done; names their logs.
     """
-    earlier = next(output.glob(f"*/{RECIPE}"), None) is not None  # a comparison that version 0.1 began, without a mark
+    for label, recipe in recipes.items():
+        check_label(output / label, label, recipe)
+    earlier = any((output / label / RECIPE).exists() for label in recipes)  # a comparison that version 0.1 began, without a mark
     claim_folder(output, "compare", again=True, overwrite=earlier)
     with FolderLock(output) as lock:
         lock.take()
@@ -117,7 +119,7 @@ def _compare(
     recipes: Mapping[str, Recipe], seeds: int, output: Path, jobs: int, launch: Sequence[str], say: Callable[[str], None]
 ) -> dict[str, list[Outcome]]:
     for label, recipe in recipes.items():
-        claim_label(output / label, label, recipe)
+        write_json(output / label / RECIPE, {"format": FORMAT} | to_plain(recipe, "recipe"))
     todo = [(label, seed) for seed in range(seeds) for label in recipes if read_outcome(output / label / f"seed{seed}", seed) is None]
     say(f"{len(recipes)} recipes x {seeds} seeds: {len(recipes) * seeds - len(todo)} are done, {len(todo)} to train, {jobs} at a time")
     trainer = _Trainer(output, launch, jobs, say)
@@ -129,14 +131,16 @@ def _compare(
     return outcomes
 
 
-def claim_label(folder: Path, label: str, recipe: Recipe) -> None:
-    """Write the recipe into the label's folder; a ValueError if that is no name of a folder or the folder is of another recipe."""
+def check_label(folder: Path, label: str, recipe: Recipe) -> None:
+    """Raise ValueError if the label is no name of a folder or the folder is of another recipe, FileExistsError if there are links."""
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
     path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
     if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), plain)):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
-    write_json(path, {"format": FORMAT} | plain)
+    for place in (folder, *folder.glob("seed*")):
+        if place.is_symlink():
+            raise FileExistsError(f"{place} is a link, which is not followed: choose another --output")
 
 
 def _finished(folder: Path, seeds: int) -> list[Outcome]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -25,6 +25,7 @@ from steadydetr.tools.detections import Detections
 from steadydetr.tools.predictor import Predictor
 
 RESULTS = "results.json"
+LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -133,10 +134,13 @@ def predict_files(
         overwrite: whether `output` may hold files already. Those of the same names are replaced, but never an image that is read.
 
     Raises:
-        FileExistsError: `output` holds files already.
+        FileExistsError: `output` holds files already, or an image list where `results.json` is to be.
         ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
     sources = list_sources(paths, image_folder, limits)
+    for path in paths:
+        if os.path.realpath(path) == os.path.realpath(output / RESULTS):
+            raise FileExistsError(f"{printable(path)} would be replaced by the results: choose another --output")
     claim_folder(output, "predict", overwrite=overwrite)
     todo = list(zip(sources, picture_names([source.path for source in sources], output), strict=True))
     failures: list[str] = []
@@ -158,16 +162,22 @@ def predict_files(
 def picture_names(paths: Sequence[Path], output: Path) -> list[str]:
     """A name in `output` for the picture of every image: its own with .png, and more of it where another image has the same.
 
-    No two names differ by capital letters alone, and none is that of an image that lies in `output`.
+    No two names differ by capital letters alone, and none is that of an image that lies in `output`, or that a link among `paths` leads to.
     """
-    taken = {path.name.casefold() for path in paths if path.parent.resolve() == output.resolve()}
+    folder = os.path.realpath(output)
+    places = [os.path.split(place) for path in paths for place in (os.path.realpath(path), Path(os.path.realpath(path.parent), path.name))]
+    taken = {name.casefold() for parent, name in places if parent == folder}
     names: list[str] = []
     for path in paths:
         stems = [path.stem, path.name.replace(".", "_"), f"{path.parent.name}_{path.stem}"]
-        numbered = (f"{path.stem}_{number}" for number in count(2))
-        names.append(next(name for stem in chain(stems, numbered) if (name := f"{stem}.png").casefold() not in taken))
+        numbered = (f"{path.stem[:50]}_{number}" for number in count(2))
+        names.append(next(name for stem in chain(stems, numbered) if _is_free_name(name := f"{stem}.png", taken)))
         taken.add(names[-1].casefold())
     return names
+
+
+def _is_free_name(name: str, taken: Collection[str]) -> bool:
+    return name.casefold() not in taken and len(os.fsencode(name)) <= LONGEST_NAME
 
 
 def _rows(source: ImageFile, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:

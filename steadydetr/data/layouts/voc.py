@@ -132,6 +132,7 @@ def read_voc(root: Path, split: str, name: str, source: DataFolder | None = None
         ValueError: the list cannot be used at all; names it.
     """
     source = source or DataFolder(root)
+    source.check_inside(root / ANNOTATIONS)  # before it is listed: a link could lead to the whole disk
     annotated = set(_stems(root / ANNOTATIONS))
     listed = voc_split(root, split, annotated, source, report)
     every = _read_annotations(root, [*sorted(annotated - set(listed)), *dict.fromkeys(listed)], source, report)
