@@ -165,3 +165,39 @@ def test_what_is_not_asked_for_is_not_among_the_steps() -> None:
     assert kinds[0.5] == ["RandomHorizontalFlip", "RandomIoUCrop", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes"]
     zoom = FixedSizeTransform(zoom=0.5).build().transforms[1]
     assert (zoom.min_scale, zoom.options) == (0.5, [0.5, 0.9, 1.0])  # windows keep at least half of some object
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((1, 5000), (1, 1333)), ((5000, 1), (1333, 1)), ((3, 5000), (1, 1333)), ((1, 1), (800, 800))]
+)
+def test_of_a_line_at_least_a_pixel_stays(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    image = torch.zeros(3, *size, dtype=torch.uint8)
+    assert ShortestSide().build()(image).shape[-2:] == expected
+    sample = Sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert apply(DetrTransform((800,), crop=False).build(), sample).image.shape[-2:] == expected
+
+
+def test_only_images_too_thin_for_a_crop_stay_whole() -> None:
+    """A crop of at least three tenths of a side; of 3 pixels that is none."""
+    torch.manual_seed(0)
+    crop = FixedSizeTransform(zoom=0.3).build().transforms[1]
+    thin, large = (Sample(picture(side, 40).image, torch.tensor([[0.0, 0, 40, side]]), torch.tensor([0])) for side in (3, 30))
+    assert {apply(crop, thin).image.shape[1:] for _ in range(40)} == {(3, 40)}
+    assert len({apply(crop, large).image.shape[1:] for _ in range(40)}) > 5
+
+
+@pytest.mark.parametrize("side", [0, 2**14 + 1])
+def test_sides_that_are_a_mistake(side: int) -> None:
+    for make in (
+        lambda: FixedSize(height=side),
+        lambda: FixedSize(width=side),
+        lambda: ShortestSide(shortest=side),
+        lambda: ShortestSide(longest=side),
+        lambda: DetrTransform(shortest=(480, side)),
+        lambda: DetrTransform(longest=side),
+        lambda: FixedSizeTransform(height=side),
+        lambda: FixedSizeTransform(width=side),
+    ):
+        with pytest.raises(ValueError, match=str(side)):
+            make()
+    DetrTransform(shortest=(1, 2**14))
