@@ -71,13 +71,8 @@ def test_nothing_that_only_unix_has_is_needed(tmp_path: Path) -> None:
     sizes = [word for part in ("transform", "resize") for side in ("height", "width") for word in (f"--data.{part}.{side}", "64")]
     size = ["--data", "shapes:size=64,images=8", "--data.workers", "0", *sizes]
     short = ["--training.epochs", "1", "--training.stability-images", "0", "--device", "cpu", "--output", "run"]
-    for words in (
-        ["train", "small-dino", *size, *short],
-        ["eval", "run", "--data", "shapes:size=64,images=4", "--workers", "0", "--device", "cpu"],
-        ["report", "run"],
-    ):
-        done = without_unix(words, tmp_path)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = without_unix(["train", "small-dino", *size, *short], tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_memory_where_there_is_no_such_module(monkeypatch: pytest.MonkeyPatch) -> None:
