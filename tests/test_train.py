@@ -21,6 +21,7 @@ import steadydetr.training.loop
 from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.files import write_json
+from steadydetr.learning.teachers import EMATeacher
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
@@ -69,13 +70,16 @@ class StopAfter:
 
 
 def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each encoder and decoder layer by itself; torch.compile itself is not run here."""
+    """Each encoder and decoder layer by itself, of the teachers too; torch.compile itself is not run here."""
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
-    for asked in (False, True):
-        student = build_method(tiny(compile=asked), ("a", "b"), 10, Accelerator(cpu=True)).student
-        layers = [*student.encoder.layers, *student.decoder.layers] if asked else []  # type: ignore[union-attr, list-item]
+    for asked, teachers in ((False, (EMATeacher(),)), (True, ()), (True, (EMATeacher(),))):
+        compiled.clear()
+        method = build_method(replace(tiny(compile=asked), teachers=teachers), ("a", "b"), 10, Accelerator(cpu=True))
+        detectors = (method.student, *method.teaching.values()) if asked else ()
+        layers = [layer for one in detectors for layer in (*one.encoder.layers, *one.decoder.layers)]  # type: ignore[misc, union-attr]
         assert list(map(id, compiled)) == list(map(id, layers))
+        assert len(method.teaching) == len(teachers)
 
 
 @pytest.mark.parametrize("steps", [2, 6, 9])

@@ -130,11 +130,11 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max(batch.images.shape[k] for batch in local) for k in (2, 3))
-    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.asked_to_stop)]], device=run.accelerator.device)
+    facts = torch.tensor([[height, width, int(run.asked_to_stop), *counts]], device=run.accelerator.device)
     if run.accelerator.num_processes > 1:
-        facts = run.accelerator.gather(facts)
-    height, width, most, _, stop = facts.amax(0).tolist()
-    totals = Totals(objects=int(facts[:, 3].sum()), most_objects=most, images=run.loader.batch_size)
+        facts = run.accelerator.gather(facts)  # every process has equally many images
+    height, width, stop = facts[:, :3].amax(0).tolist()
+    totals = Totals.of(facts[:, 3:].flatten().tolist())
     step, seed = run.state.step, run.recipe.training.seed
     return bool(stop), [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
 

@@ -126,8 +126,9 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
         method = convert_sync_batchnorm(method)  # torch's own would leave out the activations that timm's batch norms hold
     method.to(accelerator.device)
     if recipe.training.compile:
-        for module in method.student.compiled_parts():
-            module.compile()
+        for detector in (method.student, *method.teaching.values()):
+            for module in detector.compiled_parts():
+                module.compile()
     return method
 
 
