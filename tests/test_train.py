@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
@@ -73,6 +74,7 @@ def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
     """Each encoder and decoder layer by itself, of the teachers too; torch.compile itself is not run here."""
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)
     for asked, teachers in ((False, (EMATeacher(),)), (True, ()), (True, (EMATeacher(),))):
         compiled.clear()
         method = build_method(replace(tiny(compile=asked), teachers=teachers), ("a", "b"), 10, Accelerator(cpu=True))
@@ -80,6 +82,7 @@ def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
         layers = [layer for one in detectors for layer in (*one.encoder.layers, *one.decoder.layers)]  # type: ignore[misc, union-attr]
         assert list(map(id, compiled)) == list(map(id, layers))
         assert len(method.teaching) == len(teachers)
+        assert (torch._dynamo.config.cache_size_limit > 8) == asked  # graphs of a second model and of evaluations have room
 
 
 @pytest.mark.parametrize("steps", [2, 6, 9])

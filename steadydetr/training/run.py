@@ -60,6 +60,7 @@ class Run:
     progress: Progress
     asked_to_stop: bool = False  # by a signal to this process
     stop: bool = False  # all processes know that one of them was asked
+    loud: set[str] = field(default_factory=set)  # the objectives of which was said that they take most of a gradient
     batches: list[Batch] = field(default_factory=list)  # this process's micro-batches of the step that is taken, or was taken last
 
     @property
