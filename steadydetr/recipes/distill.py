@@ -40,7 +40,9 @@ def distilled(recipe: Recipe, checkpoint: str = "", objectives: tuple[Objective,
     if any(trained.name in objective.learns_from for objective in recipe.objectives):
         return recipe
     objectives = (*recipe.objectives, *objectives)
-    return replace(recipe, name=f"distilled-{recipe.name}", objectives=objectives, reported="", notes=f"{recipe.notes}, with a trained teacher")
+    return replace(
+        recipe, name=f"distilled-{recipe.name}", objectives=objectives, reported="", notes=f"{recipe.notes}, with a trained teacher"
+    )
 
 
 def _named(recipe: Recipe, name: str, reported: str, notes: str) -> Recipe:
