@@ -144,16 +144,18 @@ def test_an_objective_that_drowns_detection_is_named_once(teacher: str, tmp_path
         loud = sum(shares[:4]) / 4 > 0.5
         assert loud == (weight > 1)
         assert said.count("objective features took") == loud
-        assert not loud or "at the features that it compares, on average over epoch 1, so that" in said and "--objectives.features." in said
+        assert not loud or (
+            "at the features that it compares, on average over epoch 1, so that" in said and "--objectives.features." in said
+        )
 
 
 def test_a_teachers_run_says_what_it_is_matched_by(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its cost is another one than the student's, a run goes on only with a teacher of that cost."""
     student = tiny_distilled(teacher)
     run = tmp_path / "taught"
-    for weights in (student.criterion.cost_weights, Weights(9.0, 1.0, 1.0)):
-        theirs = replace(student, name="theirs", criterion=replace(student.criterion, cost_weights=weights, alpha=None))
-        folder = RunFolder(tmp_path / f"theirs-{weights.label}")
+    for cost in (student.criterion.cost_weights, Weights(9.0, 1.0, 1.0)):
+        theirs = replace(student, name="theirs", criterion=replace(student.criterion, cost_weights=cost, alpha=None))
+        folder = RunFolder(tmp_path / f"theirs-{cost.label}")
         folder.path.mkdir()
         folder.write_config(RunConfig(to_plain(theirs, "recipe"), NAMES, tuple(range(len(NAMES))), {}))
         shutil.copytree(teacher, folder.path / "best")

@@ -345,7 +345,7 @@ def test_rows_of_a_table_differ_in_the_named_part_alone(paper: str, table: str) 
     """Not in data, schedule, seed, decay or denoising; and what is reported for one of them is said of no other."""
     commands = re.findall(rf"^\| {table} \| .* \| (?:.*= )?`([^`]+)` \|$", SECTIONS[paper], re.MULTILINE)
     made = [understand(written_out(command))[0] for command in commands]
-    assert len(made) > 1 or paper == "Stable-DINO" and table in "89"  # whose one row stands for all
+    assert len(made) > 1 or (paper == "Stable-DINO" and table in "89")  # whose one row stands for all
     plain = [to_plain(recipe, decisive=True) for recipe in made]
     denoising = {tuple(o for o in recipe.objectives if isinstance(o, Denoising)) for recipe in made}
     for command, other in zip(commands, plain, strict=True):

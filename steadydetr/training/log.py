@@ -13,7 +13,6 @@ from steadydetr.metrics.evaluation import Evaluation
 from steadydetr.metrics.stability import Stability
 from steadydetr.training.run import Run
 
-
 SHARE = "/gradient_share"  # how the measures end that objectives log of their share of a gradient  # D-48
 LOUD = 0.5  # a share from which on an objective drowns the others
 
@@ -57,8 +56,8 @@ def remark_on_shares(run: Run, epoch: int, shares: Mapping[str, Sequence[float]]
         if share > LOUD and name not in run.loud:
             run.loud.add(name)
             run.log.say(
-                f"objective {name} took {100 * share:.0f}% of the gradient at the features that it compares, on average over epoch {epoch + 1},"
-                f" so that detection hardly steers them. Give it less weight: the flags --objectives.{name}.* of `--help`"
+                f"objective {name} took {100 * share:.0f}% of the gradient at the features that it compares, on average over epoch"
+                f" {epoch + 1}, so that detection hardly steers them. Give it less weight: the flags --objectives.{name}.* of `--help`"
             )
 
 

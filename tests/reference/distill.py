@@ -148,7 +148,7 @@ class Step:
                     self.learn("negative", s, negative, objective, self.negatives(objective, len(negative)) * len(chosen))
 
     def negatives(self, objective: LogitsDistillation, matched: int) -> float:
-        """What their terms are divided by: as many as are matched. How many scores choose only one process knows, so all that there can be."""
+        """What their terms are divided by: how many are matched; where scores choose, which one process alone knows, how many can be."""
         if objective.positives == "matched":
             return float(max(matched, 1))
         ours, theirs = len(self.main[0][0].boxes), len(self.taught[0][0].boxes)
