@@ -88,6 +88,20 @@ class Totals:
     objects: int
     most_objects: int  # of any single image
     images: int
+    counts: tuple[int, ...] = ()  # objects of every image, in any order; empty in files of versions that kept their sum alone
+
+    @classmethod
+    def of(cls, counts: Sequence[int]) -> Totals:
+        """Those of a step whose images have so many objects."""
+        return cls(sum(counts), max(counts, default=0), len(counts), tuple(counts))
+
+    @property
+    def object_counts(self) -> tuple[int, ...]:
+        """Objects of every image; where only their sum is known it is spread evenly."""
+        if self.counts:
+            return self.counts
+        least, more = divmod(self.objects, max(self.images, 1))
+        return (least + 1,) * more + (least,) * (self.images - more)
 
     @property
     def normaliser(self) -> float:
@@ -111,8 +125,7 @@ class Batch:
     @property
     def global_totals(self) -> Totals:
         """The totals of the step: those that were given, or this batch's own."""
-        counts = self.targets.counts
-        return self.totals or Totals(sum(counts), max(counts, default=0), len(counts))
+        return self.totals or Totals.of(self.targets.counts)
 
     def split(self) -> list[Batch]:
         """One `Batch` per image, as a part of the same step."""

@@ -242,6 +242,21 @@ def test_help_of_a_recipe_shows_its_values(capsys: pytest.CaptureFixture[str]) -
         assert flag in shown
 
 
+def test_what_is_reported_for_a_recipe_is_not_for_another() -> None:
+    """Other data, another seed or other flags that decide nothing leave it; one that changes what is learned takes it away."""
+    said = find("dino-4scale-r50-12ep").reported
+    assert said
+    for flags, kept in {
+        "--data shapes --seed 3 --training.eval-every 2 --detector.backbone.weights none": True,
+        "--objectives.denoising none": False,
+        "--detector.queries 300": False,
+        "--training.epochs 13": False,
+        "--training.epochs 13 --reported 50": True,
+    }.items():
+        reported = read_training_arguments("dino-4scale-r50-12ep", flags.split())[0].reported
+        assert reported == (("50" if "--reported" in flags else said) if kept else ""), flags
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     main(["--version"])
     assert capsys.readouterr().out.strip() == steadydetr.__version__

@@ -15,7 +15,7 @@ from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import FORBIDDEN, Problem, solve
 from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.objectives import (
@@ -180,17 +180,56 @@ def test_more_objects_than_queries_equal_the_slow_twin(counts: tuple[int, ...], 
 
 
 def test_normalisers_are_of_the_whole_step() -> None:
-    """Positives: its objects. Negatives: what is matched of them; as many as there is room, or as the teacher has besides its positives."""
+    """Positives: its objects. Negatives: what is matched of them; as many as there is room, or as the teacher has besides its positives.
+
+    An image whose objects leave no room takes none of another image's: 9 queries teach nothing but positives of 12 objects, and all
+    9 of an image without any.
+    """
     student = DETECTORS["refine"]
-    for queries, candidates, rest, expected in ((9, None, False, 9 * 3 - 5), (16, None, False, 36), (16, None, True, 31), (9, 4, True, 12)):
+    cases = [
+        (9, None, False, (2, 0, 3), 9 * 3 - 5),
+        (16, None, False, (2, 0, 3), 36),
+        (16, None, True, (2, 0, 3), 31),
+        (9, 4, True, (2, 0, 3), 12),
+        (9, None, False, (12, 0), 9),
+        (9, 4, False, (12, 7, 0), 0 + 2 + 4),
+        (16, None, True, (14, 0), 12),
+        (20, None, False, (19, 0), 1 + 12),
+        (9, None, False, (12, 12), 0),
+    ]
+    for queries, candidates, rest, counts, expected in cases:
         objective = LogitsDistillation(candidates=candidates, rest=rest)
         method = make_distilled(student, other("refine", queries=queries), (SetPrediction(), objective))
-        context = StepContext.of(wide(make_batch((2, 0, 3))), method.student, method.criterion, method.teaching)
+        context = StepContext.of(wide(make_batch(counts)), method.student, method.criterion, method.teaching)
         stages = {"main": method.student.decode(context.memory, SetPrediction().query_groups(context))["main"]}
         pairs = objective.stage_pairs(context, stages["main"])
         _, negative = (solution.match for solution in solve(objective.problems(context, stages)))
-        assert objective.normalisers(pairs, context) == {"positive": 5.0, "negative": expected}
-        assert len(negative.query) == 2 * expected  # at two stages
+        assert objective.normalisers(pairs, context) == {"positive": sum(counts), "negative": max(expected, 1)}
+        assert len(negative.query) == 2 * expected, counts  # at two stages
+
+
+def test_a_teacher_is_matched_by_its_own_criterion() -> None:
+    """What it is learned by is still the student's criterion; a teacher that has none of its own is matched by that, too."""
+    batch, theirs = wide(make_batch((3, 4))), Criterion(class_cost=PositionModulatedCost(), cost_weights=Weights(20.0, 0.0, 0.0))
+    start = make_distilled(DETECTORS["refine"], other("refine"), (SetPrediction(), AssignmentDistillation()))
+    teachers = {"teacher": start.teachers["teacher"]}
+    own, usual = (
+        Method(start.student, start.criterion, start.objectives, teachers, criteria).double().eval()  # type: ignore[arg-type]
+        for criteria in ({"teacher": theirs}, None)
+    )
+    found, expected = (
+        solve([c.problem(m.step_context(batch).teacher_outputs["teacher"].stages, batch.targets, "")])[0]
+        for m, c in ((own, theirs), (usual, usual.criterion))
+    )
+    for method, solution in ((own, found), (usual, expected)):
+        match = method.step_context(batch).teacher_outputs["teacher"].matched.match
+        assert torch.equal(match.query, solution.match.query)
+    assert not torch.equal(found.match.query, expected.match.query)
+    losses = {name: terms(method(batch)) for name, method in (("own", own), ("usual", usual))}
+    assert_close(
+        {n: v for n, v in losses["own"].items() if n.startswith("main")}, {n: v for n, v in losses["usual"].items() if n.startswith("main")}
+    )
+    assert not torch.allclose(losses["own"]["assignment/l1"], losses["usual"]["assignment/l1"])
 
 
 @pytest.mark.parametrize("name", ["deformable", "two-stage", "dab", "dino"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,14 +16,16 @@ from torch import Tensor
 
 from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
 from steadydetr.cli import main
+from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data
 from steadydetr.detectors import DetectorConfig, TransformerConfig
+from steadydetr.learning.criterion import Weights
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.objectives import SetPrediction, TeacherInit
+from steadydetr.objectives import FeatureDistillation, SetPrediction, TeacherInit
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.distill import distilled
-from steadydetr.runs.folder import RunFolder
+from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.training.loop import train
 from tests.conftest import BACKBONE, DETECTORS, TINY
 from tests.test_train import (
@@ -128,6 +131,41 @@ def test_a_teacher_may_be_moved_before_resuming(teacher: str, tmp_path: Path, mo
     with pytest.raises(ValueError, match=r"recipe\.top: \d+ -> 7$"):
         train(replace(moved, top=7), output, resume=True, device="cpu")
     assert train(moved, output, resume=True, device="cpu")["finished"]
+
+
+def test_an_objective_that_drowns_detection_is_named_once(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """After the first epoch in which it takes more than half of the gradient on average, and not again."""
+    for weight in (1e-3, 1e5):
+        recipe = tiny_distilled(teacher)
+        objectives = tuple(replace(o, weight=weight) if isinstance(o, FeatureDistillation) else o for o in recipe.objectives)
+        train(replace(recipe, objectives=objectives), tmp_path / f"{weight}", device="cpu")
+        said = " ".join(capsys.readouterr().out.split())
+        shares = [record["measures"]["features/gradient_share"] for record in records(tmp_path / f"{weight}") if record["kind"] == "train"]
+        loud = sum(shares[:4]) / 4 > 0.5
+        assert loud == (weight > 1)
+        assert said.count("objective features took") == loud
+        assert not loud or (
+            "at the features that it compares, on average over epoch 1, so that" in said and "--objectives.features." in said
+        )
+
+
+def test_a_teachers_run_says_what_it_is_matched_by(teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its cost is another one than the student's, a run goes on only with a teacher of that cost."""
+    student = tiny_distilled(teacher)
+    run = tmp_path / "taught"
+    for cost in (student.criterion.cost_weights, Weights(9.0, 1.0, 1.0)):
+        theirs = replace(student, name="theirs", criterion=replace(student.criterion, cost_weights=cost, alpha=None))
+        folder = RunFolder(tmp_path / f"theirs-{cost.label}")
+        folder.path.mkdir()
+        folder.write_config(RunConfig(to_plain(theirs, "recipe"), NAMES, tuple(range(len(NAMES))), {}))
+        shutil.copytree(teacher, folder.path / "best")
+    same, different = (distilled(student, str(tmp_path / f"theirs-{label}")) for label in (2.0, 9.0))
+    assert same.build(NAMES).criteria == {} and student.build(NAMES).criteria == {}
+    assert different.build(NAMES).criteria["teacher"].cost_weights == Weights(9.0, 1.0, 1.0)
+    interrupted(different, run, monkeypatch)
+    with pytest.raises(ValueError, match=r"was taught by another teacher: the weights .*, or the matching cost of its run, differ"):
+        train(same, run, resume=True, device="cpu")
+    assert train(different, run, resume=True, device="cpu")["finished"]
 
 
 TWO_PROCESSES = """

@@ -24,12 +24,14 @@ from steadydetr.drawing import paper_figures
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.drawing.feature_masks import MASK_FIGURES
 from steadydetr.drawing.panels import REPORT_FIGURES, Line, Panel
+from steadydetr.drawing.panels.stability import instability_by_stage
 from steadydetr.drawing.paper_figures import write_figures
 from steadydetr.drawing.plot import plot_panel
 from steadydetr.drawing.sampling_points import draw_sampling_points, plot_sampling_points
 from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.feature_masks import TeacherView, view_of_teacher
 from steadydetr.metrics.sampling_points import SamplingPoints, sampling_points_of
+from steadydetr.runs.records import read_runs_at_epochs
 from steadydetr.training.loop import train
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.reference.features import dot
@@ -53,6 +55,24 @@ def test_every_figure_is_drawn(run: Path, tmp_path: Path) -> None:
         with Image.open(path) as image:
             low, high = image.convert("L").getextrema()
             assert min(image.size) > 200 and low < high
+
+
+def test_a_run_as_it_was_after_an_epoch(run: Path, tmp_path: Path) -> None:
+    """DETRDistill's Fig. 7 compares a student after its first epoch with models at their end."""
+    (whole,), (early,) = read_runs_at_epochs([run, Path(f"{run}@1")])
+    assert (whole.label, early.label, early.epochs_done) == ("run", "run after epoch 1", 1) and whole.epochs_done == 2
+    last, first = (measured["between_stages"] for measured in whole.of("stability", "model")[::-1])
+    [panel] = instability_by_stage([whole, early])
+    drawn = {line.label: list(line.y) for line in panel.lines if line.weights == "model"}
+    assert drawn == {"run": last, "run after epoch 1": first} and first != last
+    assert {record["epoch"] for record in early.by_kind["train"]} == {0} and early.by_kind["eval"] == whole.by_kind["eval"][:2]
+    written, missing = write_figures([run, Path(f"{run}@1")], tmp_path / "both")
+    assert "instability-by-stage" in [path.stem for path in written] and missing["sampling-points"] == "needs --data"
+    assert "not cut by @" in write_figures([Path(f"{run}@1")], tmp_path / "cut", data="shapes:size=64,images=5")[1]["query-masks"]
+    with pytest.raises(ValueError, match=r"run@9: the run was not measured after epoch 9; it was after 1, 2$"):
+        read_runs_at_epochs([Path(f"{run}@9")])
+    with pytest.raises(FileNotFoundError, match="gone holds no run"):
+        read_runs_at_epochs([tmp_path / "gone@1"])
 
 
 def test_every_figure_has_a_name_of_its_own_and_is_in_the_help() -> None:

@@ -100,6 +100,7 @@ VARIANTS: dict[str, tuple[Objective, ...]] = {
     "auxiliary teacher": (AuxiliaryGroups(matching="teacher"),),
     "auxiliary sum": (AuxiliaryGroups(reduction="sum", distillation=JoinedMatches(class_weight=0.5, box_weight=0.5)),),
     "naive": (NaivePrediction(),),
+    "naive by objects": (NaivePrediction(divisor="objects"),),
     "without listening": (PredictionDistillation(listen=False),),
     "assignment own": (AssignmentDistillation("ema", matching="own"),),
 }

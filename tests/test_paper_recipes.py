@@ -124,12 +124,24 @@ def test_any_recipe_in_another_length_drops_where_the_originals_do(epochs: int, 
 
 
 def test_any_recipe_with_a_trained_teacher() -> None:
-    """DETRDistill's objectives come where nothing learns from the teacher yet; a teacher that is named replaces the one before."""
+    """DETRDistill's objectives come where nothing learns from the teacher yet, with a weight of features that does not drown detection.
+
+    What was reported for the student alone is not reported for it. A teacher that is named replaces the one before.
+    """
     start, student = find("od-dino-4scale-r50-12ep"), find("detrdistill-deformable-detr-r101-r50-50ep")
-    kinds = (LogitsDistillation(), FeatureDistillation(), AssignmentDistillation())
+    kinds = (LogitsDistillation(), FeatureDistillation(weight=2.0), AssignmentDistillation())
     changed = distilled(start, "a")
-    teachers = (*start.teachers, TrainedTeacher("a"))
-    assert changed == replace(start, name=f"distilled-{start.name}", objectives=(*start.objectives, *kinds), teachers=teachers)
+    assert start.reported
+    assert changed == replace(
+        start,
+        name=f"distilled-{start.name}",
+        objectives=(*start.objectives, *kinds),
+        teachers=(*start.teachers, TrainedTeacher("a")),
+        reported="",
+        notes=f"{start.notes}, with a trained teacher",
+    )
+    assert find("small-distill-deformable-detr").objectives[-3:] == kinds
+    assert student.objectives[-3:] == (LogitsDistillation(), FeatureDistillation(weight=20.0), AssignmentDistillation())
     assert distilled(changed) == changed and distilled(changed, "b") == replace(changed, teachers=(*start.teachers, TrainedTeacher("b")))
     assert distilled(student) == student and distilled(student, "a") == replace(student, teachers=(TrainedTeacher("a"),))
 

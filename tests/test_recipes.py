@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from steadydetr.config import from_plain, to_plain
+from steadydetr.cli import compare
+from steadydetr.config import differences, from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.backbone import TimmBackboneConfig
@@ -33,7 +34,7 @@ from steadydetr.objectives import (
 )
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
-from tests.commands import understand
+from tests.commands import shown_commands, understand
 
 SCHEDULES = {12: 11, 24: 20, 36: 30, 50: 40}  # epochs -> where the rate drops, in the original repositories
 FAMILIES = {
@@ -304,6 +305,95 @@ def test_rows_of_detrdistill_learn_what_they_say() -> None:
         stages = [int(n) for n in label[:3].split("/")] if table == "4" else [6, 6]
         transformer = replace(student.transformer, encoder_layers=stages[0], decoder_layers=stages[1])
         assert recipe.detector == replace(student, transformer=transformer), (table, label)
+        assert (recipe.training.epochs, recipe.training.drop_epochs) == ((12, (11,)) if table == "4" else (50, (40,))), (table, label)
+
+
+SECTIONS = {
+    name: PAGE.partition(f"## {name} and its ablations")[2].partition("\n## ")[0] for name in ("Stable-DINO", "OD-DETR", "DETRDistill")
+}
+NAMED = {  # of each paper's tables what its rows may differ in
+    "Stable-DINO": {
+        "6": "criterion.class_target criterion.class_cost criterion.loss_weights.label detector.transformer.fusion",
+        "7": "criterion.class_target",
+        "8": "criterion.loss_weights.label",
+        "9": "criterion.class_cost criterion.cost_weights.label",
+    },
+    "OD-DETR": {
+        "2": "objectives teachers criterion.class_target criterion.alpha",
+        "3": "objectives criterion.class_target criterion.alpha",
+        "4": "objectives",
+        "5": "objectives teachers",
+        "6": "objectives",
+        "8": "objectives teachers criterion.class_target criterion.alpha detector.transformer.share_decoder",
+        "9": "detector.transformer.share_decoder",
+    },
+    "DETRDistill": {
+        "1": "objectives",
+        "2": "objectives",
+        "3": "objectives teachers",
+        "4": "objectives teachers detector.transformer.encoder_layers detector.transformer.decoder_layers",
+        "5": "objectives",
+        "6": "objectives",
+        "7": "objectives",
+        "S4": "objectives",
+    },
+}
+
+
+@pytest.mark.parametrize(("paper", "table"), [(paper, table) for paper, tables in NAMED.items() for table in tables])
+def test_rows_of_a_table_differ_in_the_named_part_alone(paper: str, table: str) -> None:
+    """Not in data, schedule, seed, decay or denoising; and what is reported for one of them is said of no other."""
+    commands = re.findall(rf"^\| {table} \| .* \| (?:.*= )?`([^`]+)` \|$", SECTIONS[paper], re.MULTILINE)
+    made = [understand(written_out(command))[0] for command in commands]
+    assert len(made) > 1 or (paper == "Stable-DINO" and table in "89")  # whose one row stands for all
+    plain = [to_plain(recipe, decisive=True) for recipe in made]
+    denoising = {tuple(o for o in recipe.objectives if isinstance(o, Denoising)) for recipe in made}
+    for command, other in zip(commands, plain, strict=True):
+        changed = [line.partition(":")[0].partition("[")[0] for line in differences(plain[0], other) if not line.startswith("name:")]
+        wrong = [name for name in changed if not name.startswith(tuple(NAMED[paper][table].split()))]
+        assert not wrong, f"{command} differs from {commands[0]} in {wrong}"
+    assert len(denoising) == 1
+    for recipe in made:
+        published = find(recipe.name) if recipe.name in names() else None
+        same = published is not None and to_plain(published, decisive=True)["objectives"] == to_plain(recipe, decisive=True)["objectives"]
+        assert not recipe.reported or same, f"{recipe.name} in table {table} shows {recipe.reported}, which is of other objectives"
+
+
+def compared() -> list[str]:
+    """The `compare` commands of the pages and of the command's own help."""
+    pages = [(Path(__file__).parents[1] / page).read_text() for page in ("README.md", "docs/cli.md", "docs/recipes.md")]
+    texts = [*pages, compare.DESCRIPTION]
+    return sorted({command for text in texts for command in shown_commands(text) if command.startswith("steadydetr compare ")})
+
+
+@pytest.mark.parametrize("command", compared())
+def test_compared_recipes_train_alike(command: str) -> None:
+    """On the same data, in the same way, with the same noise; only the method differs."""
+    first, *others = understand(command)
+    noise = [[replace(o, weights=None) for o in recipe.objectives if isinstance(o, Denoising)] for recipe in (first, *others)]
+    for recipe, drawn in zip(others, noise[1:], strict=True):
+        assert recipe.training == first.training and recipe.data == first.data
+        assert drawn == noise[0]
+
+
+def test_the_readme_shows_what_is_reported() -> None:
+    """Every recipe of its table: the first number of what it reports, unless it reports none."""
+    text = (Path(__file__).parents[1] / "README.md").read_text().partition("## Detectors and recipes")[2]
+    shown: dict[str, set[float]] = {}
+    for cells in (line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ") and "`" in line):
+        for word in re.findall(r"`([\w{},-]+)`", cells[1]):
+            for name in expanded(word):
+                shown[name] = {float(number) for number in re.findall(r"\d+\.\d+", cells[-1])}
+    for name in names():
+        if name in shown and (reported := re.search(r"\d+\.\d+", find(name).reported)):
+            assert float(reported[0]) in shown[name], name
+    assert len(shown.keys() & set(names())) > 40
+
+
+def expanded(word: str) -> list[str]:
+    """a-{b,c} as a-b and a-c."""
+    found = re.fullmatch(r"(.*?)\{([^}]*)\}(.*)", word)
+    return [word] if found is None else [name for part in found[2].split(",") for name in expanded(found[1] + part + found[3])]
 
 
 def other_choices() -> list[str]:
@@ -319,4 +409,4 @@ def other_choices() -> list[str]:
 def test_other_choices_of_detrdistill_change_an_objective(flags: str) -> None:
     value = " 3" if flags.endswith(".weight") else ""
     (recipe,), (plain,) = understand(f"{written_out('X')} {flags}{value}"), understand(written_out("X"))
-    assert recipe.objectives != plain.objectives and replace(recipe, objectives=plain.objectives) == plain
+    assert recipe.objectives != plain.objectives and replace(recipe, objectives=plain.objectives) == replace(plain, reported="")

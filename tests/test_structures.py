@@ -53,7 +53,9 @@ def test_folded_targets_are_those_of_more_images() -> None:
 
 def test_totals_of_a_step() -> None:
     batch = make_batch((2, 5))
-    assert batch.global_totals == Totals(objects=7, most_objects=5, images=2)
+    assert batch.global_totals == Totals(objects=7, most_objects=5, images=2, counts=(2, 5))
+    assert (Totals(7, 5, 2, (2, 5)).object_counts, Totals(7, 5, 3).object_counts) == ((2, 5), (3, 2, 2))
+    assert Totals(0, 0, 2).object_counts == (0, 0) and Totals(0, 0, 0).object_counts == ()
     assert replace(batch, totals=Totals(20, 9, 8)).global_totals == Totals(20, 9, 8)
     assert Totals(0, 0, 2).normaliser == 1.0  # the clamp acts on the step's sum
     assert Totals(7, 5, 2).normaliser == 7.0

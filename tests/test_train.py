@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo.config
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ import steadydetr.training.loop
 from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.files import write_json
+from steadydetr.learning.teachers import EMATeacher
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
@@ -76,13 +78,18 @@ def test_the_peak_of_memory_is_told_on_windows_too(monkeypatch: pytest.MonkeyPat
 
 
 def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each encoder and decoder layer by itself; torch.compile itself is not run here."""
+    """Each encoder and decoder layer by itself, of the teachers too; torch.compile itself is not run here."""
     compiled: list[torch.nn.Module] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
-    for asked in (False, True):
-        student = build_method(tiny(compile=asked), ("a", "b"), 10, Accelerator(cpu=True)).student
-        layers = [*student.encoder.layers, *student.decoder.layers] if asked else []  # type: ignore[union-attr, list-item]
+    monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)
+    for asked, teachers in ((False, (EMATeacher(),)), (True, ()), (True, (EMATeacher(),))):
+        compiled.clear()
+        method = build_method(replace(tiny(compile=asked), teachers=teachers), ("a", "b"), 10, Accelerator(cpu=True))
+        detectors = (method.student, *method.teaching.values()) if asked else ()
+        layers = [layer for one in detectors for layer in (*one.encoder.layers, *one.decoder.layers)]  # type: ignore[misc, union-attr]
         assert list(map(id, compiled)) == list(map(id, layers))
+        assert len(method.teaching) == len(teachers)
+        assert (torch._dynamo.config.cache_size_limit > 8) == asked  # graphs of a second model and of evaluations have room
 
 
 @pytest.mark.parametrize("steps", [2, 6, 9])

@@ -19,7 +19,7 @@ DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation 
 
   steadydetr compare small-dino small-stable-dino --seeds 3 --data path/to/data
   steadydetr compare small-dino 'cost=small-dino --criterion.class-cost position-modulated' --seeds 3 -- --training.epochs 6
-  steadydetr compare dino-4scale-r50-12ep stable-dino-4scale-r50-12ep --launch 'torchrun --nproc-per-node 8 -m steadydetr train'
+  steadydetr compare dino-4scale-r50-12ep od-dino-4scale-r50-12ep --launch 'torchrun --nproc-per-node 8 -m steadydetr train'
 
 A recipe may stand in quotes with flags of its own and, before it, a label: 'LABEL=RECIPE FLAGS'. Flags after -- hold for all.
 The same command again goes on: finished runs are kept, interrupted ones resumed. The runs lie in OUTPUT/LABEL/seedK."""

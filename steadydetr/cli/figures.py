@@ -17,12 +17,13 @@ DESCRIPTION = """The papers' figures, drawn of your runs, as files.
 
   steadydetr figures runs/baseline runs/od                           curves of all runs
   steadydetr figures runs/baseline runs/od --data path/to/data       also where their queries look
+  steadydetr figures runs/teacher runs/student runs/distilled@1      the last run as it was after its first epoch
 
 unstable-score           Stable-DINO Fig. 3: by decoder layer
 instability              OD-DETR Fig. 1: between epochs, trained and averaged weights
 consistency              OD-DETR Fig. 5: share of queries with the same object in both
 ap-around-drop           OD-DETR Fig. 6: with and without Stop Update or prediction distillation, whatever the runs are
-instability-by-stage     DETRDistill Fig. 7: IS^k
+instability-by-stage     DETRDistill Fig. 7: IS^k, there of a distilled student after its first epoch
 sampling-points          OD-DETR Fig. 7: of the same objects, a column a model
 query-masks              DETRDistill Fig. 4: where a teacher's features answer to one query, of the best and the poorest
 level-masks              DETRDistill Fig. 6: to all its queries by their quality, level by level
@@ -32,7 +33,7 @@ activation               DETRDistill Fig. 2: mean of |F|, before and after the t
 @dataclass(frozen=True)
 class FiguresArguments:
     runs: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Folders of runs, or folders with runs below them."""
+    """Folders of runs, or folders with runs below them; RUN@3 for the curves of a run as it was after epoch 3."""
     output: Path = Path("figures")
     """New or empty folder of the files, or one of earlier figures; those of the same names are replaced."""
     overwrite: Overwrite = False

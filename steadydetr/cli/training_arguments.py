@@ -11,6 +11,7 @@ import tyro
 
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import parse
+from steadydetr.config import to_plain
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import read_recipe
@@ -40,15 +41,24 @@ def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, Tr
 
 def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
     """The recipe as the words change it, and the other arguments; `more` stands in the help of the command."""
+    start = recipe
     recipe, words = choose(recipe, words)
     words = _with_resume_value(words)
     arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
     recipe = arguments.recipe
+    if start.reported and recipe.reported == start.reported and _learns_something_else(recipe, start):
+        recipe = replace(recipe, reported="")
     if arguments.data is not None:
         recipe = replace(recipe, data=replace(recipe.data, source=arguments.data))
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def _learns_something_else(recipe: Recipe, start: Recipe) -> bool:
+    """Whether a flag changed more than the seed and what decides nothing: what was reported for `start` is then not of this recipe."""
+    seeded = replace(recipe, training=replace(recipe.training, seed=start.training.seed))
+    return to_plain(seeded, "recipe", decisive=True) != to_plain(start, "recipe", decisive=True)
 
 
 def _with_resume_value(words: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from steadydetr.learning.teachers import score_classes
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.runs.folder import RunFolder, run_criterion
 from steadydetr.runs.models import load_models
-from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs
+from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs_at_epochs
 
 
 def write_figures(
@@ -35,7 +35,7 @@ def write_figures(
     """Write every figure that the runs have data for into the folder `output`.
 
     Args:
-        runs: folders of runs, or with runs below them.
+        runs: folders of runs, or with runs below them; runs/mine@3 is the run as it was after epoch 3, for curves alone.
         suffix: png, svg or pdf.
         data: data set of the sampling points and masks; None: they are left out.
         teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
@@ -45,14 +45,14 @@ def write_figures(
     Returns:
         The files, and for every figure that could not be drawn the reason.
     """
-    found = read_runs(runs)
-    for damaged in (line for run in found for line in run.left_out):
+    found, early = read_runs_at_epochs(runs)
+    for damaged in (line for run in (*found, *early) for line in run.left_out):
         raise ValueError(damaged)
     claim_folder(output, "figures", again=True, overwrite=overwrite)
-    written, missing = _write_panels(found, output, suffix)
-    if data is None:
-        missing |= dict.fromkeys(["sampling-points", *MASK_FIGURES], "needs --data")
-        return written, missing
+    written, missing = _write_panels([*found, *early], output, suffix)
+    if data is None or not found:
+        needs = "needs --data" if found else "needs a run that is not cut by @"
+        return written, missing | dict.fromkeys(["sampling-points", *MASK_FIGURES], needs)
     dataset = open_data(data, split, limits)
     models, like = _models_that_sample_points(found)
     if models:

@@ -35,13 +35,16 @@ class StepContext:
         criterion: Criterion,
         teachers: Mapping[str, Detector],
         adapters: Mapping[str, nn.Module] | None = None,
+        criteria: Mapping[str, Criterion] | None = None,
     ) -> StepContext:
         """Run the teachers and the student's encoder.
 
+        A teacher is matched by its own criterion, that of `criteria`; one that is not there by the student's.
         The teachers' assignment problems are solved last: a GPU works on the student's encoder while the host waits for their costs.
         """
         predictions = {name: predict(teacher, batch) for name, teacher in teachers.items()}
-        problems = [criterion.problem(found.stages, batch.targets, name) for name, found in predictions.items()]
+        own = {name: criterion for name in predictions} | dict(criteria or {})
+        problems = [own[name].problem(found.stages, batch.targets, name) for name, found in predictions.items()]
         memory = student.encode(batch.images, batch.padding)
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])

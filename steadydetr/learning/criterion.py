@@ -43,6 +43,11 @@ class Criterion:
     gamma: float = 2.0
     giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
 
+    @property
+    def matcher(self) -> tuple[ClassCost, Weights, float]:
+        """All that the cost of a pair depends on."""
+        return self.class_cost, self.cost_weights, self.giou_eps
+
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The 1 of 1 - GIoU is left out, because a constant changes no assignment."""
         weights = self.cost_weights

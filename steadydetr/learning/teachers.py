@@ -54,6 +54,7 @@ class Teacher(ABC):
 
     trained_before: bool = False  # it comes from a checkpoint, with an architecture of its own
     stop_update: bool = False  # an average that is frozen from the first drop of the learning rate; no drop, no stop  # D-32
+    checkpoint: str = ""  # that it comes from, where it was trained before
 
     @property
     @abstractmethod

@@ -179,17 +179,22 @@ class LogitsDistillation(LogitsObjective):
         return {"positive": positive, "negative": Slots(left.indices, left.values >= 0)}
 
     def normalisers(self, pairs: StagePairs, context: StepContext) -> dict[str, float]:
-        """Of positives one an object; of negatives as many as there are slots, or as the positives leave."""
+        """Of positives one an object. Of negatives as many as are matched, image by image; where scores choose, as many as can be."""
         totals, ours, theirs = context.batch.global_totals, pairs.logits.shape[1], pairs.scores.shape[1]
-        slots = totals.images * min(self._candidates(theirs), ours)
-        left = totals.images * (min(ours, theirs) if self.rest else theirs) - totals.objects
-        negatives = slots if self.positives == "score" else max(min(slots, left), 1)
-        return {"positive": context.normaliser, "negative": float(negatives)}
+        counts = totals.object_counts if self.positives == "matched" else (0,) * totals.images
+        negatives = sum(self._matched_negatives(objects, ours, theirs) for objects in counts)
+        return {"positive": context.normaliser, "negative": float(max(negatives, 1))}
 
     def problem(self, pairs: StagePairs, slots: Slots, part: str, criterion: Criterion) -> Problem:
         """With `rest` that of the negatives comes after that of the positives."""
         problem = super().problem(pairs, slots, part, criterion)
         return replace(problem, after=f"{self.name}/positive") if part == "negative" and self.rest else problem
+
+    def _matched_negatives(self, objects: int, ours: int, theirs: int) -> int:
+        """Of an image with so many objects, for a student and a teacher with so many queries."""
+        positives = min(objects, theirs)
+        free = ours - min(positives, ours) if self.rest else ours
+        return min(self._candidates(theirs), theirs - positives, free)
 
     def _candidates(self, queries: int) -> int:
         """Slots of an image for negatives."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 from torch import Tensor, nn
 
+from steadydetr.config import to_plain
 from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
@@ -29,12 +31,18 @@ class Method(nn.Module):
         criterion: Criterion,
         objectives: tuple[Objective, ...],
         teachers: Mapping[str, Frozen[Detector]] | None = None,
+        criteria: Mapping[str, Criterion] | None = None,
     ) -> None:
+        """
+        Args:
+            criteria: by which teachers are matched, by their names, where it is not the student's.
+        """
         super().__init__()
         names = [objective.name for objective in objectives]
         if len(set(names)) < len(names):
             raise ValueError(f"objectives need names of their own, got {names}")
         self.student, self.criterion, self.objectives = student, criterion, objectives
+        self.criteria = dict(criteria or {})
         self.teachers = nn.ModuleDict(dict(teachers or {}))
         for objective in objectives:
             objective.check(student, self.teaching)
@@ -63,6 +71,12 @@ class Method(nn.Module):
         embeds = any(objective.embeds_labels for objective in self.objectives)
         return [] if embeds else [f"student.{name}" for name in self.student.label_parameters]
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """By which a resumed run knows that a teacher is the same: its weights and, where it is not the student's, what matches it."""
+        own = {name: json.dumps(to_plain(criterion.matcher)) for name, criterion in self.criteria.items()}
+        return {name: cast("Frozen[Detector]", teacher).fingerprint + own.get(name, "") for name, teacher in self.teachers.items()}
+
     def training_state(self) -> dict[str, Tensor]:
         """The weights that training changes. Those of trained teachers are left out, because they have a checkpoint of their own."""
         return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith(self._frozen)}
@@ -83,7 +97,7 @@ class Method(nn.Module):
 
     def step_context(self, batch: Batch) -> StepContext:
         """What the objectives of a step read: the outputs of the teachers and the student's memory and queries."""
-        return StepContext.of(batch, self.student, self.criterion, self.active_teachers, dict(self.adapters))
+        return StepContext.of(batch, self.student, self.criterion, self.active_teachers, dict(self.adapters), self.criteria)
 
     def losses(self, context: StepContext, objectives: Sequence[Objective]) -> Losses:
         """The losses of these objectives, which are all of the method's or, to see what each costs, some of them."""

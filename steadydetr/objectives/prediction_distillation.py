@@ -92,13 +92,15 @@ class PredictionDistillation(PredictionObjective):
 @register("naive-prediction")
 @dataclass(frozen=True)
 class NaivePrediction(PredictionObjective):
-    """Every query learns the teacher's scores and box as they are; the sums are divided by the queries (OD-DETR Table 5)."""
+    """Every query learns the teacher's scores and box as they are (OD-DETR Table 5)."""
 
     teacher: str = "ema"
     position: Position = "teacher"  # whose position vectors the queries have, where they bring some  # D-35
+    divisor: Literal["queries", "objects"] = "queries"  # of the sums; by the objects of the step the other rows of Table 5 divide  # D-34
 
     def terms(self, student: Stages, teacher: Stages, match: Match, context: StepContext) -> tuple[Tensor, Tensor, Tensor]:
-        return naive_terms(student, teacher, context.batch.global_totals.images * student.logits.shape[2], context.criterion)
+        queries = float(context.batch.global_totals.images * student.logits.shape[2])
+        return naive_terms(student, teacher, queries if self.divisor == "queries" else context.normaliser, context.criterion)
 
 
 def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,9 +117,9 @@ def teacher_target(teacher: Stages, match: Match, folded: Targets) -> tuple[Tens
     return scores.index_put(at, weight), weight, iou
 
 
-def naive_terms(student: Stages, teacher: Stages, queries: int, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean over all queries of the step, whose number is `queries`, [S] each (Table 5, naive distillation)."""
+def naive_terms(student: Stages, teacher: Stages, normaliser: float, criterion: Criterion) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over all queries, divided by `normaliser`, [S] each (Table 5, naive distillation)."""
     wanted = teacher.logits.sigmoid()
     label = classification_loss(student.logits, wanted, wanted > 0, None, criterion.gamma).sum((1, 2, 3))
     l1, giou, _ = box_terms(student.boxes, teacher.boxes, criterion.giou_eps)
-    return label / queries, l1.sum((1, 2)) / queries, giou.sum((1, 2)) / queries
+    return label / normaliser, l1.sum((1, 2)) / normaliser, giou.sum((1, 2)) / normaliser

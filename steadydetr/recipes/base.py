@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from steadydetr.checkpoints.folder import find_checkpoint
 from steadydetr.config import check_within
 from steadydetr.data import DataConfig
 from steadydetr.detectors import Detector, DetectorConfig
@@ -13,6 +15,7 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Teacher
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
+from steadydetr.runs.folder import run_criterion
 from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
 
@@ -58,7 +61,13 @@ class Recipe:
         """
         student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
         teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
-        method = Method(student, self.criterion, self.objectives, teachers)
+        own = {teacher.name: self.criterion_of(teacher) for teacher in self.teachers if teacher.checkpoint}
+        criteria = {name: criterion for name, criterion in own.items() if criterion.matcher != self.criterion.matcher}
+        method = Method(student, self.criterion, self.objectives, teachers, criteria)
         if method.ema is not None:  # objectives may have changed the initial weights, as teacher-init does
             method.ema.model.load_state_dict(student.state_dict())
         return method
+
+    def criterion_of(self, teacher: Teacher) -> Criterion:
+        """What a teacher that was trained before is matched by: the criterion of its run, or that of this recipe where it has none."""
+        return run_criterion(find_checkpoint(Path(teacher.checkpoint).expanduser()), self.criterion)  # D-36

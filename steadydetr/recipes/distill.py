@@ -12,22 +12,24 @@ from steadydetr.data import DataConfig
 from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.nn.backbone import TimmBackboneConfig
-from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
+from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation, Objective
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep
 from steadydetr.recipes.dino import dino_4scale_r50_12ep
 from steadydetr.recipes.online import stable_od_dino_4scale_r50_12ep
 
-OBJECTIVES = (LogitsDistillation, FeatureDistillation, AssignmentDistillation)
+PAPERS = (LogitsDistillation(), FeatureDistillation(), AssignmentDistillation())
+GENTLE = (LogitsDistillation(), FeatureDistillation(weight=2.0), AssignmentDistillation())  # D-60
 BACKBONES = {"r101": "resnet101.tv_in1k", "r50": "resnet50.tv_in1k", "r18": "resnet18.tv_in1k", "mobilenetv2": "mobilenetv2_100.ra_in1k"}
 VOC = DataConfig(source="voc", train_split="trainval", val_split="test")  # VOC2007 and VOC2012 in the folder voc; 2012 has no test
 
 
-def distilled(recipe: Recipe, checkpoint: str = "") -> Recipe:
+def distilled(recipe: Recipe, checkpoint: str = "", objectives: tuple[Objective, ...] = GENTLE) -> Recipe:
     """The recipe with a trained teacher, and DETRDistill's objectives where none of its own learns from it.
 
     Args:
         checkpoint: of the teacher; empty: the one that the recipe has, or none yet.
+        objectives: those that it gets; by default the paper's, but for a weight of features that does not drown detection.
     """
     trained = TrainedTeacher(checkpoint)
     before = [teacher for teacher in recipe.teachers if isinstance(teacher, TrainedTeacher)]
@@ -37,11 +39,14 @@ def distilled(recipe: Recipe, checkpoint: str = "") -> Recipe:
     recipe = replace(recipe, teachers=(*others, trained))
     if any(trained.name in objective.learns_from for objective in recipe.objectives):
         return recipe
-    return replace(recipe, name=f"distilled-{recipe.name}", objectives=(*recipe.objectives, *(objective() for objective in OBJECTIVES)))
+    objectives = (*recipe.objectives, *objectives)
+    return replace(
+        recipe, name=f"distilled-{recipe.name}", objectives=objectives, reported="", notes=f"{recipe.notes}, with a trained teacher"
+    )
 
 
 def _named(recipe: Recipe, name: str, reported: str, notes: str) -> Recipe:
-    return replace(distilled(recipe), name=name, reported=reported, notes=notes)
+    return replace(distilled(recipe, objectives=PAPERS), name=name, reported=reported, notes=notes)
 
 
 def _with_backbone(recipe: Recipe, backbone: str) -> Recipe:

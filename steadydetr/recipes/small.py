@@ -10,7 +10,7 @@ from steadydetr.detectors.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.backbone import SmallBackboneConfig
-from steadydetr.objectives import AssignmentDistillation, Denoising, FeatureDistillation, LogitsDistillation, SetPrediction
+from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
@@ -125,10 +125,4 @@ def small_teacher_deformable_detr() -> Recipe:
 @recipe
 def small_distill_deformable_detr() -> Recipe:
     """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
-    start = small_refine_deformable_detr()
-    objectives = (*start.objectives, LogitsDistillation(), FeatureDistillation(weight=2.0), AssignmentDistillation())  # D-60
-    return replace(
-        distilled(replace(start, objectives=objectives)),
-        name="small-distill-deformable-detr",
-        notes=f"{start.notes}, with a trained teacher",
-    )
+    return replace(distilled(small_refine_deformable_detr()), name="small-distill-deformable-detr")

@@ -319,7 +319,7 @@ def read_recipe(path: Path) -> Any:
     return from_plain(plain, str(path))
 
 
-def run_criterion(checkpoint: Path) -> Criterion:
-    """The criterion of the run that a checkpoint folder lies in; the default one where it lies in none."""
+def run_criterion(checkpoint: Path, otherwise: Criterion | None = None) -> Criterion:
+    """The criterion of the run that a checkpoint folder lies in; `otherwise`, or the default one, where it lies in none."""
     run = RunFolder(checkpoint.parent)
-    return run.read_config().criterion() if run.holds_run else Criterion()
+    return run.read_config().criterion() if run.holds_run else otherwise or Criterion()

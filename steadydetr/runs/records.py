@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from steadydetr.files import listed
 from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
 from steadydetr.runs.record_types import PlannedRecipe, check_types
 
@@ -35,6 +36,22 @@ class Records:
 
     def last(self, kind: str, weights: str) -> Record | None:
         return next(reversed(self.of(kind, weights)), None)
+
+    def after_epoch(self, epoch: int) -> Records:
+        """What the run was after so many epochs, as a run of another label.
+
+        Raises:
+            ValueError: it was not measured then.
+        """
+        if not any(record["epoch"] == epoch for kind in ("eval", "stability") for record in self.by_kind[kind]):
+            measured = sorted({record["epoch"] for record in self.by_kind["eval"]})
+            raise ValueError(f"{self.folder}@{epoch}: the run was not measured after epoch {epoch}; it was after {listed(measured, 20)}")
+        name = without_seed(self.label)
+        before = {  # records of training count epochs from 0
+            kind: [record for record in records if record.get("epoch", 0) + (kind == "train") <= epoch]
+            for kind, records in self.by_kind.items()
+        }
+        return replace(self, label=f"{name} after epoch {epoch}{self.label.removeprefix(name)}", by_kind=before)
 
     @property
     def planned_epochs(self) -> int:
@@ -92,6 +109,17 @@ def read_runs(places: Sequence[Path]) -> list[Records]:
             short = _name(folder.resolve()) if folder == place else folder.relative_to(place).as_posix()
             shorts.setdefault(folder.resolve(), short)
     return [read_run(folder, _label(folder, shorts)) for folder in shorts]
+
+
+def read_runs_at_epochs(places: Sequence[Path]) -> tuple[list[Records], list[Records]]:
+    """The runs at `places`, and those of places like runs/mine@3 as they were after that epoch. A path that is there is never cut.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_runs`, or a run was not measured after that epoch.
+    """
+    named = {place: re.fullmatch(r"(.+)@(\d+)", str(place)) for place in places if not place.exists()}
+    early = [run.after_epoch(int(at[2])) for at in named.values() if at for run in read_runs([Path(at[1])])]
+    return read_runs([place for place in places if not named.get(place)]), early
 
 
 def _name(folder: Path) -> str:

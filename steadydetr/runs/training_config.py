@@ -29,7 +29,7 @@ class TrainingConfig:
     drop_epochs: tuple[float, ...] = (11,)  # where the step schedule multiplies the rate by 0.1; below 1: shares of the run
     warmup_steps: int = 0  # linear, from 0
     precision: Literal["no", "bf16"] = "no"  # bf16: autocast to bfloat16
-    compile: bool = changeable(False)  # torch.compile, encoder and decoder layer by layer
+    compile: bool = changeable(False)  # torch.compile, encoder and decoder layer by layer, of teachers too
     ema_decay: float = 0.0  # of the averaged weights, evaluated and saved beside the trained ones; 0: none
     sync_batch_norm: bool = False  # statistics of trained batch norm over all processes
     seed: int = 0

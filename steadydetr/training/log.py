@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -10,6 +11,9 @@ import torch
 from steadydetr.metrics.evaluation import Evaluation
 from steadydetr.metrics.stability import Stability
 from steadydetr.training.run import Run
+
+SHARE = "/gradient_share"  # how the measures end that objectives log of their share of a gradient  # D-48
+LOUD = 0.5  # a share from which on an objective drowns the others
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,22 @@ def log_step(run: Run, result: StepResult, rate: float, epoch: int, images_per_s
         record["measures"] = measures
     record["memory_gib"] = peak_memory(run.accelerator.device) / 2**30
     run.log.write(record | {"images_per_second": images_per_second})
+
+
+def remark_on_shares(run: Run, epoch: int, shares: Mapping[str, Sequence[float]]) -> None:
+    """Say once of every objective that takes more than half of the gradient over a whole epoch what that means.
+
+    Args:
+        shares: the `gradient_share` of every step of the epoch, by the objective's name.
+    """
+    for name, values in shares.items():
+        share = sum(values) / len(values)
+        if share > LOUD and name not in run.loud:
+            run.loud.add(name)
+            run.log.say(
+                f"objective {name} took {100 * share:.0f}% of the gradient at the features that it compares, on average over epoch"
+                f" {epoch + 1}, so that detection hardly steers them. Give it less weight: the flags --objectives.{name}.* of `--help`"
+            )
 
 
 def reduce(run: Run, values: dict[str, float], how: str) -> dict[str, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, CONFIG, LAST
 from steadydetr.structures import Batch, Totals, seed_of
-from steadydetr.training.log import StepResult, log_evaluation, log_step
+from steadydetr.training.log import SHARE, StepResult, log_evaluation, log_step, remark_on_shares
 from steadydetr.training.not_finite import check_step, keeping_what_is_not_finite
 from steadydetr.training.optimiser import clip_gradient, gradient_norm, rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
@@ -64,7 +65,7 @@ def train_epoch(run: Run, epoch: int) -> None:
     """Train from `run.state.step` to the end of the epoch, or to the end of the step in which the run is asked to stop."""
     config, state, per_epoch = run.recipe.training, run.state, run.loader.steps_per_epoch
     run.wrapped.train()
-    clock = time.perf_counter()
+    clock, shares = time.perf_counter(), defaultdict[str, list[float]](list)
     for local in run.loader.epoch(epoch, state.step - epoch * per_epoch, lambda: run.asked_to_stop):
         run.stop, batches = synchronise_step(run, local)
         if run.stop:
@@ -72,6 +73,9 @@ def train_epoch(run: Run, epoch: int) -> None:
         rate = set_rate(run.optimiser, rate_factor(state.step, per_epoch, config), config)
         torch.manual_seed(seed_of(config.seed, state.step, run.accelerator.process_index))
         result = train_step(run, batches)
+        for measure, value in result.measures.items():
+            if measure.endswith(SHARE):
+                shares[measure.removesuffix(SHARE)].append(value)
         now = time.perf_counter()
         speed, clock, state.seconds = run.loader.batch_size / (now - clock), now, state.seconds + now - clock
         state.step += 1
@@ -82,6 +86,7 @@ def train_epoch(run: Run, epoch: int) -> None:
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
             save(run, LAST)
+    remark_on_shares(run, epoch, shares)
     run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
@@ -136,11 +141,12 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max((batch.images.shape[k] for batch in local), default=0) for k in (2, 3))
-    facts = torch.tensor([[height, width, max(counts, default=0), sum(counts), int(run.asked_to_stop)]], device=run.accelerator.device)
+    missing = run.loader.batch_size // run.accelerator.num_processes - len(counts)
+    facts = torch.tensor([[height, width, int(run.asked_to_stop), *counts, *[0] * missing]], device=run.accelerator.device)
     if run.accelerator.num_processes > 1:
         facts = run.accelerator.gather(facts)
-    height, width, most, _, stop = facts.amax(0).tolist()
-    totals = Totals(objects=int(facts[:, 3].sum()), most_objects=most, images=run.loader.batch_size)
+    height, width, stop = facts[:, :3].amax(0).tolist()
+    totals = Totals.of(facts[:, 3:].flatten().tolist())
     step, seed = run.state.step, run.recipe.training.seed
     if stop:
         return True, []

@@ -28,6 +28,7 @@ from steadydetr.training.processes import MainWork, main_decides, make_accelerat
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
 
+GRAPHS = 64  # that torch may compile of one function; its own limit of 8 is for one model
 LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
 
 
@@ -128,9 +129,22 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
         method = convert_sync_batchnorm(method)  # torch's own would leave out the activations that timm's batch norms hold
     method.to(accelerator.device)
     if recipe.training.compile:
-        for module in method.student.compiled_parts():
-            module.compile()
+        compile_layers(method)
     return method
+
+
+def compile_layers(method: Method) -> None:
+    """Let torch compile the student and its teachers, each part by itself.
+
+    Parts of one kind share a cache of graphs, whichever detector they are of. Trained, teaching and evaluated they need some ten together;
+    of a full cache torch would leave the rest uncompiled.
+    """
+    from torch._dynamo import config
+
+    config.cache_size_limit = max(config.cache_size_limit, GRAPHS)
+    for detector in (method.student, *method.teaching.values()):
+        for part in detector.compiled_parts():
+            part.compile()
 
 
 def open_log(

@@ -60,6 +60,7 @@ class Run:
     progress: Progress
     asked_to_stop: bool = False  # by a signal to this process
     stop: bool = False  # all processes know that one of them was asked
+    loud: set[str] = field(default_factory=set)  # the objectives of which was said that they take most of a gradient
     batches: list[Batch] = field(default_factory=list)  # this process's micro-batches of the step that is taken, or was taken last
 
     @property
@@ -90,12 +91,11 @@ def save(run: Run, name: str, weights: str = "model") -> None:
     if name == LAST and (found := where_not_finite(dict(tensors_in(changed)))):
         raise NotFiniteError(f"{found} of the weights and of the optimiser's state are not finite")
     if run.accelerator.is_main_process:
-        teachers = {name: teacher.fingerprint for name, teacher in run.method.teachers.items()}
         average = run.averages.evaluated
         if name == LAST and average is not None:
             run.folder.save_checkpoint(AVERAGE, average.model.state_dict(), run.card)
         state = run.models[weights].state_dict()
-        run.folder.save_checkpoint(name, state, run.card, changed | {"teachers": teachers}, asdict(run.state))
+        run.folder.save_checkpoint(name, state, run.card, changed | {"teachers": run.method.fingerprints}, asdict(run.state))
     run.main_work.wait()
 
 
@@ -139,11 +139,11 @@ def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.o
         ValueError: a trained teacher has other weights than the one that taught until then.
     """
     training = saved.training
-    for name, teacher in method.teachers.items():  # before the weights, which may not fit if the teacher has another width
-        if teacher.fingerprint != training.get("teachers", {}).get(name, ""):
+    for name, fingerprint in method.fingerprints.items():  # before the weights, which may not fit if the teacher has another width
+        if fingerprint != training.get("teachers", {}).get(name, ""):
             raise ValueError(
-                f"{saved.checkpoint} was taught by another {name}: the weights of the one that is given now differ. A run keeps its"
-                " teacher, wherever that lies: name it by --teacher, or put its old weights back"
+                f"{saved.checkpoint} was taught by another {name}: the weights of the one that is given now, or the matching cost of its"
+                " run, differ. A run keeps its teacher, wherever that lies: name it by --teacher, or put its old weights back"
             )
     try:
         method.load_training_state(training["method"])

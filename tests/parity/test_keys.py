@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
+from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_detectors,
     test_golden_detrex,
@@ -64,6 +67,27 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
     converted = convert_state_dict(read(path))
     assert isinstance(converted.config, kind)
     assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
+
+
+@pytest.mark.parametrize(
+    ("project", "file", "recipe"),
+    [
+        ("original", "dino_4scale_r50", "dino-4scale-r50-12ep"),
+        ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
+        ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
+        ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
+    ],
+)
+def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
+    """DINO's own repository ties the heads of all stages, Stable-DINO's does not, and neither do their label embeddings agree."""
+    [path] = files(f"{project}/keys/{file}.json")
+    state = read(path)
+    for key in state:  # only their values tell whether heads are tied
+        if re.search(r"(class|bbox)_embed\.\d+\.", key):
+            start = 0 if project == "original" else int(re.findall(r"_embed\.(\d+)\.", key)[0])
+            state[key] = torch.full(state[key].shape, float(start))
+    ours, wanted = convert_state_dict(state).config, find(recipe).detector
+    assert replace(ours, backbone=wanted.backbone) == wanted
 
 
 @pytest.mark.parametrize(("path", "kind"), key_files())

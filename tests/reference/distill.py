@@ -145,16 +145,14 @@ class Step:
                 count = float(len(positive)) if isinstance(objective, ReleasedLogits) else self.objects
                 self.learn("positive", s, positive, objective, count * len(chosen))
                 if isinstance(objective, LogitsDistillation) and objective.negative_box:
-                    self.learn("negative", s, negative, objective, self.negatives(objective) * len(chosen))
+                    self.learn("negative", s, negative, objective, self.negatives(objective, len(negative)) * len(chosen))
 
-    def negatives(self, objective: LogitsDistillation) -> float:
-        """What their terms are divided by, from numbers that every process knows."""
-        images, ours, theirs = len(self.targets), len(self.main[0][0].boxes), len(self.taught[0][0].boxes)
-        numbers = [images * ours, images * theirs, images * (objective.candidates or theirs)]
+    def negatives(self, objective: LogitsDistillation, matched: int) -> float:
+        """What their terms are divided by: how many are matched; where scores choose, which one process alone knows, how many can be."""
         if objective.positives == "matched":
-            numbers.append(images * theirs - sum(map(len, self.targets)))
-            numbers += [images * ours - sum(map(len, self.targets))] * objective.rest
-        return float(max(min(numbers), 1))
+            return float(max(matched, 1))
+        ours, theirs = len(self.main[0][0].boxes), len(self.taught[0][0].boxes)
+        return float(len(self.targets) * min(ours, theirs, objective.candidates or theirs))
 
     def learn(
         self,

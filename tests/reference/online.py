@@ -258,7 +258,9 @@ class Step:
                 teacher, query = self.teachers_view(s, b), self.taught[s][b]
                 wanted, theirs = teacher.logits.sigmoid().tolist(), teacher.boxes.tolist()
                 heard = {q: 1.0 for q in range(len(theirs))} if naive else {}  # query -> weight of its box
-                n = float(len(images) * len(theirs)) if naive else self.normaliser
+                n = self.normaliser
+                if isinstance(objective, NaivePrediction) and objective.divisor == "queries":
+                    n = float(len(images) * len(theirs))
                 for (label, target), q in zip(self.targets[b], query, strict=True):
                     if q < 0 or naive:
                         continue
