@@ -58,7 +58,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "training/optimiser.py": ("test_optimiser", "test_train"),
     "data/transforms.py": ("test_transforms", "test_data"),
     "data/loading.py": ("test_loading", "test_data"),
-    "metrics/evaluation.py": ("test_metrics_by_hand", "test_evaluation"),
+    "metrics/evaluation.py": ("test_metrics_by_hand", "test_evaluation", "test_finite"),
     "metrics/coco.py": ("test_metrics_by_hand", "test_evaluation"),
     "metrics/voc.py": ("test_metrics_by_hand", "test_evaluation"),
     "metrics/low_ap.py": ("test_metrics_by_hand", "test_evaluation"),

@@ -72,6 +72,13 @@ def test_metrics_of_some_boxes() -> None:
     assert metrics.per_class_ap50["ape"] == pytest.approx(100) and metrics.per_class["ape"] == pytest.approx(100 * 3 / 10)
 
 
+def test_numbers_by_class_take_a_hundred_detections_of_an_image() -> None:
+    """The right one has the twelfth score."""
+    results = found(*[(1, [60.0, 60, 70, 70 + k], 0, 0.9) for k in range(11)], (1, BOX, 0, 0.5))
+    metrics = evaluate(results, truth([(1, BOX, 0)]))
+    assert [metrics.ap50, metrics.per_class_ap50["ape"], metrics.per_class["ape"]] == pytest.approx([100 / 12] * 3)
+
+
 def test_crowds_are_in_the_ground_truth_and_difficult_objects_too() -> None:
     index = truth([(1, BOX, 0), (2, [0, 0, 10, 30], 2)], crowd=[False, True], difficult=[True, False])
     rows = ground_truth(index).dataset["annotations"]
