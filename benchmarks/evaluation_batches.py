@@ -1,6 +1,6 @@
 """Evaluation in batches of one size, which pads nothing, against padded batches in the order of the data and against single images.
 
-python benchmarks/evaluation_batches.py [--data ../shared/data/coco128] [--split train] [--rounds 2] [--batch 4] [--shortest 320]
+python benchmarks/evaluation_batches.py [--data ../shared/data/coco128] [--split val] [--rounds 2] [--batch 4] [--shortest 320]
 
 Deformable DETR with two stages on a ResNet-18 of random weights; images are loaded before.
 """
@@ -24,7 +24,7 @@ from steadydetr.structures import Batch
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="../shared/data/coco128")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="val")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--shortest", type=int, default=320)
@@ -44,10 +44,8 @@ def main() -> None:
         for batch in batches:
             predict(batch)
 
-    pixels = sum(batch.padding.sum().item() for batch in padded) / sum(batch.padding.numel() for batch in padded)
-    print(
-        f"{len(data.index)} images; passes: {len(same)} of one size, {len(padded)} padded ({pixels:.0%} padding), {len(single)} of one image"
-    )
+    share = sum(batch.padding.sum().item() for batch in padded) / sum(batch.padding.numel() for batch in padded)
+    print(f"{len(data.index)} images in {len(same)} batches of one size, in {len(padded)} padded ones ({share:.0%} padding), or one by one")
     print_row("evaluation, against padded batches", *paired(lambda: run(same), lambda: run(padded), options.rounds, warmup=0))
     print_row("evaluation, against single images", *paired(lambda: run(same), lambda: run(single), options.rounds, warmup=0))
 
