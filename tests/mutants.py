@@ -49,7 +49,7 @@ SLACK = 30.0  # seconds that a mutant may take beyond four times what its tests 
 # File of the package -> test files that are about it. Names behind :: keep to these functions of the file.
 STEPS = ("test_method", "test_groups", "test_online_step", "test_distill", "test_distill_pairs")
 ONLINE = ("test_online", "test_online_predictions", "test_online_teachers")
-RESUME = ("test_train", "test_online_training", "test_distill_training", "test_released")
+RESUME = ("test_train", "test_online_training", "test_distill_training", "test_released", "test_faults_of_runs", "test_not_finite")
 COVERED: dict[str, tuple[str, ...]] = {
     "learning/matching.py": ("test_matching", "test_assignment_parts", "test_criterion", "test_stable", *ONLINE, *STEPS),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_stable", *ONLINE, *STEPS),
