@@ -138,6 +138,12 @@ def test_precision_is_its_envelope() -> None:
     assert voc_ap50(results, index) == pytest.approx((100 * (1 + 0.75 + 0.75) / 3, 100 * (4 + 7 * 0.75) / 11))
 
 
+def test_the_levels_of_recall_are_tenths() -> None:
+    """Of twenty objects one is not found: all levels but 1.0 are reached."""
+    results = found(*((image, BOX, 0, 0.9) for image in range(1, 20)))
+    assert voc_ap50(results, truth([(image, BOX, 0) for image in range(1, 21)], images=20)) == pytest.approx((95, 10 / 0.11))
+
+
 GOOD = found((1, BOX, 0, 0.9), (2, BOX, 2, 0.04))
 
 
@@ -167,6 +173,8 @@ def test_a_low_ap_is_explained_by_what_is_wrong_alone(results: Results, said: li
 def test_tiny_images_may_have_tiny_boxes(side: int, explained: bool) -> None:
     index = truth([(1, [0, 0, 2, 2], 0)])
     index = replace(index, sizes=np.full_like(index.sizes, side))
+    assert bool(explain_low_ap(found((1, [0, 0, 2, 2], 0, 0.9)), index)) == explained
+    index.sizes[1:] = 4  # one that is larger is enough
     assert bool(explain_low_ap(found((1, [0, 0, 2, 2], 0, 0.9)), index)) == explained
 
 
