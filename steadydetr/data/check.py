@@ -110,7 +110,7 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     for kind, rows, message in rules:
         for row in np.flatnonzero(rows).tolist():
             corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
-            entry = f"annotation {index.annotation_ids[row]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            entry = f"annotation {printable(index.annotation_ids[row])[:80]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
             yield Finding(kind, printable(f"{name}: {index.file(int(image[row]))}"), entry, message)
 
 
@@ -140,7 +140,7 @@ def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str
 
 def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
     path = dataset.folder / dataset.index.file(position)
-    entry = f"image {dataset.index.image_ids[position]}"
+    entry = f"image {printable(dataset.index.image_ids[position])[:80]}"
     if not os.path.lexists(path):
         return fault("missing image", path, entry, "the file is not there")
     try:

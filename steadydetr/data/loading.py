@@ -51,7 +51,7 @@ Key = tuple[int, int]  # position of an image, seed of its transform
 @dataclass(frozen=True)
 class LoadedSample:
     sample: Sample
-    image_id: int
+    image_id: int | str
     original_size: tuple[int, int]
 
     @property
@@ -87,7 +87,7 @@ class Samples:
                 raise
             raise ValueError(f"{self.dataset.name}: {printable(file)} cannot be prepared: {type(error).__name__}: {message}") from error
         height, width = index.sizes[position].tolist()
-        return LoadedSample(sample, int(index.image_ids[position]), (height, width))
+        return LoadedSample(sample, index.image_ids.item(position), (height, width))
 
     def _load(self, position: int) -> Sample:
         """The image at `position` as it lies on disk."""

@@ -19,6 +19,7 @@ MIB = 2**20
 INT64 = 2**63
 LONGEST = 2**31 - 1  # of an image's sides, which the index holds as 32-bit numbers
 Id = Annotated[int, msgspec.Meta(ge=-INT64, le=INT64 - 1)]
+Name = int | str  # ids of images, which COCO's tools take for names
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030"}  # encodings that files name although they hold more of the same characters
 NO_ENCODINGS = ("idna", "punycode", "undefined")  # Python's codecs that no file is written in; the first two take very long
 

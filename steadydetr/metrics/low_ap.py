@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, find_ids
 from steadydetr.metrics.results import Results
 
 
@@ -13,7 +13,7 @@ def explain_low_ap(results: Results, index: AnnotationIndex) -> tuple[str, ...]:
     if not len(results.scores):
         return ("there is not one detection",)
     notes = []
-    if not np.isin(results.image_ids, index.image_ids).any():
+    if (find_ids(index.image_ids, results.image_ids) < 0).all():
         notes.append("no detection is on an image of this data set: the image ids belong to another one")
     if float(np.abs(results.boxes_xyxy).max()) <= 2 and int(index.sizes.max()) > 8:
         notes.append("all boxes lie within 0..2 pixels: they look normalised, pixels are expected")
