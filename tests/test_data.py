@@ -125,7 +125,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train2017/train0.png").write_bytes((tmp_path / "train2017/train0.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"train0\.png.*steadydetr check"):
         open_data(tmp_path).load_image(0)
-    (tmp_path / "annotations/instances_train2017.json").write_text('{"images": [{"id": "x"}]}')
+    (tmp_path / "annotations/instances_train2017.json").write_text('{"images": [{"id": 1.5}]}')
     with pytest.raises(ValueError, match=r"instances_train2017\.json is not a COCO annotation file.*images\[0\]\.id"):
         open_data(tmp_path)
 

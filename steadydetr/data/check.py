@@ -13,13 +13,14 @@ import numpy as np
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
-from steadydetr.data.images import open_picture
+from steadydetr.data.images import decode_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
 from steadydetr.files import listed, printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
+DEEP, TURNED = "image of more than 8 bits", "turned image"  # kinds of findings that all images may share
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
 
@@ -122,8 +123,8 @@ def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     try:
         ways_out = list(pool.map(lambda name: folder.way_out(dataset.folder / name), names))
         readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
-        found = pool.map(lambda position: _check_image(dataset, position), readable)
-        return [*_report_outside(dataset, names, ways_out), *(finding for finding in found if finding is not None)]
+        found = [finding for findings in pool.map(lambda position: _check_image(dataset, position), readable) for finding in findings]
+        return [*_report_outside(dataset, names, ways_out), *_together(found, dataset.folder)]
     finally:
         pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
 
@@ -138,19 +139,43 @@ def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str
         yield Finding("image outside the data folder", printable(dataset.folder), entry, message, fatal=not allowed)
 
 
-def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
-    path = dataset.folder / dataset.index.file(position)
+def _check_image(dataset: FolderDataset, position: int) -> list[Finding]:
+    path, remarks = dataset.folder / dataset.index.file(position), list[Finding]()
     entry = f"image {printable(dataset.index.image_ids[position])[:80]}"
     if not os.path.lexists(path):
-        return fault("missing image", path, entry, "the file is not there")
+        return [fault("missing image", path, entry, "the file is not there")]
     try:
-        size = open_picture(path, dataset.data_folder.limits).size[::-1]
+        decoded = decode_picture(path, dataset.data_folder.limits)
     except ValueError as error:
-        return fault("unreadable image", path, entry, str(error))
-    if size != tuple(dataset.index.sizes[position]):
-        sides = [f"{width} x {height}" for height, width in (size, dataset.index.sizes[position])]
-        return fault("wrong image size", path, entry, f"{sides[0]} pixels, annotated as {sides[1]}")
-    return None
+        return [fault("unreadable image", path, entry, str(error))]
+    if decoded.cut:
+        remarks.append(Finding("image cut off", printable(path), entry, f"{decoded.cut}; what is there is read"))
+    if decoded.scaled:
+        remarks.append(Finding(DEEP, printable(path), entry, decoded.scaled))
+    try:
+        picture = dataset.as_annotated(decoded, position)
+    except ValueError as error:
+        return [*remarks, fault("wrong image size", path, entry, str(error))]
+    tag = f"EXIF orientation {decoded.orientation}"
+    if picture.size != decoded.image.size:
+        message = f"{tag}, but its annotated size and its boxes fit the picture as it is stored, {picture.width} x {picture.height}"
+        remarks.append(Finding("image not turned", printable(path), entry, f"{message}: it is read so"))
+    elif decoded.stored.size == decoded.image.size and decoded.orientation != 1:
+        message = f"{tag}: it is turned, and its boxes must have been drawn on the turned picture, which its size cannot tell"
+        remarks.append(Finding(TURNED, printable(path), entry, message))
+    return remarks
+
+
+def _together(findings: Sequence[Finding], folder: Path) -> Iterator[Finding]:
+    """The findings, of which those that whole data sets share are one for each kind."""
+    alike = {kind: [finding for finding in findings if finding.kind == kind] for kind in (DEEP, TURNED)}
+    yield from (finding for finding in findings if finding.kind not in alike)
+    for kind, found in alike.items():
+        if len(found) > 1:
+            first = found[0]
+            yield Finding(kind, printable(folder), f"{len(found)} images, the first is {first.file}", first.message)
+        else:
+            yield from found
 
 
 def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
