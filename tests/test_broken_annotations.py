@@ -266,7 +266,7 @@ def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
     coco_folder(tmp_path / "b", coco_with(category={"name": "washer"}), ("train", "val"))
     coco_folder(tmp_path / "b")
     found = {f.kind: f for f in check_data(tmp_path / "b").findings}
-    assert "nut, bolt against washer, bolt" in found["different classes"].message and found["different classes"].fatal
+    assert "only the first has nut, only the second has washer" in found["different classes"].message and found["different classes"].fatal
     os.rename(tmp_path / "a/annotations/instances_train.json", tmp_path / "a/annotations/instances_train1.json")
     coco_folder(tmp_path / "a", splits=("train2",))
     assert any("several annotation files" in line for line in faults(tmp_path / "a"))
@@ -275,7 +275,7 @@ def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
 def test_equal_names_in_different_folders_are_different_images(tmp_path: Path) -> None:
     for split, files in (("train", ("x/1.png", "y/1.png", "y/1.png")), ("val", ("z/1.png", "x/../x/1.png"))):
         images = [{"id": i, "file_name": file, "width": 8, "height": 6} for i, file in enumerate(files)]
-        coco_folder(tmp_path, {**COCO, "images": images, "annotations": []}, (split,))
+        coco_folder(tmp_path, {**COCO, "images": images, "annotations": COCO["annotations"][:1]}, (split,))
         for file in files:
             picture(tmp_path / split / file)
     found = [(f.kind, f.file) for f in check_data(tmp_path).findings]

@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from steadydetr.data.images import decode_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.files import listed, printable
+from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
+from steadydetr.files import printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 DEEP, TURNED = "image of more than 8 bits", "turned image"  # kinds of findings that all images may share
@@ -29,6 +30,7 @@ class SplitReport:
     name: str
     images: int
     empty_images: int
+    most_in_image: int
     class_counts: dict[str, int]
     small: int
     medium: int
@@ -69,6 +71,10 @@ def check_data(
         raise next(iter(absent.values()))
     if "train" in datasets and "val" in absent:
         findings.append(fault("missing split", where, "val", f"training needs a split to validate on: {absent['val']}"))
+    elif "train" in absent:  # a set to evaluate on may have none
+        findings.append(Finding("missing split", printable(where), "train", printable(f"there is none to train on: {absent['train']}")))
+    if not any(finding.fatal for finding in findings):  # otherwise their entries may be the objects
+        findings += [finding for split, dataset in datasets.items() for finding in _check_objects(split, dataset)]
     for dataset in datasets.values():
         for part in parts_of(dataset):
             findings += _check_boxes(part.index, part.name)
@@ -91,6 +97,19 @@ def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Repor
     if absent:
         raise ValueError(str(absent[0])) if parts else absent[0]
     return parts[0] if len(parts) == 1 else join_data(parts)
+
+
+def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
+    """Findings for a split in which there is nothing to learn or to find."""
+    index, name = dataset.index, printable(dataset.name)
+    if split == "train" and (reason := why_no_object(index)):
+        yield fault("no object to train on", name, "", reason)
+    elif not (~index.crowd).any():
+        yield Finding("no object", name, "", "AP is undefined (-1)")
+    if look_normalised(index):
+        yield Finding("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
+    for first, second in alike_classes(index.classes):
+        yield Finding("classes that look alike", name, printable(f"{first!r} and {second!r}"), "they are two classes")
 
 
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
@@ -179,13 +198,12 @@ def _together(findings: Sequence[Finding], folder: Path) -> Iterator[Finding]:
 
 
 def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Findings for splits whose classes are not those of the first split, in the same order."""
+    """Findings for splits whose classes are not those of the first split, in the same order. Training takes no others than its two."""
     first, *others = datasets or [""]
     for split in others:
-        both = [datasets[name].index.classes for name in (first, split)]
-        if both[0] != both[1]:
-            message = " against ".join(listed(map(printable, classes), 10) for classes in both)
-            yield fault("different classes", where, f"{first} and {split}", f"{message}: names and order of the ids must be the same")
+        if differ := how_classes_differ(*(datasets[name].index.classes for name in (first, split))):
+            found = fault("different classes", where, f"{first} and {split}", differ)
+            yield found if {first, split} == {"train", "val"} else replace(found, kind="other classes", fatal=False)
 
 
 def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
@@ -215,6 +233,7 @@ def _describe(split: str, dataset: Dataset) -> SplitReport:
         name=split,
         images=len(index),
         empty_images=int((index.counts == 0).sum()),
+        most_in_image=int(index.counts.max(initial=0)),
         class_counts=dict(zip(index.classes, counts, strict=True)),
         small=small,
         medium=medium,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -162,6 +163,14 @@ def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None
     if not len(positions):
         raise ValueError(f"{dataset.name} has no image to train on")
     return Subset(index.keep_images(positions), dataset, positions), dropped
+
+
+def without_images(dataset: Dataset, positions: Collection[int]) -> Dataset:
+    """The data set without the images at these positions."""
+    if not positions:
+        return dataset
+    kept = np.setdiff1d(np.arange(len(dataset.index)), list(positions))
+    return Subset(dataset.index.keep_images(kept), dataset, kept)
 
 
 def first_images(dataset: Dataset, limit: int | None) -> Dataset:
