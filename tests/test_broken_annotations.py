@@ -35,8 +35,7 @@ def test_encodings_of_json_are_read(encoding: str, tmp_path: Path) -> None:
 JSON_FAULTS: dict[str, tuple[bytes, str]] = {
     "latin-1": (NAMES.encode("latin-1"), r"instances_train.json is not utf-8 text \(byte 0xe4 at position \d+\): save it as UTF-8"),
     "half of UTF-16": (NAMES.encode("utf-16")[:-1], r"instances_train.json is not utf-16 text"),
-    "NaN": (WHOLE.replace("0.5", "NaN").encode(), r"instances_train.json is not JSON: .*, in line 1, near .*\"bbox\": \[NaN"),
-    "Infinity": (WHOLE.replace("0.5", "-Infinity").encode(), r"is not JSON: .*-Infinity"),
+    "NaN and more": (WHOLE.replace("0.5", "NaN").encode()[:-1], r"instances_train.json is not JSON: .*, in line 1, near .*\"bbox\": \[NaN"),
     "empty": (b"", r"instances_train.json is not JSON"),
     "truncated": (WHOLE[:90].encode(), r"instances_train.json is not JSON"),
     "lone surrogate": (WHOLE.replace("nut", r"\ud800").encode(), r"instances_train.json is not JSON"),
@@ -70,6 +69,12 @@ ENTRY_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "size as text": ({"image": {"width": "8"}}, r"images\[0\].*Expected `float \| null`, got `str`"),
     "half a pixel": ({"image": {"width": 8.5}}, r"image 1: width 8.5 and height 6 are no size"),
     "endless size": ({"image": {"height": 1e300}}, r"image 1: width 8 and height 1e\+300 are no size"),
+    "NaN": (
+        {"annotation": {"bbox": [1, 2, float("nan"), 4]}},
+        r"annotations\[0\].*`null` - at `bbox\[2\]`; NaN and Infinity count as null",
+    ),
+    "Infinity": ({"annotation": {"bbox": [1, 2, 3, float("-inf")]}}, r"annotations\[0\].*bbox\[3\]`; NaN and Infinity count as null"),
+    "category without letters": ({"category": {"name": " "}}, "category 3: its name is empty"),
     "box of three": ({"annotation": {"bbox": [1, 2, 3]}}, r"annotations\[0\].*Expected `array` of length 4"),
     "no box": ({"annotation": {"bbox": None}}, r"annotations\[0\].*got `null`"),
     "endless number": ({"annotation": {"bbox": [1, 2, 3, 10**400]}}, r"annotations\[0\].*out of range"),
@@ -100,6 +105,30 @@ def test_check_names_every_wrong_entry(tmp_path: Path) -> None:
     coco_folder(tmp_path, content)
     entries = [finding.entry for finding in check_data(tmp_path, ("train",)).findings]
     assert {"images[0]", "categories[0]", "annotations[0]", "annotation 3"} <= set(entries)
+    coco_folder(
+        tmp_path, coco_with(image={"width": "8", "file_name": 3}, annotation={"bbox": [1, 2, "x", 4], "area": "y", "image_id": None})
+    )
+    found = [finding.message for finding in check_data(tmp_path, ("train",)).findings if finding.kind == "not COCO"]
+    for field in ("width", "file_name", "bbox[2]", "area", "image_id"):
+        assert sum(f"`{field}`" in message for message in found) == 1, (field, found)
+    del (content := coco_with(image={"id": [1]}))["images"][0]["file_name"]
+    coco_folder(tmp_path, content)
+    assert sum("images[0]" in finding.entry for finding in check_data(tmp_path, ("train",)).findings) == 2
+
+
+def test_every_fault_of_an_xml_file_is_named(tmp_path: Path) -> None:
+    voc_folder(tmp_path, XML.replace("<ymin>1", "<ymin>").replace("<xmax>5", "<xmax>wide").replace("<width>8", "<width>x"))
+    line = faults(tmp_path)[0]
+    for place in (
+        "object 1 (nut), ymin is empty",
+        "object 1 (nut), xmax is 'wide'",
+        "object 2 (bolt), ymin",
+        "object 2 (bolt), xmax",
+        "width is 'x'",
+    ):
+        assert place in line
+    voc_folder(tmp_path, XML.replace("<object>", "<object/>" * 30 + "<object>", 1))
+    assert "object 20 is without name; and 10 more" in faults(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -113,6 +142,7 @@ def test_check_names_every_wrong_entry(tmp_path: Path) -> None:
         {"annotation": {"id": 2**70}},
         {"annotation": {"area": None}},
         {"annotation": {"area": -1, "segmentation": None}},
+        {"annotation": {"area": float("nan"), "segmentation": float("inf")}, "image": {"width": float("nan")}},
         {"image": {"width": 8.0, "height": 6.0}},
         {"image": {"width": None, "height": None}},
         {"image": {"width": -1, "height": 0}},

@@ -59,7 +59,8 @@ def test_coco_ids_with_gaps_and_crowds(tmp_path: Path) -> None:
 
 def test_roboflow_layout_without_its_group_category(tmp_path: Path) -> None:
     content = coco(tmp_path / "source")
-    content["categories"].insert(0, {"id": 0, "name": "animals"})
+    content["categories"] = [entry | {"supercategory": "animals"} for entry in content["categories"]]
+    content["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
     for name in ("train", "valid"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "_annotations.coco.json").write_text(json.dumps(content))

@@ -39,14 +39,16 @@ def nothing_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("form", "options"), KINDS)
-def test_files_that_miss_their_end_are_read_with_a_remark(form: str, options: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_that_miss_their_end_are_read_with_a_remark(
+    form: str, options: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     whole, cut = (written(tmp_path / name, content) for name, content in (("whole", encoded(form, **options)), ("cut", b"")))
     cut.write_bytes(whole.read_bytes()[:-30])
     shown, there = (np.asarray(open_picture(path)).astype(int) for path in (cut, whole))
     differs = np.abs(shown - there).max((1, 2)) > (40 if options else 0)
     assert shown.shape == there.shape and differs.mean() < 0.5
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == 1 and f"{cut} is read, but the file ends too early" in said[0] or form == "PNG" and not differs.any()
+    assert (len(said) == 1 and f"{cut} is read, but the file ends too early" in said[0]) or (form == "PNG" and not differs.any())
     assert not decode_picture(whole).cut
 
 

@@ -48,7 +48,11 @@ NOTHING: dict[str, tuple[dict[str, Any], str, bool]] = {  # annotations, what is
     "no annotation": (with_boxes(), "no image has an annotation", True),
     "crowd": (with_boxes([1, 1, 4, 4], iscrowd=1), r"of its 1 annotations 1 are crowd regions \(iscrowd 1\)", True),
     "flat": (with_boxes([1, 1, 0, 4], [90, 1, 4, 4]), "of its 2 annotations 2 are boxes without area or outside their image", True),
-    "both": (coco_with(annotations=with_boxes([1, 1, 0, 4])["annotations"] + COCO["annotations"][1:2]), "of its 2 annotations 1 are crowd .* and 1 are", True),
+    "both": (
+        coco_with(annotations=with_boxes([1, 1, 0, 4])["annotations"] + COCO["annotations"][1:2]),
+        "of its 2 annotations 1 are crowd .* and 1 are",
+        True,
+    ),
     "tiny": (with_boxes([2, 2, 0.1, 3]), "all 1 are smaller than a pixel at the size of training", False),
 }
 
@@ -110,7 +114,9 @@ def test_more_objects_than_queries_and_than_the_metric_counts(tmp_path: Path) ->
     assert said(tmp_path) == []
 
 
-@pytest.mark.parametrize(("content", "what"), [(with_boxes(), "no annotation"), (with_boxes([1, 1, 4, 4], iscrowd=1), "only crowd regions")])
+@pytest.mark.parametrize(
+    ("content", "what"), [(with_boxes(), "no annotation"), (with_boxes([1, 1, 4, 4], iscrowd=1), "only crowd regions")]
+)
 def test_a_low_ap_of_an_empty_data_set_is_not_blamed_on_classes(content: dict[str, Any], what: str, tmp_path: Path) -> None:
     coco_folder(tmp_path)
     coco_folder(tmp_path, content, ("val",))
@@ -225,3 +231,47 @@ def test_classes_of_voc_that_look_alike_are_two(tmp_path: Path) -> None:
     voc_folder(tmp_path, xml=XML.replace("bolt", "Nut"))
     found = [f for f in check_data(tmp_path, ("train",)).findings if f.kind == "classes that look alike"]
     assert [f.entry for f in found] == ["'Nut' and 'nut'"] and not found[0].fatal
+
+
+def roboflow(root: Path, folder: str, annotations: list[dict[str, Any]], zero: dict[str, Any], group: str) -> None:
+    """A folder of Roboflow's with a category 0."""
+    content = coco_with(annotations=annotations)
+    content["categories"] = [zero, *(entry | {"supercategory": group} for entry in content["categories"])]
+    path = coco_folder(root / "made", content, (folder,))
+    (root / folder).mkdir()
+    path.rename(root / folder / "_annotations.coco.json")
+
+
+ROWS = COCO["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("zero", "group", "classes"),
+    [
+        ({"id": 0, "name": "parts", "supercategory": "none"}, "parts", ("nut", "bolt")),
+        ({"id": 0, "name": "nut", "supercategory": "none"}, "nut", ("nut", "bolt")),
+        ({"id": 0, "name": "washer", "supercategory": "none"}, "parts", ("washer", "nut", "bolt")),
+        ({"id": 0, "name": "washer", "supercategory": "washer"}, "washer", ("washer", "nut", "bolt")),
+        ({"id": 0, "name": "washer"}, "", ("washer", "nut", "bolt")),
+    ],
+)
+def test_category_0_is_left_out_only_as_the_group_of_the_others(zero: dict[str, Any], group: str, classes: Any, tmp_path: Path) -> None:
+    """Whether a split has a box of a class does not decide whether it is one."""
+    roboflow(tmp_path, "train", ROWS, zero, group)
+    roboflow(tmp_path, "val", ROWS[2:], zero, group)
+    assert [open_data(tmp_path, split).index.classes for split in ("train", "val")] == [classes] * 2
+
+
+def test_category_0_counts_where_it_has_boxes(tmp_path: Path) -> None:
+    roboflow(tmp_path, "train", [ROWS[0] | {"category_id": 0}], {"id": 0, "name": "parts", "supercategory": "none"}, "parts")
+    assert open_data(tmp_path).index.classes == ("parts", "nut", "bolt")
+
+
+def test_two_folders_for_one_split_are_ambiguous(tmp_path: Path) -> None:
+    zero = {"id": 0, "name": "parts", "supercategory": "none"}
+    for folder in ("train", "val", "valid"):
+        roboflow(tmp_path, folder, ROWS, zero, "parts")
+    with pytest.raises(ValueError, match="has valid/ and val/, which both could be split 'val': remove or rename one of them"):
+        open_data(tmp_path, "val")
+    assert open_data(tmp_path, "valid").index.classes == ("nut", "bolt")
+    assert [f.entry for f in check_data(tmp_path).findings if f.kind == "unreadable split"] == ["val"]

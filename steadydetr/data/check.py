@@ -130,7 +130,9 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     for kind, rows, message in rules:
         for row in np.flatnonzero(rows).tolist():
             corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
-            entry = f"annotation {printable(index.annotation_ids[row])[:80]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            entry = (
+                f"annotation {printable(index.annotation_ids[row])[:80]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            )
             yield Finding(kind, printable(f"{name}: {index.file(int(image[row]))}"), entry, message)
 
 

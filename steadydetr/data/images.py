@@ -176,8 +176,8 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if image.mode == "F":
-        low, high = (0.0, 1.0) if 0 <= low and high <= 1 else (0.0, 255.0) if 0 <= low and high <= 255 else (low, high)
-    elif 0 <= low and high < 2 ** BITS[-1]:
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (0.0, 255.0) if low >= 0 and high <= 255 else (low, high)
+    elif low >= 0 and high < 2 ** BITS[-1]:
         low, high = 0.0, float(2 ** next(bits for bits in BITS if high < 2**bits) - 1)
     scaled = ((values - low) * (255 / max(high - low, 1e-30))).round().astype(np.uint8)
     kind = "floating-point numbers" if image.mode == "F" else "more than 8 bits"

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-
 Ids = NDArray[np.int64] | NDArray[np.object_]  # numbers of 64 bits, or else larger ones and texts as they are in the file
 
 

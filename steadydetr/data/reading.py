@@ -102,6 +102,16 @@ def decode_json(data: bytes, path: Path, kind: type[T]) -> T:
         raise ValueError(f"{printable(path)} is not JSON: {error}{_surroundings(data, str(error))}") from error
 
 
+def nulls_for_nan(data: bytes, path: Path) -> bytes:
+    """A JSON file with null in place of NaN and Infinity, which Python writes and JSON does not have; empty if it is none even so."""
+    found = list[str]()
+    try:
+        value = json.loads(decode_text(data, path).lstrip("\ufeff"), parse_constant=found.append)  # which gives None
+    except (ValueError, RecursionError):
+        return b""
+    return json.dumps(value).encode() if found else b""
+
+
 def _surroundings(data: bytes, message: str) -> str:
     """The text around the byte that an error message of msgspec names."""
     found = re.search(r"\(byte (\d+)\)", message)

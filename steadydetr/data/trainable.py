@@ -56,7 +56,9 @@ def how_classes_differ(first: Sequence[str], second: Sequence[str]) -> str:
     if sorted(map(_plain, first)) == sorted(map(_plain, second)):
         return f"{both}: the names differ in capital letters or blanks"
     only = [[name for name in one if name not in other] for one, other in ((first, second), (second, first))]
-    sides = [f"only the {side} has {listed(map(printable, names), 10)}" for side, names in zip(("first", "second"), only, strict=True) if names]
+    sides = [
+        f"only the {side} has {listed(map(printable, names), 10)}" for side, names in zip(("first", "second"), only, strict=True) if names
+    ]
     return f"{both}: {', '.join(sides)}"
 
 

@@ -16,7 +16,9 @@ def explain_limit(index: AnnotationIndex) -> tuple[str, ...]:
     most = most_of_a_class(index)
     if most <= COUNTED:
         return ()
-    return (f"images hold up to {most} objects of one class, of which COCO's metrics count {COUNTED} detections: no detector reaches AP 100",)
+    return (
+        f"images hold up to {most} objects of one class, of which COCO's metrics count {COUNTED} detections: no detector reaches AP 100",
+    )
 
 
 def explain_low_ap(results: Results, index: AnnotationIndex) -> tuple[str, ...]:

@@ -171,7 +171,9 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
     if normalised:
         found.append(normalised)
     if small:
-        found.append(f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on")
+        found.append(
+            f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"
+        )
     queries = getattr(recipe.detector, "queries", None)  # what detectors of this package call it; that of a plugin may have no such field
     most = int(max(data.index.counts.max() for data in (train_data, val_data)))
     if isinstance(queries, int) and most > queries:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +16,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name
+from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
@@ -75,6 +75,9 @@ class Roboflow(DataLayout):
         names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
         if not names:
             raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
+        if len(set(names)) > 1:
+            both = " and ".join(f"{name}/" for name in names)
+            raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
         folder = root / names[0]
         return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
 
@@ -104,6 +107,7 @@ class CocoAnnotation(msgspec.Struct, gc=False):
 class CocoCategory(msgspec.Struct):
     id: Id
     name: str
+    supercategory: Any = None
 
 
 class CocoFile(msgspec.Struct):
@@ -171,6 +175,13 @@ def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
         return decode_json(content, path, CocoFile)
     except msgspec.ValidationError as error:
         whole = error
+    except ValueError:
+        content = nulls_for_nan(content, path)
+        if not content:
+            raise
+        return _decode(
+            content, path, lambda finding: report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
+        )
     try:
         raw = decode_json(content, path, RawFile)
     except msgspec.ValidationError:  # a list is missing or is no list
@@ -188,18 +199,40 @@ def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, 
         try:
             yield msgspec.json.decode(entry, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = str(error).replace("`$", f"`{field}[{number}]")
-            report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {message}"))
+            for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
+                report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {wrong}"))
+
+
+def _wrong_fields(entry: msgspec.Raw, kind: type[Any]) -> list[str]:
+    """What is wrong with every field of an entry; empty where it has no fields at all."""
+    try:
+        values = msgspec.json.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    found = []
+    for field in msgspec.structs.fields(kind) if isinstance(values, dict) else ():
+        if field.name not in values and field.required:
+            found.append(f"Object missing required field `{field.name}`")
+        elif field.name in values:
+            try:
+                msgspec.convert(values[field.name], field.type)
+            except (ValueError, OverflowError) as error:
+                place = str(error).replace("`$", f"`{field.name}")
+                found.append(place if "`" + field.name in place else f"{place} - at `{field.name}`")
+    return found
 
 
 def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
-    """The classes. Roboflow writes a category 0 that stands for all others and that no box has: it is none."""
-    zero = any(a.category_id == 0 for a in data.annotations)
+    """The classes. Roboflow writes a category 0 that all others name as theirs, and that no box has: it is none (D-104)."""
+    groups = [c.supercategory for c in data.categories]
+    used = any(a.category_id == 0 for a in data.annotations)
     ids, names = set[int](), set[str]()
     for category in sorted(data.categories, key=lambda c: c.id):
-        if category.id == 0 and not zero:
+        if category.id == 0 and category.supercategory in ("none", "", None) and category.name in groups and not used:
             continue
-        if category.id in ids:
+        if not category.name.strip():
+            report(fault("category without name", path, f"category {category.id}", "its name is empty"))
+        elif category.id in ids:
             report(fault("category id used twice", path, f"category {category.id}", f"{category.name!r} has the id of another category"))
         elif category.name in names:
             message = f"another category is called {category.name!r} too: results would not tell them apart"
