@@ -56,7 +56,7 @@ def test_files_that_miss_their_end_are_read_with_a_remark(
 def test_files_that_miss_more_than_half_are_named(form: str, options: dict, tmp_path: Path) -> None:
     content = encoded(form, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     path = written(tmp_path / "half", content[: len(content) * 2 // 5])
-    with pytest.raises(ValueError, match="cannot read the image .*half"):
+    with pytest.raises(ValueError, match=r"cannot read the image .*half"):
         open_picture(path)
 
 
@@ -159,7 +159,7 @@ def test_boxes_that_fit_only_the_other_picture_are_named(tmp_path: Path) -> None
     root = turned_folder(tmp_path, annotation={"bbox": [0, 2, 3, 6]})
     with pytest.raises(ValueError, match=r"1\.png .*boxes fit only the picture turned as its EXIF orientation 6 says, 6 x 8: swap width"):
         open_data(root).load_image(0)
-    ((kind, fatal, message), *more) = of_images(root)[::-1]
+    (kind, fatal, message), *_ = of_images(root)[::-1]
     assert (kind, fatal) == ("wrong image size", True) and "swap width and height" in message
 
 

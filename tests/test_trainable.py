@@ -92,7 +92,7 @@ def test_boxes_that_look_normalised_are_named(tmp_path: Path) -> None:
     content["images"] = [image | {"width": 12} for image in content["images"]]
     coco_folder(tmp_path, content, ("train", "val"))
     assert any("all boxes lie within 0..1 pixels: they look normalised" in sentence for sentence in said(tmp_path))
-    with pytest.raises(ValueError, match="no object to train on: .*look normalised"):
+    with pytest.raises(ValueError, match=r"no object to train on: .*look normalised"):
         open_both(recipe_for(tmp_path, transform=FixedSizeTransform(height=8, width=8)), print)
     assert "boxes that look normalised" in {f.kind for f in check_data(tmp_path).findings}
     index = open_data(tmp_path, "val").index
@@ -186,7 +186,7 @@ def test_classes_of_splits(tmp_path: Path) -> None:
     coco_folder(tmp_path, coco_with(category={"name": "Bolt"}), ("val",))
     found = {f.kind: f for f in check_data(tmp_path).findings}
     assert found["different classes"].fatal and "classes that look alike" in found
-    with pytest.raises(ValueError, match="training and validation data have different classes: .*only the second has Bolt"):
+    with pytest.raises(ValueError, match=r"training and validation data have different classes: .*only the second has Bolt"):
         open_both(recipe_for(tmp_path), print)
 
 
@@ -223,7 +223,7 @@ def test_unreadable_images_are_left_out_by_name_if_asked(workers: int, how: Call
 
 
 def test_settings_of_unreadable_images() -> None:
-    with pytest.raises(ValueError, match="data.unreadable = 'ignore' must be error or skip"):
+    with pytest.raises(ValueError, match=r"data\.unreadable = 'ignore' must be error or skip"):
         DataConfig(unreadable="ignore")  # type: ignore[arg-type]
 
 

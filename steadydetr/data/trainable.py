@@ -31,7 +31,7 @@ def look_normalised(index: AnnotationIndex) -> bool:
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """[A] whether a side of the box's part inside its image is below a pixel, and the box therefore dropped, at this scale [I, 2] (h, w)."""
+    """[A] whether a box has a side below a pixel at this scale [I, 2] (h, w): transforms drop it. Only what is in its image counts."""
     image = index.image_of_row
     sides = index.sizes[image][:, [1, 0, 1, 0]].astype(np.float64)
     boxes = index.boxes_xyxy.clip(0, sides)

@@ -36,7 +36,7 @@ class Results:
             empty = np.zeros(0)
             return Results(empty.astype(np.int64), np.zeros((0, 4), np.float32), empty.astype(np.float32), empty.astype(np.int64))
         boxes, scores, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*predictions, strict=True))
-        ids = np.repeat(id_array(image_ids), [len(scores) for _, scores, _ in predictions])
+        ids = id_array(image_ids)[np.repeat(np.arange(len(image_ids)), [len(scores) for _, scores, _ in predictions])]
         return Results(ids, boxes.astype(np.float32).reshape(-1, 4), scores.astype(np.float32), labels.astype(np.int64))
 
     @staticmethod

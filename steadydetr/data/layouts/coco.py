@@ -247,7 +247,7 @@ def _usable_images(
     data: CocoFile, path: Path, folder: Path, source: DataFolder, report: Report
 ) -> tuple[list[CocoImage], list[tuple[int, int]]]:
     """The images that can be used, and their sizes (h, w), which are read from the image files where the annotations have none."""
-    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int]()
+    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int | str]()
     for image in data.images:
         entry = f"image {printable(image.id)[:80]}"
         if image.id in ids:
