@@ -20,6 +20,7 @@ from steadydetr.metrics.evaluation import evaluate
 from steadydetr.metrics.low_ap import COUNTED, explain_low_ap
 from steadydetr.metrics.results import Results
 from steadydetr.recipes import find
+from steadydetr.training.loop import train
 from steadydetr.training.preparation import open_both, unreadable_of_both
 from tests.data_folders import COCO, XML, coco_folder, coco_with, voc_folder
 
@@ -275,3 +276,19 @@ def test_two_folders_for_one_split_are_ambiguous(tmp_path: Path) -> None:
         open_data(tmp_path, "val")
     assert open_data(tmp_path, "valid").index.classes == ("nut", "bolt")
     assert [f.entry for f in check_data(tmp_path).findings if f.kind == "unreadable split"] == ["val"]
+
+
+def test_a_run_leaves_out_what_it_cannot_read_and_names_a_batch_norm_of_one_value(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Torch itself would say "Expected more than 1 value per channel" and name no flag."""
+    root = tmp_path / "data"
+    coco_folder(root, coco_with(annotations=[{**COCO["annotations"][0], "image_id": i, "id": i} for i in (1, 2)]), ("train", "val"))
+    (root / "val" / "2.png").write_bytes(b"broken")
+    recipe = recipe_for(root, unreadable="skip", transform=FixedSizeTransform(height=32, width=32))
+    training = replace(recipe.training, epochs=1, batch_size=1, accumulation=1)
+    with pytest.raises(ValueError, match=r"a batch norm sees a single value of each channel.*--training\.batch-size"):
+        train(replace(recipe, training=training), tmp_path / "run", device="cpu")
+    told = capfd.readouterr()
+    assert "1 of 2 images are left out, which cannot be read" in " ".join((told.out + told.err).split())
+    assert "1 to validate on" in " ".join((told.out + told.err).split())
