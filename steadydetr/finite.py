@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steadydetr.files import printable
 from steadydetr.structures import Batch
 
 NAMED, LISTED = 3, 16  # tensors and images that a message names
@@ -35,11 +36,11 @@ def said_of(where: object) -> Iterator[None]:
         raise NotFiniteError(f"{where}: {error}", error.batch) from error
 
 
-def images_named(ids: Iterable[int]) -> str:
+def images_named(ids: Iterable[int | str]) -> str:
     """The images as a message names them, by their ids in the data."""
-    listed = sorted(ids)
+    listed = sorted(ids, key=lambda i: (isinstance(i, str), i))
     more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return f"image{'s' * (len(listed) > 1)} {', '.join(map(str, listed[:LISTED]))}{more}"
+    return f"image{'s' * (len(listed) > 1)} {', '.join(map(printable, listed[:LISTED]))}{more}"
 
 
 def where_not_finite(tensors: Mapping[str, Tensor]) -> str:

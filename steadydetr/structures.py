@@ -15,6 +15,7 @@ unless a name says otherwise (`boxes_xyxy`). A mask that is True means padding.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -40,9 +41,9 @@ def take_rows(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.gather(-2, rows[..., None].expand(*rows.shape, tensor.shape[-1]))
 
 
-def seed_of(*parts: int) -> int:
-    """A seed that is a function of these numbers alone, for example of the run's seed, the step and the image."""
-    return hash(parts) % 2**63
+def seed_of(*parts: int | str) -> int:
+    """A seed that is a function of these numbers and texts alone, for example of the run's seed, the step and the image."""
+    return hash(tuple(zlib.crc32(part.encode()) if isinstance(part, str) else part for part in parts)) % 2**63
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Batch:
     images: Tensor  # [B, 3, H, W] RGB in 0..1 (float) or 0..255 (uint8); anything in the padding is ignored
     padding: Tensor  # [B, H, W] bool
     targets: Targets
-    image_ids: tuple[int, ...]  # unique in the data set; they seed the denoising noise
+    image_ids: tuple[int | str, ...]  # unique in the data set; they seed the denoising noise
     original_sizes: tuple[tuple[int, int], ...]  # (h, w) of the file, what results are reported in
     totals: Totals | None = None  # None: this batch is the whole step
     step: int = 0

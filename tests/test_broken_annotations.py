@@ -35,8 +35,7 @@ def test_encodings_of_json_are_read(encoding: str, tmp_path: Path) -> None:
 JSON_FAULTS: dict[str, tuple[bytes, str]] = {
     "latin-1": (NAMES.encode("latin-1"), r"instances_train.json is not utf-8 text \(byte 0xe4 at position \d+\): save it as UTF-8"),
     "half of UTF-16": (NAMES.encode("utf-16")[:-1], r"instances_train.json is not utf-16 text"),
-    "NaN": (WHOLE.replace("0.5", "NaN").encode(), r"instances_train.json is not JSON: .*, in line 1, near .*\"bbox\": \[NaN"),
-    "Infinity": (WHOLE.replace("0.5", "-Infinity").encode(), r"is not JSON: .*-Infinity"),
+    "NaN and more": (WHOLE.replace("0.5", "NaN").encode()[:-1], r"instances_train.json is not JSON: .*, in line 1, near .*\"bbox\": \[NaN"),
     "empty": (b"", r"instances_train.json is not JSON"),
     "truncated": (WHOLE[:90].encode(), r"instances_train.json is not JSON"),
     "lone surrogate": (WHOLE.replace("nut", r"\ud800").encode(), r"instances_train.json is not JSON"),
@@ -60,15 +59,22 @@ def test_json_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
 
 
 ENTRY_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
-    "id of 64 bits without sign": ({"image": {"id": 2**64 - 1}}, r"instances_train.json.*images\[0\].*Expected `int` <= \d+"),
-    "id of 4000 digits": ({"image": {"id": 10**4000}}, r"images\[0\].*Expected `int` <= \d+"),
-    "id as text": ({"image": {"id": "1"}}, r"images\[0\].*Expected `int`, got `str`"),
+    "id of half a number": ({"image": {"id": 1.5}}, r"instances_train.json.*images\[0\].*Expected `int \| str`, got `float`"),
+    "id of 4000 digits": ({"annotation": {"image_id": 10**4000}}, r"annotation 1: its image_id 1000.* is no image that the file lists"),
+    "category id beyond 64 bits": ({"category": {"id": 2**64 - 1}}, r"categories\[0\].*Expected `int` <= \d+"),
+    "id as text": ({"image": {"id": "1"}}, r"annotation 1: its image_id 1 is no image that the file lists"),
     "no file name": ({"image": {"file_name": None}}, r"images\[0\].*Expected `str`, got `null`"),
     "empty file name": ({"image": {"file_name": " "}}, r"image 1: file_name ' ' cannot be the name of a file"),
     "NUL in a file name": ({"image": {"file_name": "a\0.png"}}, r"image 1: file_name 'a\\x00.png' cannot be the name of a file"),
     "size as text": ({"image": {"width": "8"}}, r"images\[0\].*Expected `float \| null`, got `str`"),
     "half a pixel": ({"image": {"width": 8.5}}, r"image 1: width 8.5 and height 6 are no size"),
     "endless size": ({"image": {"height": 1e300}}, r"image 1: width 8 and height 1e\+300 are no size"),
+    "NaN": (
+        {"annotation": {"bbox": [1, 2, float("nan"), 4]}},
+        r"annotations\[0\].*`null` - at `bbox\[2\]`; NaN and Infinity count as null",
+    ),
+    "Infinity": ({"annotation": {"bbox": [1, 2, 3, float("-inf")]}}, r"annotations\[0\].*bbox\[3\]`; NaN and Infinity count as null"),
+    "category without letters": ({"category": {"name": " "}}, "category 3: its name is empty"),
     "box of three": ({"annotation": {"bbox": [1, 2, 3]}}, r"annotations\[0\].*Expected `array` of length 4"),
     "no box": ({"annotation": {"bbox": None}}, r"annotations\[0\].*got `null`"),
     "endless number": ({"annotation": {"bbox": [1, 2, 3, 10**400]}}, r"annotations\[0\].*out of range"),
@@ -99,6 +105,30 @@ def test_check_names_every_wrong_entry(tmp_path: Path) -> None:
     coco_folder(tmp_path, content)
     entries = [finding.entry for finding in check_data(tmp_path, ("train",)).findings]
     assert {"images[0]", "categories[0]", "annotations[0]", "annotation 3"} <= set(entries)
+    coco_folder(
+        tmp_path, coco_with(image={"width": "8", "file_name": 3}, annotation={"bbox": [1, 2, "x", 4], "area": "y", "image_id": None})
+    )
+    found = [finding.message for finding in check_data(tmp_path, ("train",)).findings if finding.kind == "not COCO"]
+    for field in ("width", "file_name", "bbox[2]", "area", "image_id"):
+        assert sum(f"`{field}`" in message for message in found) == 1, (field, found)
+    del (content := coco_with(image={"id": [1]}))["images"][0]["file_name"]
+    coco_folder(tmp_path, content)
+    assert sum("images[0]" in finding.entry for finding in check_data(tmp_path, ("train",)).findings) == 2
+
+
+def test_every_fault_of_an_xml_file_is_named(tmp_path: Path) -> None:
+    voc_folder(tmp_path, XML.replace("<ymin>1", "<ymin>").replace("<xmax>5", "<xmax>wide").replace("<width>8", "<width>x"))
+    line = faults(tmp_path)[0]
+    for place in (
+        "object 1 (nut), ymin is empty",
+        "object 1 (nut), xmax is 'wide'",
+        "object 2 (bolt), ymin",
+        "object 2 (bolt), xmax",
+        "width is 'x'",
+    ):
+        assert place in line
+    voc_folder(tmp_path, XML.replace("<object>", "<object/>" * 30 + "<object>", 1))
+    assert "object 20 is without name; and 10 more" in faults(tmp_path)[0]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +142,7 @@ def test_check_names_every_wrong_entry(tmp_path: Path) -> None:
         {"annotation": {"id": 2**70}},
         {"annotation": {"area": None}},
         {"annotation": {"area": -1, "segmentation": None}},
+        {"annotation": {"area": float("nan"), "segmentation": float("inf")}, "image": {"width": float("nan")}},
         {"image": {"width": 8.0, "height": 6.0}},
         {"image": {"width": None, "height": None}},
         {"image": {"width": -1, "height": 0}},
@@ -265,7 +296,7 @@ def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
     coco_folder(tmp_path / "b", coco_with(category={"name": "washer"}), ("train", "val"))
     coco_folder(tmp_path / "b")
     found = {f.kind: f for f in check_data(tmp_path / "b").findings}
-    assert "nut, bolt against washer, bolt" in found["different classes"].message and found["different classes"].fatal
+    assert "only the first has nut, only the second has washer" in found["different classes"].message and found["different classes"].fatal
     os.rename(tmp_path / "a/annotations/instances_train.json", tmp_path / "a/annotations/instances_train1.json")
     coco_folder(tmp_path / "a", splits=("train2",))
     assert any("several annotation files" in line for line in faults(tmp_path / "a"))
@@ -274,7 +305,7 @@ def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
 def test_equal_names_in_different_folders_are_different_images(tmp_path: Path) -> None:
     for split, files in (("train", ("x/1.png", "y/1.png", "y/1.png")), ("val", ("z/1.png", "x/../x/1.png"))):
         images = [{"id": i, "file_name": file, "width": 8, "height": 6} for i, file in enumerate(files)]
-        coco_folder(tmp_path, {**COCO, "images": images, "annotations": []}, (split,))
+        coco_folder(tmp_path, {**COCO, "images": images, "annotations": COCO["annotations"][:1]}, (split,))
         for file in files:
             picture(tmp_path / split / file)
     found = [(f.kind, f.file) for f in check_data(tmp_path).findings]
@@ -289,7 +320,7 @@ def test_equal_names_in_different_folders_are_different_images(tmp_path: Path) -
         (b"{", "is not JSON"),
         (b"[" * 100_000, "nested too deep|is not a COCO image list"),
         (b'{"images": [{"id": 1, "file_name": "\\u0000"}]}', "cannot be the name of a file"),
-        (b'{"images": [{"id": 18446744073709551615, "file_name": "a.png"}]}', "<= "),
+        (b'{"images": [{"id": 1.5, "file_name": "a.png"}]}', "Expected `int [|] str`, got `float`"),
         (b'{"images": [{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}]}', "image id 1 is used twice"),
         (b'{"images": [{"id": 1, "file_name": "../a.png"}]}', "outside the data folder .*--outside allow"),
     ],
@@ -304,6 +335,7 @@ def test_image_lists_that_cannot_be_used_are_named(content: bytes, message: str,
 
 def test_image_lists_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text('{"images": [{"id": 7, "file_name": "sub/a.png"}]}', encoding="utf-16")
+    picture(tmp_path / "sub" / "a.png")
     (source,) = list_sources([tmp_path / "list.json"])
     assert (source.image_id, source.path) == (7, tmp_path / "sub/a.png")
 

@@ -59,7 +59,8 @@ def test_coco_ids_with_gaps_and_crowds(tmp_path: Path) -> None:
 
 def test_roboflow_layout_without_its_group_category(tmp_path: Path) -> None:
     content = coco(tmp_path / "source")
-    content["categories"].insert(0, {"id": 0, "name": "animals"})
+    content["categories"] = [entry | {"supercategory": "animals"} for entry in content["categories"]]
+    content["categories"].insert(0, {"id": 0, "name": "animals", "supercategory": "none"})
     for name in ("train", "valid"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / name / "_annotations.coco.json").write_text(json.dumps(content))
@@ -125,7 +126,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train2017/train0.png").write_bytes((tmp_path / "train2017/train0.png").read_bytes()[:60])
     with pytest.raises(ValueError, match=r"train0\.png.*steadydetr check"):
         open_data(tmp_path).load_image(0)
-    (tmp_path / "annotations/instances_train2017.json").write_text('{"images": [{"id": "x"}]}')
+    (tmp_path / "annotations/instances_train2017.json").write_text('{"images": [{"id": 1.5}]}')
     with pytest.raises(ValueError, match=r"instances_train2017\.json is not a COCO annotation file.*images\[0\]\.id"):
         open_data(tmp_path)
 

@@ -81,8 +81,8 @@ def test_numbers_by_class_take_a_hundred_detections_of_an_image() -> None:
 
 def test_crowds_are_in_the_ground_truth_and_difficult_objects_too() -> None:
     index = truth([(1, BOX, 0), (2, [0, 0, 10, 30], 2)], crowd=[False, True], difficult=[True, False])
-    rows = ground_truth(index).dataset["annotations"]
-    assert [(row["image_id"], row["category_id"], row["iscrowd"], row["area"]) for row in rows] == [(1, 5, 0, 1600.0), (2, 9, 1, 300.0)]
+    rows = ground_truth(index).dataset["annotations"]  # classes and images are numbered from 1
+    assert [(row["image_id"], row["category_id"], row["iscrowd"], row["area"]) for row in rows] == [(1, 1, 0, 1600.0), (2, 3, 1, 300.0)]
     assert [list(row["bbox"]) for row in rows] == [[10, 10, 40, 40], [0, 0, 10, 30]]
 
 

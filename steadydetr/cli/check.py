@@ -55,19 +55,28 @@ def run(words: Sequence[str]) -> None:
 def render(report: CheckReport, limit: int = 20) -> RenderableType:
     """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
     parts: list[RenderableType] = []
-    overview = Table("split", "images", "without objects", "small", "medium", "large", "crowd", "difficult", title="Splits")
+    columns = ("images", "without objects", "most in an image", "small", "medium", "large", "crowd", "difficult")
+    overview = Table("split", *columns, title="Splits")
     for s in report.splits:
-        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.small, s.medium, s.large, s.crowd, s.difficult)))
+        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.most_in_image, s.small, s.medium, s.large, s.crowd, s.difficult)))
     parts.append(overview)
     if report.splits:
         classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
-        for name in report.splits[0].class_counts:
-            classes.add_row(printable(name), *(str(s.class_counts.get(name, 0)) for s in report.splits))
+        for name in dict.fromkeys(name for s in report.splits for name in s.class_counts):
+            classes.add_row(printable(name), *(str(s.class_counts.get(name, "-")) for s in report.splits))
         parts.append(classes)
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
-    parts.append("Nothing is wrong: ready to train." if not report.findings else f"{len(report.findings)} findings.")
+    parts.append(_verdict(report))
     return Group(*parts)
+
+
+def _verdict(report: CheckReport) -> str:
+    """The last line, which says that a data set is ready only where training would start on it."""
+    ready = {s.name for s in report.splits} >= {"train", "val"} and not report.fatal
+    if not report.findings:
+        return "Nothing is wrong: ready to train." if ready else "Nothing is wrong with these splits."
+    return f"{len(report.findings)} findings." + (" None of them stops training." if ready else "")
 
 
 def _render_kind(rows: list[Finding], limit: int) -> Table:

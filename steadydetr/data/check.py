@@ -6,20 +6,22 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
-from steadydetr.data.images import open_picture
+from steadydetr.data.images import decode_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.files import listed, printable
+from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
+from steadydetr.files import printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
+DEEP, TURNED = "image of more than 8 bits", "turned image"  # kinds of findings that all images may share
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
 
@@ -28,6 +30,7 @@ class SplitReport:
     name: str
     images: int
     empty_images: int
+    most_in_image: int
     class_counts: dict[str, int]
     small: int
     medium: int
@@ -68,6 +71,10 @@ def check_data(
         raise next(iter(absent.values()))
     if "train" in datasets and "val" in absent:
         findings.append(fault("missing split", where, "val", f"training needs a split to validate on: {absent['val']}"))
+    elif "train" in absent:  # a set to evaluate on may have none
+        findings.append(Finding("missing split", printable(where), "train", printable(f"there is none to train on: {absent['train']}")))
+    if not any(finding.fatal for finding in findings):  # otherwise their entries may be the objects
+        findings += [finding for split, dataset in datasets.items() for finding in _check_objects(split, dataset)]
     for dataset in datasets.values():
         for part in parts_of(dataset):
             findings += _check_boxes(part.index, part.name)
@@ -92,6 +99,19 @@ def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Repor
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 
+def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
+    """Findings for a split in which there is nothing to learn or to find."""
+    index, name = dataset.index, printable(dataset.name)
+    if split == "train" and (reason := why_no_object(index)):
+        yield fault("no object to train on", name, "", reason)
+    elif not (~index.crowd).any():
+        yield Finding("no object", name, "", "AP is undefined (-1)")
+    if look_normalised(index):
+        yield Finding("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
+    for first, second in alike_classes(index.classes):
+        yield Finding("classes that look alike", name, printable(f"{first!r} and {second!r}"), "they are two classes")
+
+
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     boxes, image = index.boxes_xyxy, index.image_of_row
     height, width = index.sizes[image].T
@@ -110,7 +130,9 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     for kind, rows, message in rules:
         for row in np.flatnonzero(rows).tolist():
             corners = ", ".join(f"{value:g}" for value in boxes[row].tolist())
-            entry = f"annotation {index.annotation_ids[row]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            entry = (
+                f"annotation {printable(index.annotation_ids[row])[:80]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
+            )
             yield Finding(kind, printable(f"{name}: {index.file(int(image[row]))}"), entry, message)
 
 
@@ -122,8 +144,8 @@ def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     try:
         ways_out = list(pool.map(lambda name: folder.way_out(dataset.folder / name), names))
         readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
-        found = pool.map(lambda position: _check_image(dataset, position), readable)
-        return [*_report_outside(dataset, names, ways_out), *(finding for finding in found if finding is not None)]
+        found = [finding for findings in pool.map(lambda position: _check_image(dataset, position), readable) for finding in findings]
+        return [*_report_outside(dataset, names, ways_out), *_together(found, dataset.folder)]
     finally:
         pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
 
@@ -138,29 +160,52 @@ def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str
         yield Finding("image outside the data folder", printable(dataset.folder), entry, message, fatal=not allowed)
 
 
-def _check_image(dataset: FolderDataset, position: int) -> Finding | None:
-    path = dataset.folder / dataset.index.file(position)
-    entry = f"image {dataset.index.image_ids[position]}"
+def _check_image(dataset: FolderDataset, position: int) -> list[Finding]:
+    path, remarks = dataset.folder / dataset.index.file(position), list[Finding]()
+    entry = f"image {printable(dataset.index.image_ids[position])[:80]}"
     if not os.path.lexists(path):
-        return fault("missing image", path, entry, "the file is not there")
+        return [fault("missing image", path, entry, "the file is not there")]
     try:
-        size = open_picture(path, dataset.data_folder.limits).size[::-1]
+        decoded = decode_picture(path, dataset.data_folder.limits)
     except ValueError as error:
-        return fault("unreadable image", path, entry, str(error))
-    if size != tuple(dataset.index.sizes[position]):
-        sides = [f"{width} x {height}" for height, width in (size, dataset.index.sizes[position])]
-        return fault("wrong image size", path, entry, f"{sides[0]} pixels, annotated as {sides[1]}")
-    return None
+        return [fault("unreadable image", path, entry, str(error))]
+    if decoded.cut:
+        remarks.append(Finding("image cut off", printable(path), entry, f"{decoded.cut}; what is there is read"))
+    if decoded.scaled:
+        remarks.append(Finding(DEEP, printable(path), entry, decoded.scaled))
+    try:
+        picture = dataset.as_annotated(decoded, position)
+    except ValueError as error:
+        return [*remarks, fault("wrong image size", path, entry, str(error))]
+    tag = f"EXIF orientation {decoded.orientation}"
+    if picture.size != decoded.image.size:
+        message = f"{tag}, but its annotated size and its boxes fit the picture as it is stored, {picture.width} x {picture.height}"
+        remarks.append(Finding("image not turned", printable(path), entry, f"{message}: it is read so"))
+    elif decoded.stored.size == decoded.image.size and decoded.orientation != 1:
+        message = f"{tag}: it is turned, and its boxes must have been drawn on the turned picture, which its size cannot tell"
+        remarks.append(Finding(TURNED, printable(path), entry, message))
+    return remarks
+
+
+def _together(findings: Sequence[Finding], folder: Path) -> Iterator[Finding]:
+    """The findings, of which those that whole data sets share are one for each kind."""
+    alike = {kind: [finding for finding in findings if finding.kind == kind] for kind in (DEEP, TURNED)}
+    yield from (finding for finding in findings if finding.kind not in alike)
+    for kind, found in alike.items():
+        if len(found) > 1:
+            first = found[0]
+            yield Finding(kind, printable(folder), f"{len(found)} images, the first is {first.file}", first.message)
+        else:
+            yield from found
 
 
 def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
-    """Findings for splits whose classes are not those of the first split, in the same order."""
+    """Findings for splits whose classes are not those of the first split, in the same order. Training takes no others than its two."""
     first, *others = datasets or [""]
     for split in others:
-        both = [datasets[name].index.classes for name in (first, split)]
-        if both[0] != both[1]:
-            message = " against ".join(listed(map(printable, classes), 10) for classes in both)
-            yield fault("different classes", where, f"{first} and {split}", f"{message}: names and order of the ids must be the same")
+        if differ := how_classes_differ(*(datasets[name].index.classes for name in (first, split))):
+            found = fault("different classes", where, f"{first} and {split}", differ)
+            yield found if {first, split} == {"train", "val"} else replace(found, kind="other classes", fatal=False)
 
 
 def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
@@ -190,6 +235,7 @@ def _describe(split: str, dataset: Dataset) -> SplitReport:
         name=split,
         images=len(index),
         empty_images=int((index.counts == 0).sum()),
+        most_in_image=int(index.counts.max(initial=0)),
         class_counts=dict(zip(index.classes, counts, strict=True)),
         small=small,
         medium=medium,

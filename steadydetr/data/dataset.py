@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from steadydetr.data.folder import DataFolder
+from steadydetr.data.images import Decoded, remark
 from steadydetr.data.index import AnnotationIndex, join_indices
 from steadydetr.files import printable
 
@@ -41,13 +44,35 @@ class FolderDataset:
         """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
         path = self.folder / self.index.file(position)
         try:
-            pixels = np.asarray(self.data_folder.picture(path))
+            decoded = self.data_folder.picture(path)
+            remark(path, decoded)
+            return np.asarray(self.as_annotated(decoded, position))
         except ValueError as error:
             raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
-        if pixels.shape[:2] != tuple(self.index.sizes[position]):
-            (height, width), (h, w) = self.index.sizes[position], pixels.shape[:2]
-            raise ValueError(f"{printable(path)} has {w} x {h} pixels, its annotation says {width} x {height}: boxes would be misplaced")
-        return pixels
+
+    def as_annotated(self, decoded: Decoded, position: int) -> Image.Image:
+        """The picture that the annotations of an image belong to: turned as EXIF says, or as it is stored where they say its size (D-102).
+
+        Raises ValueError where they belong to neither; names the file.
+        """
+        size, file = tuple(self.index.sizes[position].tolist()), printable(self.folder / self.index.file(position))
+        turned, stored = decoded.image, decoded.stored
+        if turned.size[::-1] == size:
+            return turned
+        tag = f" turned as its EXIF orientation {decoded.orientation} says" if stored.size != turned.size else ""
+        if stored.size[::-1] != size:
+            sides = f"{turned.width} x {turned.height} pixels{tag}"
+            raise ValueError(f"{file} has {sides}, its annotation says {size[1]} x {size[0]}: boxes would be misplaced")
+        if not self._boxes_fit(position, stored.size) and self._boxes_fit(position, turned.size):
+            raise ValueError(
+                f"{file} is annotated with the size of the stored picture, {size[1]} x {size[0]}, but its boxes fit only the picture"
+                f"{tag}, {turned.width} x {turned.height}: swap width and height of its annotation"
+            )
+        return stored
+
+    def _boxes_fit(self, position: int, size: tuple[int, int]) -> bool:
+        """Whether the boxes of an image end within this width and height, but for a pixel."""
+        return bool((self.index.boxes_xyxy[self.index.rows(position)][:, 2:] <= np.add(size, 1)).all())
 
     def check_files(self) -> None:
         """Raise ValueError where an image is not on disk, or lies where it may not be read.
@@ -138,6 +163,14 @@ def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None
     if not len(positions):
         raise ValueError(f"{dataset.name} has no image to train on")
     return Subset(index.keep_images(positions), dataset, positions), dropped
+
+
+def without_images(dataset: Dataset, positions: Collection[int]) -> Dataset:
+    """The data set without the images at these positions."""
+    if not positions:
+        return dataset
+    kept = np.setdiff1d(np.arange(len(dataset.index)), list(positions))
+    return Subset(dataset.index.keep_images(kept), dataset, kept)
 
 
 def first_images(dataset: Dataset, limit: int | None) -> Dataset:

@@ -6,9 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from steadydetr.data.images import open_picture, picture_size
+from steadydetr.data.images import Decoded, decode_picture, picture_size
 from steadydetr.data.reading import read_file
 from steadydetr.files import printable
 from steadydetr.limits import Limits
@@ -33,12 +31,12 @@ class DataFolder:
         self.check_inside(path)
         return read_file(path, self.limits.max_file_mb, "max_file_mb")
 
-    def picture(self, path: Path) -> Image.Image:
+    def picture(self, path: Path) -> Decoded:
         self.check_inside(path)
-        return open_picture(path, self.limits)
+        return decode_picture(path, self.limits)
 
     def picture_size(self, path: Path) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the picture, turned as its EXIF orientation says."""
         self.check_inside(path)
         return picture_size(path, self.limits)
 

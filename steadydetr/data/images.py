@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,25 +22,84 @@ from steadydetr.limits import DEFAULT_LIMITS, Limits
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+ORIENTATION = 0x0112  # the EXIF tag
+TURNS = {  # what its values ask for
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+MISSING = 113  # a dark grey, for pixels that a file lacks
+MOST_MISSING = 0.5  # share of the rows of pixels that a file may lack at its end
+BITS = (8, 10, 12, 14, 16)  # of a pixel in files of 16 bits
+END_OF_JPEG, SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
+MOST_SAID = 5  # remarks of one process on image files
 _opening = threading.Lock()
+_said = set[Path]()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image file as pixels, and what is remarkable about it."""
+
+    image: Image.Image  # RGB, turned as its EXIF orientation says
+    stored: Image.Image  # RGB, not turned
+    orientation: int  # of EXIF; 1: as it is stored
+    cut: str = ""  # what the file lacks at its end
+    scaled: str = ""  # how pixels of more than 8 bits became 8
 
 
 def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-    """RGB image of a path, a Pillow image or an array [H, W, 3] uint8; an unreadable file is a ValueError that names it."""
+    """RGB image of a path, a Pillow image or an array [H, W, 3] uint8; an unreadable file is a ValueError that names it.
+
+    A file is turned as its EXIF orientation says; a Pillow image is not, because its owner sees it as it is.
+    """
     if isinstance(image, Image.Image):
-        return image.convert("RGB")
+        return _to_rgb(image)[0]
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, not {list(image.shape)} {image.dtype}")
         return Image.fromarray(image)
-    with _opened(Path(image), limits) as opened:
-        return opened.convert("RGB")
+    decoded = decode_picture(Path(image), limits)
+    remark(Path(image), decoded)
+    return decoded.image
+
+
+def remark(path: Path, decoded: Decoded) -> None:
+    """Say what is remarkable about an image file, of the first such files of this process."""
+    if (decoded.cut or decoded.scaled) and len(_said) < MOST_SAID and path not in _said:
+        _said.add(path)
+        what = "; ".join(filter(None, (decoded.cut, decoded.scaled)))
+        more = ". Further ones are not named; `steadydetr check` names all of a data set" if len(_said) == MOST_SAID else ""
+        logging.getLogger(__name__).warning("%s is read, but %s%s", printable(path), what, more)
+
+
+def decode_picture(path: Path, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+    """The pixels of an image file, however they are stored (D-100). Up to half of its rows may be missing at its end.
+
+    Raises ValueError for a file that is unreadable, larger than allowed, or damaged otherwise; names it.
+    """
+    with _opened(path, limits) as opened:
+        orientation, cut, pixels = _orientation(opened), "", opened
+        try:
+            opened.load()
+        except OSError as error:
+            if "truncated" not in str(error):
+                raise
+            pixels, cut = _load_cut(path, error)
+        stored, scaled = _to_rgb(pixels)
+        turned = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
+        return Decoded(turned, stored, orientation, cut, scaled)
 
 
 def picture_size(path: Path, limits: Limits) -> tuple[int, int]:
-    """Height and width of an image file, of which only the head is read; ValueError as `open_picture`."""
+    """Height and width of an image file as it is turned, of which only the head is read; ValueError as `open_picture`."""
     with _opened(path, limits) as opened:
-        return opened.height, opened.width
+        height, width = opened.height, opened.width
+        return (width, height) if _orientation(opened) >= 5 else (height, width)
 
 
 @contextmanager
@@ -47,7 +110,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise ValueError(f"there is no image {printable(path)}") from None
     try:
-        with _open_any_size(path) as image:
+        with open(path, "rb") as file, _open_any_size(file) as image:
             if image.width * image.height > limits.max_pixels:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than max_pixels = {limits.max_pixels} allows")
             yield image
@@ -57,11 +120,65 @@ def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
         raise ValueError(f"cannot read the image {printable(path)}: {printable(error) or type(error).__name__}") from error
 
 
-def _open_any_size(path: Path) -> Image.Image:
+def _open_any_size(file: IO[bytes]) -> Image.Image:
     """The file as Pillow opens it, without its own limit of pixels, which is a global variable; `max_pixels` takes its place."""
     with _opening:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(path, formats=FORMATS)
+            return Image.open(file, formats=FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def _orientation(opened: Image.Image) -> int:
+    """The EXIF orientation in the head of an image file, 1 to 8. TIFF files are turned by Pillow itself."""
+    if opened.format == "TIFF":
+        return 1
+    try:
+        found = Image.Image.getexif(opened).get(ORIENTATION, 1)  # that of PNG files would decode them
+    except Exception:  # of nearly any class where the EXIF data are broken: then there is no orientation
+        return 1
+    return found if found in TURNS else 1
+
+
+def _load_cut(path: Path, error: OSError) -> tuple[Image.Image, str]:
+    """The pixels of a file that ends too early, as browsers show it, and what is missing. Raises `error` where that is too much."""
+    content = path.read_bytes()
+    kept, share = _decode_rows(content)
+    if kept.format in ("JPEG", "MPO"):
+        if kept.info.get("progressive") and content.count(SCAN_OF_JPEG) > 1:
+            share = 0.0  # the whole picture is there, if not in all its detail
+        kept = _open_any_size(BytesIO(content + END_OF_JPEG))
+        kept.load()
+    if share > MOST_MISSING:
+        raise error
+    return kept, f"the file ends too early: {share:.0%} of its rows are missing" if share else "the file ends too early"
+
+
+def _decode_rows(content: bytes) -> tuple[Image.Image, float]:
+    """As much of an image as Pillow decodes before it meets the end of the file, and the share of rows of which it has nothing."""
+    opened = _open_any_size(BytesIO(content))
+    opened.load_prepare()  # type: ignore[attr-defined]
+    opened.im.paste((MISSING,) * len(opened.getbands()) if len(opened.getbands()) > 1 else MISSING, (0, 0, *opened.size))
+    try:
+        opened.load()
+    except OSError:  # what has been decoded is in the image
+        opened.tile = []  # type: ignore[attr-defined]
+    pixels = np.asarray(opened)
+    return opened, float((pixels == MISSING).reshape(len(pixels), -1).all(1).mean())
+
+
+def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
+    """The image as RGB of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        return image.convert("RGB"), ""
+    values = np.asarray(image).astype(np.float64)
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
+    if image.mode == "F":
+        low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (0.0, 255.0) if low >= 0 and high <= 255 else (low, high)
+    elif low >= 0 and high < 2 ** BITS[-1]:
+        low, high = 0.0, float(2 ** next(bits for bits in BITS if high < 2**bits) - 1)
+    scaled = ((values - low) * (255 / max(high - low, 1e-30))).round().astype(np.uint8)
+    kind = "floating-point numbers" if image.mode == "F" else "more than 8 bits"
+    return Image.fromarray(scaled).convert("RGB"), f"its pixels are {kind}: {low:g} .. {high:g} are scaled to 0 .. 255"

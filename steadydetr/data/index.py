@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Ids = NDArray[np.int64] | NDArray[np.object_]  # numbers of 64 bits, or else larger ones and texts as they are in the file
 
 
 @dataclass(frozen=True)
 class AnnotationIndex:
     """I images and A annotations; those of image i are rows offsets[i] : offsets[i + 1]."""
 
-    image_ids: NDArray[np.int64]  # [I] unique
+    image_ids: Ids  # [I] unique
     file_bytes: NDArray[np.uint8]  # all file names, one after the other
     file_offsets: NDArray[np.int64]  # [I + 1]
     sizes: NDArray[np.int32]  # [I, 2] (h, w) in pixels
@@ -24,7 +26,7 @@ class AnnotationIndex:
     crowd: NDArray[np.bool_]  # [A] COCO: a region of many objects, not trained on
     difficult: NDArray[np.bool_]  # [A] VOC: trained on, not counted by its metric
     areas: NDArray[np.float32]  # [A] of the object as annotated, in pixels
-    annotation_ids: NDArray[np.int64]  # [A]
+    annotation_ids: Ids  # [A]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the file; results are written with these
 
@@ -34,7 +36,7 @@ class AnnotationIndex:
     @staticmethod
     def build(
         *,
-        image_ids: ArrayLike,
+        image_ids: Iterable[int | str] | Ids,
         files: Sequence[str],
         sizes: ArrayLike,
         counts: ArrayLike,
@@ -45,14 +47,14 @@ class AnnotationIndex:
         crowd: ArrayLike | None = None,
         difficult: ArrayLike | None = None,
         areas: ArrayLike | None = None,
-        annotation_ids: ArrayLike | None = None,
+        annotation_ids: Iterable[int | str] | Ids | None = None,
     ) -> AnnotationIndex:
         """Annotations come sorted by image; `counts` says how many each image has."""
         boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
         total = len(boxes)
         lengths = np.fromiter((len(name.encode()) for name in files), dtype=np.int64, count=len(files))
         return AnnotationIndex(
-            image_ids=np.asarray(image_ids, dtype=np.int64),
+            image_ids=id_array(image_ids),
             file_bytes=np.frombuffer("".join(files).encode(), dtype=np.uint8),
             file_offsets=_offsets(lengths),
             sizes=np.asarray(sizes, dtype=np.int32).reshape(-1, 2),
@@ -62,7 +64,7 @@ class AnnotationIndex:
             crowd=np.zeros(total, bool) if crowd is None else np.asarray(crowd, dtype=bool),
             difficult=np.zeros(total, bool) if difficult is None else np.asarray(difficult, dtype=bool),
             areas=_box_areas(boxes) if areas is None else np.asarray(areas, dtype=np.float32),
-            annotation_ids=np.arange(1, total + 1) if annotation_ids is None else np.asarray(annotation_ids, dtype=np.int64),
+            annotation_ids=np.arange(1, total + 1) if annotation_ids is None else id_array(annotation_ids),
             classes=classes,
             category_ids=category_ids,
         )
@@ -88,7 +90,9 @@ class AnnotationIndex:
         """By what the same images with the same annotations are known again, wherever they lie: their numbers, and a digest of them."""
         digest = hashlib.sha256()
         for name in ("image_ids", "file_bytes", "file_offsets", "sizes", "offsets", "boxes_xyxy", "labels", "crowd", "difficult"):
-            digest.update(np.ascontiguousarray(getattr(self, name)).view(np.uint8).data)
+            values = getattr(self, name)
+            flat = np.frombuffer(repr(values.tolist()).encode(), np.uint8) if values.dtype == object else np.ascontiguousarray(values)
+            digest.update(flat.view(np.uint8).data)
         return f"{len(self)} images, {len(self.labels)} annotations, digest {digest.hexdigest()[:12]}"
 
     def usable(self) -> NDArray[np.bool_]:
@@ -138,9 +142,9 @@ def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         return np.concatenate([getattr(part, name) for part in parts])
 
     image_ids, annotation_ids = cat("image_ids"), cat("annotation_ids")
-    if len(np.unique(image_ids)) < len(image_ids):
+    if len(set(image_ids.tolist())) < len(image_ids):
         image_ids = np.arange(1, len(image_ids) + 1)
-    if len(np.unique(annotation_ids)) < len(annotation_ids):
+    if len(set(annotation_ids.tolist())) < len(annotation_ids):
         annotation_ids = np.arange(1, len(annotation_ids) + 1)
     return AnnotationIndex.build(
         image_ids=image_ids,
@@ -156,6 +160,29 @@ def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         areas=cat("areas"),
         annotation_ids=annotation_ids,
     )
+
+
+def id_array(ids: Iterable[int | str] | Ids) -> Ids:
+    """Ids as an array: of int64 where all are numbers of 64 bits, else of the objects as they are."""
+    values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+    if {*map(type, values)} <= {int, np.int64}:
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError:
+            pass
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
+
+
+def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
+    """Position of every `wanted` id in `known`; -1 where it is not there. A text is never the number that it looks like."""
+    if object in (known.dtype, wanted.dtype) or not len(known):
+        position_of = {id_: position for position, id_ in enumerate(known.tolist())}
+        return np.array([position_of.get(id_, -1) for id_ in wanted.tolist()], dtype=np.int64)
+    order = np.argsort(known)
+    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[found] == wanted, found, -1)
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -36,23 +38,27 @@ class DataConfig(Limits):
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
     workers: int = changeable(4)  # processes that load images, per rank, at most its share of the processors; 0: none
+    unreadable: Literal["error", "skip"] = changeable("error")  # images that cannot be read; skip: left out, after one pass over all files
     timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.workers < 0:
             raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
+        if self.unreadable not in ("error", "skip"):
+            raise ValueError(f"data.unreadable = {self.unreadable!r} must be error or skip")
         if not 0 <= self.timeout < math.inf:
             raise ValueError(f"data.timeout = {self.timeout} must be a number of seconds; 0: no limit")
 
 
+READ_AT_ONCE = 32  # images that a loading process looks at before it answers
 Key = tuple[int, int]  # position of an image, seed of its transform
 
 
 @dataclass(frozen=True)
 class LoadedSample:
     sample: Sample
-    image_id: int
+    image_id: int | str
     original_size: tuple[int, int]
 
     @property
@@ -88,7 +94,7 @@ class Samples:
                 raise
             raise ValueError(f"{self.dataset.name}: {printable(file)} cannot be prepared: {type(error).__name__}: {message}") from error
         height, width = index.sizes[position].tolist()
-        return LoadedSample(sample, int(index.image_ids[position]), (height, width))
+        return LoadedSample(sample, index.image_ids.item(position), (height, width))
 
     def _load(self, position: int) -> Sample:
         """The image at `position` as it lies on disk."""
@@ -96,6 +102,38 @@ class Samples:
         image = torch.from_numpy(self.dataset.load_image(position).copy()).permute(2, 0, 1)
         rows = index.rows(position)
         return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]), torch.from_numpy(index.labels[rows]).long())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What loading processes do to find images that cannot be read."""
+
+    dataset: Dataset
+
+    def faults(self, positions: Sequence[int]) -> list[tuple[int, str]]:
+        """The positions whose images cannot be loaded, with the reasons."""
+        found = []
+        for position in positions:
+            try:
+                self.dataset.load_image(position)
+            except (ValueError, OSError) as error:
+                found.append((position, str(error)))
+        return found
+
+    def names(self, positions: Sequence[int]) -> str:
+        return listed((printable(self.dataset.index.file(position)) for position in positions), 4)
+
+
+def find_unreadable(dataset: Dataset, config: DataConfig) -> dict[int, str]:
+    """Why images cannot be read, by their positions. All are decoded once, by loading processes."""
+    reading, count = Reading(dataset), len(dataset.index)
+    tasks = [range(start, min(start + READ_AT_ONCE, count)) for start in range(0, count, READ_AT_ONCE)]
+    workers = min(config.workers, len(tasks), cpu_share())
+    if not workers:
+        return dict(reading.faults(range(count)))
+    check_script()
+    with closing(LoadingProcesses(reading.faults, reading.names, workers, config.timeout)) as processes:
+        return dict(chain.from_iterable(processes.map(tasks)))
 
 
 def collate(samples: list[LoadedSample]) -> Batch:

@@ -19,6 +19,7 @@ MIB = 2**20
 INT64 = 2**63
 LONGEST = 2**31 - 1  # of an image's sides, which the index holds as 32-bit numbers
 Id = Annotated[int, msgspec.Meta(ge=-INT64, le=INT64 - 1)]
+Name = int | str  # ids of images, which COCO's tools take for names
 SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030"}  # encodings that files name although they hold more of the same characters
 NO_ENCODINGS = ("idna", "punycode", "undefined")  # Python's codecs that no file is written in; the first two take very long
 
@@ -99,6 +100,16 @@ def decode_json(data: bytes, path: Path, kind: type[T]) -> T:
         raise ValueError(f"{printable(path)} is not JSON that can be read: it is nested too deep") from error
     except msgspec.DecodeError as error:
         raise ValueError(f"{printable(path)} is not JSON: {error}{_surroundings(data, str(error))}") from error
+
+
+def nulls_for_nan(data: bytes, path: Path) -> bytes:
+    """A JSON file with null in place of NaN and Infinity, which Python writes and JSON does not have; empty if it is none even so."""
+    found = list[str]()
+    try:
+        value = json.loads(decode_text(data, path).lstrip("\ufeff"), parse_constant=found.append)  # which gives None
+    except (ValueError, RecursionError):
+        return b""
+    return json.dumps(value).encode() if found else b""
 
 
 def _surroundings(data: bytes, message: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -20,6 +21,7 @@ from steadydetr.config import check_within
 from steadydetr.kinds import register
 
 LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
+FIRST_SIDES, CROP = (400, 500, 600), (384, 600)  # of DETR: shorter sides before the crop, and least and most sides of the crop
 SIDE = (1, 2**14)  # of what images are resized to, in pixels: more is a mistake, and would take all memory
 
 
@@ -48,6 +50,10 @@ class Transform(ABC):
 class TrainTransform(Transform):
     """One that augments training images."""
 
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64] | None:
+        """[I, 2] by what height and width of images of these sizes [I, 2] are multiplied at most, crops included; None: not known."""
+        return None
+
 
 class EvalTransform(Transform):
     """One that only resizes, for evaluation and use."""
@@ -74,9 +80,16 @@ class DetrTransform(TrainTransform):
         if not self.shortest or not all(SIDE[0] <= side <= SIDE[1] for side in self.shortest):
             raise ValueError(f"data.transform.shortest = {self.shortest[:20]} must be sides in {SIDE[0]} .. {SIDE[1]}")
 
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+        short, long, largest = sizes.min(1), sizes.max(1), max(self.shortest)
+        scale = np.minimum(largest / short, self.longest / long)
+        if self.crop:
+            scale = np.maximum(scale, FIRST_SIDES[-1] / short * largest / CROP[0])
+        return np.stack((scale, scale), 1)
+
     def build(self) -> v2.Transform:
         resize = RandomShortestSize(list(self.shortest), self.longest)
-        cropped = v2.Compose([RandomShortestSize([400, 500, 600], LONGEST), RandomSizeCrop(384, 600), resize])
+        cropped = v2.Compose([RandomShortestSize(list(FIRST_SIDES), LONGEST), RandomSizeCrop(*CROP), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
         return v2.Compose([v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
 
@@ -97,6 +110,10 @@ class FixedSizeTransform(TrainTransform):
 
     def __post_init__(self) -> None:
         check_within("data.transform", self, height=SIDE, width=SIDE, flip=(0, 1), transpose=(0, 1), zoom=(0, 1))
+
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+        sides = np.array([self.height, self.width]) / max(self.zoom, 1e-6)
+        return np.maximum(sides, sides[::-1] if self.transpose else 0) / sizes
 
     def build(self) -> v2.Transform:
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, find_ids
 from steadydetr.metrics.base import Measurer, Metric, Values
 from steadydetr.metrics.results import Results
 
@@ -53,23 +54,38 @@ def run_coco(results: Results, index: AnnotationIndex) -> hotcoco.COCOeval:
     """The evaluator after its run; its `stats` are the twelve numbers between 0 and 1."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = ground_truth(index)
-        evaluator = hotcoco.COCOeval(truth, truth.load_res(results.coco_rows(index.category_ids)), "bbox")
+        evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, index)), "bbox")
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
     return evaluator
 
 
+def _rows(results: Results, index: AnnotationIndex) -> NDArray[np.float64]:
+    """[K, 7] as `Results.coco_rows`, with the evaluator's numbers; without detections on images of other data."""
+    positions = find_ids(index.image_ids, results.image_ids)
+    numbered = replace(results, image_ids=_image_numbers(index)[positions])
+    return numbered.coco_rows(range(1, len(index.classes) + 1))[positions >= 0]
+
+
+def _image_numbers(index: AnnotationIndex) -> NDArray[np.int64]:
+    """[I] what the evaluator, which computes with float64, knows images by: their places in the order of their ids, from 1."""
+    numbers = np.arange(1, len(index) + 1)
+    if index.image_ids.dtype != object:
+        numbers[np.argsort(index.image_ids)] = np.arange(1, len(index) + 1)  # the order decides between equal scores
+    return numbers
+
+
 def ground_truth(index: AnnotationIndex) -> hotcoco.COCO:
-    """The index as the evaluator's data set, crowd regions included."""
+    """The index as the evaluator's data set, crowd regions included. Images and classes have numbers from 1 instead of their ids."""
     boxes = index.boxes_xyxy.astype(np.float64)
-    rows = index.image_of_row
+    numbers = _image_numbers(index)
     with contextlib.redirect_stdout(io.StringIO()):
         return hotcoco.COCO.from_arrays(
-            images=[{"id": int(i), "height": int(h), "width": int(w)} for i, (h, w) in zip(index.image_ids, index.sizes, strict=True)],
-            categories=[{"id": i, "name": name} for i, name in zip(index.category_ids, index.classes, strict=True)],
-            image_ids=index.image_ids[rows],
-            category_ids=np.asarray(index.category_ids, dtype=np.int64)[index.labels],
+            images=[{"id": i, "height": h, "width": w} for i, (h, w) in zip(numbers.tolist(), index.sizes.tolist(), strict=True)],
+            categories=[{"id": i, "name": name} for i, name in enumerate(index.classes, 1)],
+            image_ids=numbers[index.image_of_row],
+            category_ids=index.labels.astype(np.int64) + 1,
             boxes=np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])),
             area=index.areas.astype(np.float64),
             iscrowd=index.crowd.astype(np.int64),

@@ -13,7 +13,7 @@ from steadydetr.data.index import AnnotationIndex
 from steadydetr.detectors import Detector, postprocess
 from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.metrics.base import Values
-from steadydetr.metrics.low_ap import explain_low_ap
+from steadydetr.metrics.low_ap import explain_limit, explain_low_ap
 from steadydetr.metrics.results import Prediction, Results
 from steadydetr.metrics.table import CLASS_METRICS, MEASURERS, METRICS
 from steadydetr.structures import Batch
@@ -81,4 +81,5 @@ def evaluate(results: Results, index: AnnotationIndex) -> Evaluation:
     """All metrics of `results` against the annotations of `index`."""
     values = {name: value for measurer in MEASURERS for name, value in measurer.measure(results, index).items()}
     evaluation = Evaluation(values, len(index))
-    return replace(evaluation, warnings=explain_low_ap(results, index)) if evaluation.ap50 < LOW_AP50 else evaluation
+    low = explain_low_ap(results, index) if evaluation.ap50 < LOW_AP50 else ()
+    return replace(evaluation, warnings=(*low, *explain_limit(index)))

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from steadydetr.data.index import Ids, id_array
 from steadydetr.files import write_json
 
 Prediction = tuple[Tensor, Tensor, Tensor]  # boxes_xyxy in pixels, scores, labels of one image
@@ -23,19 +24,19 @@ Prediction = tuple[Tensor, Tensor, Tensor]  # boxes_xyxy in pixels, scores, labe
 class Results:
     """Detections of many images, flat."""
 
-    image_ids: NDArray[np.int64]  # [K]
+    image_ids: Ids  # [K]
     boxes_xyxy: NDArray[np.float32]  # [K, 4] pixels of the original image
     scores: NDArray[np.float32]  # [K]
     labels: NDArray[np.int64]  # [K] index into the classes
 
     @staticmethod
-    def of(image_ids: Sequence[int], predictions: Sequence[Prediction]) -> Results:
+    def of(image_ids: Sequence[int | str], predictions: Sequence[Prediction]) -> Results:
         """The predictions of several images, in the order of `image_ids`."""
         if not predictions:
             empty = np.zeros(0)
             return Results(empty.astype(np.int64), np.zeros((0, 4), np.float32), empty.astype(np.float32), empty.astype(np.int64))
         boxes, scores, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*predictions, strict=True))
-        ids = np.repeat(np.asarray(image_ids, dtype=np.int64), [len(scores) for _, scores, _ in predictions])
+        ids = id_array(image_ids)[np.repeat(np.arange(len(image_ids)), [len(scores) for _, scores, _ in predictions])]
         return Results(ids, boxes.astype(np.float32).reshape(-1, 4), scores.astype(np.float32), labels.astype(np.int64))
 
     @staticmethod
@@ -46,21 +47,27 @@ class Results:
         names = ("image_ids", "boxes_xyxy", "scores", "labels")
         return Results(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
-    def coco_rows(self, category_ids: Sequence[int]) -> NDArray[np.float64]:
-        """[K, 7]: image id, x, y, width, height, score, category id of the data set's own file."""
+    @property
+    def boxes_xywh(self) -> NDArray[np.float64]:
+        """[K, 4]: x, y, width, height in pixels, as COCO writes boxes."""
         boxes = self.boxes_xyxy.astype(np.float64)
+        return np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]))
+
+    def coco_rows(self, category_ids: Sequence[int]) -> NDArray[np.float64]:
+        """[K, 7]: image id, x, y, width, height, score, category id, as evaluators take them: of ids, numbers below 2^53."""
         categories = np.asarray(category_ids, dtype=np.int64)[self.labels]
-        return np.column_stack((self.image_ids, boxes[:, :2], boxes[:, 2:] - boxes[:, :2], self.scores.astype(np.float64), categories))
+        return np.column_stack((self.image_ids, self.boxes_xywh, self.scores.astype(np.float64), categories))
 
 
 def coco_results(results: Results, category_ids: Sequence[int]) -> Iterator[dict[str, object]]:
-    """Detections as entries of a file of COCO results, as evaluation servers take it.
+    """Detections as entries of a file of COCO results, as evaluation servers take it. Ids are those of the data set, to the last digit.
 
     Args:
         category_ids: those of the data set's own file, by label.
     """
-    for image_id, x, y, width, height, score, category_id in results.coco_rows(category_ids).tolist():
-        yield {"image_id": int(image_id), "category_id": int(category_id), "bbox": [x, y, width, height], "score": score}
+    columns = results.image_ids.tolist(), results.labels.tolist(), results.boxes_xywh.tolist(), results.scores.astype(np.float64).tolist()
+    for image_id, label, box, score in zip(*columns, strict=True):
+        yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
 
 
 def write_results(path: Path, results: Results, category_ids: Sequence[int]) -> None:

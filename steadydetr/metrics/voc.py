@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, find_ids
 from steadydetr.metrics.base import Measurer, Metric, Values
 from steadydetr.metrics.results import Results
 
@@ -29,7 +29,8 @@ def voc_ap50(results: Results, index: AnnotationIndex) -> tuple[float, float]:
 
     A detection of a difficult object is neither true nor false; a second detection of an object is false (VOC 2007 development kit).
     """
-    averages = [_voc_class(results, index, label) for label in range(len(index.classes))]
+    images = find_ids(index.image_ids, results.image_ids)
+    averages = [_voc_class(results, images, index, label) for label in range(len(index.classes))]
     present = [average for average in averages if average is not None]
     if not present:
         return -1.0, -1.0
@@ -37,22 +38,26 @@ def voc_ap50(results: Results, index: AnnotationIndex) -> tuple[float, float]:
     return float(all_point), float(eleven)
 
 
-def _voc_class(results: Results, index: AnnotationIndex, label: int) -> tuple[float, float] | None:
-    """All-point and 11-point AP of one class between 0 and 1; None where it has no object that counts."""
+def _voc_class(results: Results, images: NDArray[np.int64], index: AnnotationIndex, label: int) -> tuple[float, float] | None:
+    """All-point and 11-point AP of one class between 0 and 1; None where it has no object that counts.
+
+    Args:
+        images: [K] position in the index of the image of every detection.
+    """
     truth = np.flatnonzero((index.labels == label) & ~index.crowd)
     objects = int((~index.difficult[truth]).sum())
     if not objects:
         return None
     rows_of: dict[int, NDArray[np.int64]] = {}
-    image_ids = index.image_ids[index.image_of_row[truth]]
-    for image_id in np.unique(image_ids):
-        rows_of[int(image_id)] = truth[image_ids == image_id]
+    image_of_truth = index.image_of_row[truth]
+    for image in np.unique(image_of_truth).tolist():
+        rows_of[image] = truth[image_of_truth == image]
     chosen = np.flatnonzero(results.labels == label)
     chosen = chosen[np.argsort(-results.scores[chosen], kind="stable")]
     found: set[int] = set()
     hits: list[int] = []  # 1 true, 0 false, -1 does not count
     for row in chosen:
-        rows = rows_of.get(int(results.image_ids[row]))
+        rows = rows_of.get(int(images[row]))
         hits.append(0 if rows is None else _voc_hit(results.boxes_xyxy[row], index, rows, found))
     counted = np.array([hit for hit in hits if hit >= 0], dtype=np.float64)
     true = counted.cumsum()

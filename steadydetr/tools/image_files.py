@@ -10,14 +10,13 @@ from itertools import chain, count
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from PIL import Image
 from rich.progress import track
 
 from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import open_picture
-from steadydetr.data.reading import Id, decode_json, is_file_name, read_file
+from steadydetr.data.reading import Name, decode_json, is_file_name, read_file
 from steadydetr.files import claim_folder, printable, replacing
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.results import Results, coco_results
@@ -34,12 +33,12 @@ class ImageFile:
     """An image file and the id that its results are written with."""
 
     path: Path
-    image_id: int
+    image_id: int | str
     name: str  # what its results call it: the path as it was given, or the list's file name
 
 
 class ImageEntry(msgspec.Struct):
-    id: Id
+    id: Name
     file_name: str
 
 
@@ -82,7 +81,7 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
         listed = decode_json(content, path, ImageList)
     except msgspec.ValidationError as error:
         raise ValueError(f"{printable(path)} is not a COCO image list: {error}") from error
-    found: dict[int, ImageFile] = {}
+    found: dict[int | str, ImageFile] = {}
     for entry in listed.images:
         file = folder.root / entry.file_name
         if entry.id in found:
@@ -182,14 +181,9 @@ def _is_free_name(name: str, taken: Collection[str]) -> bool:
 
 def _rows(source: ImageFile, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
     """The detections of one image as COCO results, with the image's file and the class's name beside the ids."""
-    results = coco_results(_results_of_image(source.image_id, found), card.category_ids)
-    for row, label in zip(results, found.labels.tolist(), strict=True):
+    results = Results.of([source.image_id], [(found.boxes_xyxy, found.scores, found.labels)])
+    for row, label in zip(coco_results(results, card.category_ids), found.labels.tolist(), strict=True):
         yield row | {"file_name": source.name, "category_name": card.classes[label]}
-
-
-def _results_of_image(image_id: int, found: Detections) -> Results:
-    """The detections of one image as results."""
-    return Results(np.full(len(found), image_id), found.boxes_xyxy.numpy(), found.scores.numpy(), found.labels.numpy())
 
 
 def _readable(todo: Sequence[tuple[ImageFile, str]], limits: Limits, failures: list[str]) -> Iterator[tuple[ImageFile, str, Image.Image]]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -90,6 +90,20 @@ def train_epoch(run: Run, epoch: int) -> None:
     run.stop = any_process(run.accelerator, run.asked_to_stop)
 
 
+@contextmanager
+def single_values_named() -> Iterator[None]:
+    """Torch's error on a batch norm that sees one value of each channel becomes one that says what to change."""
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            "a batch norm sees a single value of each channel: one image at a time, and that small. Raise --training.batch-size, lower"
+            " --training.accumulation, use fewer processes, or larger images (--data.transform)"
+        ) from error
+
+
 def train_step(run: Run, batches: list[Batch]) -> StepResult:
     """One optimiser step over this process's micro-batches."""
     config, accelerator = run.recipe.training, run.accelerator
@@ -100,7 +114,7 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
-            with accelerator.autocast():
+            with accelerator.autocast(), single_values_named():
                 losses = run.wrapped(batch.to(accelerator.device))
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
         terms.append(losses.weighted())

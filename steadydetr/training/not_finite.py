@@ -193,9 +193,9 @@ class Rerun:
                 gradients[name] = gradients[name] + gradient if name in gradients else gradient
         return sums | ({"gradient_norm": float(gradient_norm(list(gradients.values())))} if gradients else {})
 
-    def images_alone(self, batch: Batch) -> list[int]:
+    def images_alone(self, batch: Batch) -> list[int | str]:
         """The ids of those of the first `ALONE` images that give losses or a gradient that is not finite when run alone."""
-        found: list[int] = []
+        found: list[int | str] = []
         for image in batch.split()[:ALONE]:
             try:
                 finite = all(map(math.isfinite, self.values([image]).values()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -14,9 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.dataset import FolderDataset, parts_of
+from steadydetr.data.dataset import FolderDataset, parts_of, without_images
+from steadydetr.data.loading import DataConfig, find_unreadable
+from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
 from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
+from steadydetr.metrics.low_ap import explain_limit
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
@@ -52,7 +55,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on:
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
-    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say))
+    unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, progress.say))
+    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say, unreadable))
     processes = accelerator.process_index, accelerator.num_processes
     loader = together(
         accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
@@ -99,23 +103,88 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     return run
 
 
-def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
-    """Training and validation data; a ValueError if their classes differ or an image file is missing."""
+def open_splits(data: DataConfig) -> tuple[Dataset, Dataset]:
+    """The splits to train on and to validate on, as they are on disk."""
+    return open_data(data.source, data.train_split, data), open_data(data.val_source or data.source, data.val_split, data)
+
+
+def unreadable_of_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[set[int], set[int]]:
+    """Positions of images of both splits that cannot be read, if these are to be left out. Each is named."""
+    found = [set[int](), set[int]()]
+    if recipe.data.unreadable == "skip":
+        for dataset, positions in zip(open_splits(recipe.data), found, strict=True):
+            reasons = find_unreadable(dataset, recipe.data)
+            positions.update(reasons)
+            if reasons:
+                say(f"{dataset.name}: {len(reasons)} of {len(dataset.index)} images are left out, which cannot be read:")
+                for reason in reasons.values():
+                    say(f"  {reason.removesuffix('. `steadydetr check` lists all such files')}")
+            if len(reasons) == len(dataset.index):
+                raise ValueError(f"{dataset.name}: none of its {len(reasons)} images can be read: {next(iter(reasons.values()))}")
+    return found[0], found[1]
+
+
+def open_both(
+    recipe: Recipe, say: Callable[[str], None], unreadable: tuple[Collection[int], Collection[int]] = ((), ())
+) -> tuple[Dataset, Dataset]:
+    """Training and validation data.
+
+    Args:
+        unreadable: positions of images of both that are left out.
+
+    Raises:
+        ValueError: their classes differ, an image file is missing, or no object is left to train on.
+    """
     data = recipe.data
-    train_data, dropped = for_training(open_data(data.source, data.train_split, data), data.filter_empty, data.limit)
-    val_data = first_images(open_data(data.val_source or data.source, data.val_split, data), data.limit)
+    both = [without_images(split, positions) for split, positions in zip(open_splits(data), unreadable, strict=True)]
+    if reason := why_no_object(both[0].index):
+        raise ValueError(f"{both[0].name} has no object to train on: {reason}")
+    train_data, dropped = for_training(both[0], data.filter_empty, data.limit)
+    val_data = first_images(both[1], data.limit)
     if not len(val_data.index):
         raise ValueError(f"{val_data.name} has no image to validate on: choose another --data.val-split or --data.val-source")
-    if train_data.index.classes != val_data.index.classes:
-        raise ValueError(
-            f"training and validation data have different classes: {list(train_data.index.classes)} against {list(val_data.index.classes)}"
-        )
-    for part in (*parts_of(train_data), *parts_of(val_data)):
-        if isinstance(part, FolderDataset):
-            part.check_files()
+    if differ := how_classes_differ(train_data.index.classes, val_data.index.classes):
+        raise ValueError(f"training and validation data have different classes: {differ}")
+    if data.unreadable == "error":
+        for part in (*parts_of(train_data), *parts_of(val_data)):
+            if isinstance(part, FolderDataset):
+                part.check_files()
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
+    for sentence in object_remarks(recipe, train_data, val_data):
+        say(sentence)
     return train_data, val_data
+
+
+def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> list[str]:
+    """What of the objects cannot be learned or counted. No image is opened.
+
+    Raises:
+        ValueError: no object is left to train on.
+    """
+    index, found = train_data.index, []
+    total, scale = len(index.labels), recipe.data.transform.largest_scale(index.sizes)
+    small = 0 if scale is None else int(smaller_than_a_pixel(index, scale).sum())
+    normalised = f"{train_data.name}: {NORMALISED}" if look_normalised(index) else ""
+    if small == total:
+        reason = f"all {total} are smaller than a pixel at the size of training" if total else "the images that are taken have none"
+        raise ValueError(f"{train_data.name} has no object to train on: {normalised or reason}")
+    if normalised:
+        found.append(normalised)
+    if small:
+        found.append(
+            f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"
+        )
+    queries = getattr(recipe.detector, "queries", None)  # what detectors of this package call it; that of a plugin may have no such field
+    most = int(max(data.index.counts.max() for data in (train_data, val_data)))
+    if isinstance(queries, int) and most > queries:
+        found.append(
+            f"images hold up to {most} objects, the detector has {queries} queries, and each finds at most one object:"
+            " raise --detector.queries"
+        )
+    if not (~val_data.index.crowd).any():
+        found.append(f"{val_data.name} has no object to find, so that AP is undefined (-1)")
+    return [*found, *explain_limit(val_data.index)]
 
 
 def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator) -> Method:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import INT64, LONGEST, Id, decode_json, expanded, is_file_name
+from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
@@ -74,6 +75,9 @@ class Roboflow(DataLayout):
         names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
         if not names:
             raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
+        if len(set(names)) > 1:
+            both = " and ".join(f"{name}/" for name in names)
+            raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
         folder = root / names[0]
         return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
 
@@ -85,14 +89,14 @@ Number = float | None
 
 
 class CocoImage(msgspec.Struct, gc=False):
-    id: Id
+    id: Name
     file_name: str
     height: Number = None
     width: Number = None
 
 
 class CocoAnnotation(msgspec.Struct, gc=False):
-    image_id: Id
+    image_id: Name
     category_id: Id
     bbox: tuple[float, float, float, float]
     id: Any = None  # many exports have texts here; it is used only to name the annotation
@@ -103,6 +107,7 @@ class CocoAnnotation(msgspec.Struct, gc=False):
 class CocoCategory(msgspec.Struct):
     id: Id
     name: str
+    supercategory: Any = None
 
 
 class CocoFile(msgspec.Struct):
@@ -136,10 +141,10 @@ def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = N
     images, sizes = _usable_images(data, path, folder, source, report)
     if not categories or not images:
         raise ValueError(f"{printable(path)} lists no {'image' if categories else 'category'} that can be used")
-    image_ids = np.array([image.id for image in images], dtype=np.int64)
+    image_ids = id_array([image.id for image in images])
     total = len(data.annotations)
-    positions = lookup(image_ids, np.fromiter((a.image_id for a in data.annotations), np.int64, total))
-    labels = lookup(np.array([c.id for c in categories]), np.fromiter((a.category_id for a in data.annotations), np.int64, total))
+    positions = find_ids(image_ids, id_array(a.image_id for a in data.annotations))
+    labels = find_ids(id_array(c.id for c in categories), id_array(a.category_id for a in data.annotations))
     _report_references(data, (positions < 0) | (labels < 0), path, report)
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
@@ -170,6 +175,13 @@ def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
         return decode_json(content, path, CocoFile)
     except msgspec.ValidationError as error:
         whole = error
+    except ValueError:
+        content = nulls_for_nan(content, path)
+        if not content:
+            raise
+        return _decode(
+            content, path, lambda finding: report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
+        )
     try:
         raw = decode_json(content, path, RawFile)
     except msgspec.ValidationError:  # a list is missing or is no list
@@ -187,18 +199,40 @@ def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, 
         try:
             yield msgspec.json.decode(entry, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            message = str(error).replace("`$", f"`{field}[{number}]")
-            report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {message}"))
+            for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
+                report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {wrong}"))
+
+
+def _wrong_fields(entry: msgspec.Raw, kind: type[Any]) -> list[str]:
+    """What is wrong with every field of an entry; empty where it has no fields at all."""
+    try:
+        values = msgspec.json.decode(entry)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+    found = []
+    for field in msgspec.structs.fields(kind) if isinstance(values, dict) else ():
+        if field.name not in values and field.required:
+            found.append(f"Object missing required field `{field.name}`")
+        elif field.name in values:
+            try:
+                msgspec.convert(values[field.name], field.type)
+            except (ValueError, OverflowError) as error:
+                place = str(error).replace("`$", f"`{field.name}")
+                found.append(place if "`" + field.name in place else f"{place} - at `{field.name}`")
+    return found
 
 
 def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
-    """The classes. Roboflow writes a category 0 that stands for all others and that no box has: it is none."""
-    zero = any(a.category_id == 0 for a in data.annotations)
+    """The classes. Roboflow writes a category 0 that all others name as theirs, and that no box has: it is none (D-104)."""
+    groups = [c.supercategory for c in data.categories]
+    used = any(a.category_id == 0 for a in data.annotations)
     ids, names = set[int](), set[str]()
     for category in sorted(data.categories, key=lambda c: c.id):
-        if category.id == 0 and not zero:
+        if category.id == 0 and category.supercategory in ("none", "", None) and category.name in groups and not used:
             continue
-        if category.id in ids:
+        if not category.name.strip():
+            report(fault("category without name", path, f"category {category.id}", "its name is empty"))
+        elif category.id in ids:
             report(fault("category id used twice", path, f"category {category.id}", f"{category.name!r} has the id of another category"))
         elif category.name in names:
             message = f"another category is called {category.name!r} too: results would not tell them apart"
@@ -213,9 +247,9 @@ def _usable_images(
     data: CocoFile, path: Path, folder: Path, source: DataFolder, report: Report
 ) -> tuple[list[CocoImage], list[tuple[int, int]]]:
     """The images that can be used, and their sizes (h, w), which are read from the image files where the annotations have none."""
-    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int]()
+    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int | str]()
     for image in data.images:
-        entry = f"image {image.id}"
+        entry = f"image {printable(image.id)[:80]}"
         if image.id in ids:
             report(fault("image id used twice", path, entry, "ids must be unique"))
             continue
@@ -252,7 +286,7 @@ def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, repor
         annotation = data.annotations[row]
         entry = f"annotation {_shown_id(annotation, row)}"
         if annotation.image_id not in images:
-            report(fault("unknown image", path, entry, f"its image_id {annotation.image_id} is no image that the file lists"))
+            report(fault("unknown image", path, entry, f"its image_id {repr(annotation.image_id)[:80]} is no image that the file lists"))
         if annotation.category_id not in categories:
             report(fault("unknown class", path, entry, f"its category_id {annotation.category_id} is no category that the file lists"))
 
@@ -261,20 +295,12 @@ def _shown_id(annotation: CocoAnnotation, row: int) -> str:
     return f"number {row}" if annotation.id is None else printable(annotation.id)[:80]
 
 
-def _annotation_ids(data: CocoFile, path: Path, report: Report) -> NDArray[np.int64]:
-    """The ids of the annotations; numbers from 1 where they have others than numbers."""
+def _annotation_ids(data: CocoFile, path: Path, report: Report) -> Ids:
+    """The ids of the annotations, which only name them: where one has none, its number from 1; what is no number as text."""
     ids = [a.id for a in data.annotations]
-    if not all(type(i) is int and -INT64 <= i < INT64 for i in ids):
-        return np.arange(1, len(ids) + 1)
-    found = np.array(ids, dtype=np.int64)
-    values, counts = np.unique(found, return_counts=True)
-    for value in values[counts > 1].tolist():
-        report(Finding("annotation id used twice", printable(path), f"annotation {value}", "ids must be unique"))
-    return found
-
-
-def lookup(known: NDArray[np.int64], wanted: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Position of every `wanted` in `known`, which is not empty; -1 where it is not there."""
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[found] == wanted, found, -1)
+    if not {*map(type, ids)} <= {int}:
+        ids = [number if i is None else i if type(i) is int else str(i) for number, i in enumerate(ids, 1)]
+    if len(set(ids)) < len(ids):
+        for value in (value for value, times in Counter(ids).items() if times > 1):
+            report(Finding("annotation id used twice", printable(path), f"annotation {printable(value)[:80]}", "ids must be unique"))
+    return id_array(ids)

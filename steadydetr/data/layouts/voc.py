@@ -30,6 +30,7 @@ VOC_CLASSES = (
 
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
+SHOWN = 20  # faults of one annotation file that are named
 ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
 
 
@@ -86,38 +87,46 @@ class VocAnnotation:
 
 
 def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
-    """One annotation file. VOC counts pixels from 1 and includes the last: (xmin - 1, ymin - 1, xmax, ymax)."""
-    tree = decode_xml(source.read_entry(path), path)
-    objects = [_object(entry, f"{printable(path)}: object {number}") for number, entry in enumerate(tree.iter("object"), 1)]
-    height, width = (_number(tree.findtext(f"size/{side}") or "0", f"{printable(path)}: {side}") for side in ("height", "width"))
-    if height <= 0 or width <= 0:
-        return VocAnnotation(tree.findtext("filename") or "", None, objects)
-    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
-        raise ValueError(f"{printable(path)}: width {width:g} and height {height:g} are no size of an image in pixels")
-    return VocAnnotation(tree.findtext("filename") or "", (int(height), int(width)), objects)
+    """One annotation file. VOC counts pixels from 1 and includes the last: (xmin - 1, ymin - 1, xmax, ymax).
+
+    Raises ValueError, which names everything that is wrong with it.
+    """
+    tree, wrong = decode_xml(source.read_entry(path), path), list[str]()
+    objects = [_object(entry, f"object {number}", wrong) for number, entry in enumerate(tree.iter("object"), 1)]
+    height, width = (_number(tree.findtext(f"size/{side}") or "0", side, wrong) for side in ("height", "width"))
+    size = (height, width) if height > 0 and width > 0 else None
+    if size and (height != int(height) or width != int(width) or max(size) > LONGEST):
+        wrong.append(f"width {width:g} and height {height:g} are no size of an image in pixels")
+    if wrong:
+        more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        raise ValueError(f"{printable(path)}: {'; '.join(wrong[:SHOWN])}{more}")
+    return VocAnnotation(tree.findtext("filename") or "", size and (int(height), int(width)), objects)
 
 
-def _object(entry: ElementTree.Element, where: str) -> tuple[str, tuple[float, ...], bool]:
+def _object(entry: ElementTree.Element, where: str, wrong: list[str]) -> tuple[str, tuple[float, ...], bool]:
+    """Name, box and whether it is difficult; what is wrong is added to `wrong`."""
     name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
     if not name or box is None:
-        raise ValueError(f"{where} is without {'name' if not name else 'bndbox'}")
+        wrong.append(f"{where} is without {'name' if not name else 'bndbox'}")
+        return name, (0.0, 0.0, 0.0, 0.0), False
     x0, y0, x1, y1 = (
-        _number(box.findtext(side) or "", f"{where} ({printable(name)}), {side}") for side in ("xmin", "ymin", "xmax", "ymax")
+        _number(box.findtext(side) or "", f"{where} ({printable(name)}), {side}", wrong) for side in ("xmin", "ymin", "xmax", "ymax")
     )
     # a box that ends where it starts is a slip of the annotator, not one pixel: kept as it is, and dropped in training
     low = 1 if x1 > x0 and y1 > y0 else 0
     return name, (x0 - low, y0 - low, x1, y1), (entry.findtext("difficult") or "").strip() == "1"
 
 
-def _number(text: str, where: str) -> float:
-    """A finite number; a ValueError says `where` there is none."""
+def _number(text: str, where: str, wrong: list[str]) -> float:
+    """A finite number, or 0 where there is none, which is added to `wrong`."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"{where} is {printable(text)[:80]!r} instead of a number" if text.strip() else f"{where} is empty or missing")
-    return value
+    if math.isfinite(value):
+        return value
+    wrong.append(f"{where} is {printable(text)[:80]!r} instead of a number" if text.strip() else f"{where} is empty or missing")
+    return 0.0
 
 
 def read_voc(root: Path, split: str, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:

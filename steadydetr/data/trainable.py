@@ -1,0 +1,72 @@
+"""Whether training can start on a data set, and what of it training will not see. `check` and `train` say it in the same words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from steadydetr.data.index import AnnotationIndex
+from steadydetr.files import listed, printable
+
+NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
+
+
+def why_no_object(index: AnnotationIndex) -> str:
+    """Why there is no object to train on; empty where there is one."""
+    total, crowd = len(index.labels), int(index.crowd.sum())
+    if index.usable().any():
+        return ""
+    if not total:
+        return "no image has an annotation"
+    kinds = {"crowd regions (iscrowd 1)": crowd, "boxes without area or outside their image": total - crowd}
+    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}"
+
+
+def look_normalised(index: AnnotationIndex) -> bool:
+    """Whether all boxes that can be trained on lie within the first pixel of larger images."""
+    boxes = index.boxes_xyxy[index.usable()]
+    return bool(len(boxes)) and float(boxes.max()) <= 1.01 and int(index.sizes.max()) > 8
+
+
+def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[A] whether a box has a side below a pixel at this scale [I, 2] (h, w): transforms drop it. Only what is in its image counts."""
+    image = index.image_of_row
+    sides = index.sizes[image][:, [1, 0, 1, 0]].astype(np.float64)
+    boxes = index.boxes_xyxy.clip(0, sides)
+    smaller: NDArray[np.bool_] = ((boxes[:, 2:] - boxes[:, :2]) * scale[image][:, ::-1] < 1).any(1)
+    return smaller
+
+
+def most_of_a_class(index: AnnotationIndex) -> int:
+    """The most objects of one class in an image, without crowd regions."""
+    rows = ~index.crowd
+    keys = index.image_of_row[rows] * len(index.classes) + index.labels[rows]
+    return int(np.unique(keys, return_counts=True)[1].max(initial=0))
+
+
+def how_classes_differ(first: Sequence[str], second: Sequence[str]) -> str:
+    """Both lists, and in what they differ; empty where they are the same in the same order."""
+    if tuple(first) == tuple(second):
+        return ""
+    both = " against ".join(f"[{listed((repr(printable(name)) for name in names), 10)}]" for names in (first, second))
+    if sorted(first) == sorted(second):
+        return f"{both}: the same names, but in another order of their ids"
+    if sorted(map(_plain, first)) == sorted(map(_plain, second)):
+        return f"{both}: the names differ in capital letters or blanks"
+    only = [[name for name in one if name not in other] for one, other in ((first, second), (second, first))]
+    sides = [
+        f"only the {side} has {listed(map(printable, names), 10)}" for side, names in zip(("first", "second"), only, strict=True) if names
+    ]
+    return f"{both}: {', '.join(sides)}"
+
+
+def alike_classes(classes: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of names that differ only in capital letters or blanks."""
+    first_of: dict[str, str] = {}
+    return [(first, name) for name in classes if (first := first_of.setdefault(_plain(name), name)) != name]
+
+
+def _plain(name: str) -> str:
+    return "".join(name.casefold().split())
