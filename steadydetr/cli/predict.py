@@ -16,6 +16,7 @@ from steadydetr.limits import Limits
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
   steadydetr predict runs/mine photo.jpg more-photos/ --output found
+  steadydetr predict runs/mine clip.mp4 https://example.org/photo.jpg
   steadydetr predict runs/mine image_info_test-dev2017.json --image-folder test2017 --no-draw"""
 
 
@@ -23,8 +24,8 @@ DESCRIPTION = """Detect objects in images: pictures, and COCO results for an eva
 class PredictArguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Images, videos (every frame), folders of these, addresses (https://...), or a COCO image list (JSON, as of test-dev)."""
     output: Path = Path("predictions")
     """New or empty folder for results.json (COCO results) and the pictures."""
     overwrite: Overwrite = False

@@ -7,29 +7,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
-Picture = str | Path | Image.Image | NDArray[np.uint8]
+Picture = File | Image.Image | ArrayLike
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _opening = threading.Lock()
 
 
 def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-    """RGB image of a path, a Pillow image or an array [H, W, 3] uint8; an unreadable file is a ValueError that names it."""
+    """The RGB image in anything that `predict` takes: see `picture_inputs`.
+
+    Raises:
+        ValueError: it cannot be read, or an array or a tensor has another shape or type than images have; names it.
+        TypeError: it is nothing that could be an image.
+    """
     if isinstance(image, Image.Image):
         return image.convert("RGB")
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, not {list(image.shape)} {image.dtype}")
-        return Image.fromarray(image)
-    with _opened(Path(image), limits) as opened:
+    if is_array(image):
+        return from_array(image)
+    with _opened(to_file(image, limits), limits) as opened:
         return opened.convert("RGB")
 
 
@@ -40,10 +42,11 @@ def picture_size(path: Path, limits: Limits) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
+def _opened(path: Path | Encoded, limits: Limits) -> Iterator[Image.Image]:
     """An image file of which only the head has been read. What is wrong with it, inside the block too, is a ValueError that names it."""
     try:
-        check_file(path, limits.max_file_mb, "max_file_mb")
+        if isinstance(path, Path):
+            check_file(path, limits.max_file_mb, "max_file_mb")
     except FileNotFoundError:
         raise ValueError(f"there is no image {printable(path)}") from None
     try:
@@ -57,7 +60,7 @@ def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
         raise ValueError(f"cannot read the image {printable(path)}: {printable(error) or type(error).__name__}") from error
 
 
-def _open_any_size(path: Path) -> Image.Image:
+def _open_any_size(path: Path | Encoded) -> Image.Image:
     """The file as Pillow opens it, without its own limit of pixels, which is a global variable; `max_pixels` takes its place."""
     with _opening:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
