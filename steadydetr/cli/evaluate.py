@@ -36,7 +36,7 @@ class EvalArguments:
     workers: int = 4
     """Processes that load images."""
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     output: Path | None = None
     """JSON file for the metrics; the detections go beside it as COCO results."""
     overwrite: Overwrite = False
@@ -49,7 +49,7 @@ class EvalArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
-    from steadydetr.metrics.table import CLASS_METRICS, METRICS
+    from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
@@ -57,11 +57,11 @@ def run(words: Sequence[str]) -> None:
     table = Table("metric", "%")
     for metric in METRICS:
         value = getattr(evaluation, metric.name)
-        table.add_row(metric.label, f"{value:.2f}" if value >= 0 else "no such objects")
+        table.add_row(metric.label, percent(value, 2))
     console.print(table)
     classes = Table("class", *(metric.label for metric in CLASS_METRICS))
     for name in evaluation.per_class:
-        classes.add_row(printable(name), *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
+        classes.add_row(printable(name), *(percent(getattr(evaluation, metric.name)[name], 2) for metric in CLASS_METRICS))
     console.print(classes)
     for warning in evaluation.warnings:
         console.print(f"AP is low: {printable(warning)}")

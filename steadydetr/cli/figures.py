@@ -45,6 +45,8 @@ class FiguresArguments:
     """Images of them: the first that have an object."""
     teacher: str = ""
     """Checkpoint whose masks and activation are drawn; the runs' trained teacher if not given."""
+    device: str = "cpu"
+    """What draws sampling points, masks and activation: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -65,6 +67,7 @@ def run(words: Sequence[str]) -> None:
         arguments.teacher,
         arguments.overwrite,
         arguments.limits,
+        arguments.device,
     )
     for path in written:
         print(f"Wrote {path}")

@@ -39,7 +39,7 @@ class PredictArguments:
     batch_size: int = 4
     """Images in one forward pass."""
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 

@@ -43,7 +43,7 @@ class StabilityArguments:
     batch_size: int = 4
     workers: int = 4
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     output: Path | None = None
     """JSON file for the measures."""
     overwrite: Overwrite = False

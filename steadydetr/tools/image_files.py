@@ -99,7 +99,7 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
         folder.check_inside(file)
         found[entry.id] = ImageFile(file, entry.id, entry.file_name)
     files = list(found.values())
-    if files and not any(file.path.exists() for file in files[:100]):
+    if files and not any(Path(file.path).exists() for file in files[:100]):
         raise ValueError(
             f"{printable(path)}: its images are not in {printable(folder.root)}, such as {printable(files[0].name)}: name their folder by"
             " --image-folder"

@@ -51,6 +51,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on:
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
+    progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say))
     processes = accelerator.process_index, accelerator.num_processes
     loader = together(
