@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from steadydetr.cli.parsing import parse
+from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
 
 DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation and the paired difference to the first one.
@@ -55,6 +56,8 @@ def run(words: Sequence[str]) -> None:
     if len(arguments.recipes) < 2:
         raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
     check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))
+    for text in arguments.recipes:
+        check_recipe(shlex.split(text)[0].rpartition("=")[2])
     from steadydetr.checkpoints.folder import choose_device
     from steadydetr.cli.training_arguments import read_training_arguments
     from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from steadydetr.cli.quick import check_recipe
 from steadydetr.cli.words import take_recipe
 from steadydetr.files import refuse_existing, write_json
 
@@ -23,6 +24,7 @@ Runs on the CPU with random weights. Every field of the recipe is a flag, as in 
 
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr cost deformable-detr-r50-50ep")
+    check_recipe(name)
     from steadydetr.cli.cost_arguments import read_cost_arguments, tables
     from steadydetr.tools.cost import measure_cost
 

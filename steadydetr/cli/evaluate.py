@@ -12,6 +12,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
 from steadydetr.files import printable
@@ -49,6 +50,7 @@ class EvalArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
+    find_checkpoint(arguments.checkpoint.expanduser())
     from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 

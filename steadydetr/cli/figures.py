@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
 from steadydetr.limits import Limits
 
@@ -55,6 +56,7 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, objects=(1, 1000))
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
+    check_places(arguments.runs, "run or folder")
     from steadydetr.drawing.paper_figures import write_figures
 
     written, missing = write_figures(

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import tyro
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
 from steadydetr.limits import Limits
 
@@ -50,6 +52,8 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, batch_size=(1, 10**6))
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
+    find_checkpoint(arguments.checkpoint.expanduser())
+    check_places(arguments.images, "image or folder")
     from steadydetr.tools.image_files import predict_files
     from steadydetr.tools.predictor import load
 

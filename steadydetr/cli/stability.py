@@ -11,7 +11,9 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.limits import Limits
@@ -54,6 +56,9 @@ class StabilityArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), images=(1, 10**9))
+    find_checkpoint(arguments.checkpoint.expanduser())
+    if arguments.criterion:
+        check_recipe(arguments.criterion)
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 

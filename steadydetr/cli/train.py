@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from steadydetr.cli.quick import check_new_run, check_recipe
 from steadydetr.cli.words import take_recipe
 from steadydetr.files import listed, printable
+from steadydetr.kinds import normal
 
 if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
@@ -35,6 +37,8 @@ Every field of a recipe is a flag, for example
 
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
+    check_recipe(name)
+    check_new_run(rest, "" if name.endswith(".json") or ":" in name else f"runs/{normal(name)}")
     from steadydetr.cli.training_arguments import read_training_arguments
 
     start(*read_training_arguments(name, rest))
