@@ -43,6 +43,7 @@ def run(words: Sequence[str]) -> None:
     rows = all_lines() if foreign_parts_expected() else recipe_lines()
     table = Table("recipe", "what it is", "epochs", "reported COCO AP")
     table.columns[0].no_wrap = True
+    table.columns[1].overflow = "fold"  # where a note names a recipe that is longer than the column
     for row in rows:
         table.add_row(printable(row.name), printable(row.notes), row.epochs, printable(row.reported) or "-")
     longest = max(len(printable(row.name)) for row in rows)
