@@ -176,7 +176,7 @@ def command(words: str) -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")
 def test_a_reader_that_leaves_is_no_error() -> None:
-    for words in ("--help", "predict --help"):
+    for words in ("--help", "predict --help", "recipes"):
         script = f"{{ {command(words)}; echo code $? >&2; }} | true"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert done.stderr.strip() == "code 141", done.stderr

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import parse
 from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
@@ -75,7 +75,7 @@ def run(words: Sequence[str]) -> None:
             )
         entries.append((label or recipe.replace(":", "-"), changed))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
-    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console = PlainConsole(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
     recipes = with_labels(entries)
     outcomes = compare_recipes(recipes, arguments.seeds, arguments.output, arguments.jobs, launch, console.print, arguments.device)

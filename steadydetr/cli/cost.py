@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.quick import check_recipe
 from steadydetr.cli.words import take_recipe
 from steadydetr.files import refuse_existing, write_json
@@ -32,6 +31,6 @@ def run(words: Sequence[str]) -> None:
     refuse_existing(arguments.output, arguments.overwrite)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
-        Console(markup=False, emoji=False).print(table)
+        PlainConsole().print(table)
     if arguments.output is not None:
         write_json(arguments.output, cost.as_dict())

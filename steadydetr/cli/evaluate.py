@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
 from steadydetr.files import printable
@@ -55,7 +55,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    console = Console(markup=False, emoji=False)
+    console = PlainConsole()
     table = Table("metric", "%")
     for metric in METRICS:
         value = getattr(evaluation, metric.name)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import parse
 from steadydetr.cli.quick import check_recipe
 from steadydetr.files import printable
@@ -38,7 +38,7 @@ def run(words: Sequence[str]) -> None:
         from steadydetr.config import to_plain
         from steadydetr.recipes import find
 
-        Console(markup=False, emoji=False).print_json(json.dumps(to_plain(find(arguments.name))))
+        PlainConsole().print_json(json.dumps(to_plain(find(arguments.name))))
         return
     rows = all_lines() if foreign_parts_expected() else recipe_lines()
     table = Table("recipe", "what it is", "epochs", "reported COCO AP")
@@ -47,8 +47,8 @@ def run(words: Sequence[str]) -> None:
     for row in rows:
         table.add_row(printable(row.name), printable(row.notes), row.epochs, printable(row.reported) or "-")
     longest = max(len(printable(row.name)) for row in rows)
-    width = max(Console().width, longest + BESIDE)  # in a narrower terminal lines go on in the next, but no name is cut
-    Console(markup=False, emoji=False, width=width).print(table)
+    width = max(PlainConsole().width, longest + BESIDE)  # in a narrower terminal lines go on in the next, but no name is cut
+    PlainConsole(width=width).print(table)
 
 
 def all_lines() -> list[RecipeLine]:

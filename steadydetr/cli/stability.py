@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
@@ -79,7 +79,7 @@ def run(words: Sequence[str]) -> None:
     table = Table("measure", *("trained" if name == "model" else "average" for name in measured))
     for name in rows[0]:
         table.add_row(name, *(f"{row[name]:.3f}" if name in row else "-" for row in rows))
-    console = Console(markup=False, emoji=False)
+    console = PlainConsole()
     console.print(table)
     first = next(iter(measured.values()))
     console.print(f"{first.images} images with {first.objects} objects")

@@ -63,9 +63,9 @@ def start(recipe: Recipe, arguments: TrainArguments) -> None:
 def show_result(folder: Path) -> None:
     """The metrics of a finished run, the best first, where its files are, and what to do with them."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
+    from steadydetr.cli.console import PlainConsole
     from steadydetr.metrics.table import AP_COLUMNS, percent
     from steadydetr.runs.folder import BEST, CONFIG, SUMMARY
     from steadydetr.runs.folder import METRICS as RECORDS
@@ -77,7 +77,7 @@ def show_result(folder: Path) -> None:
     rows |= {label: last for name, label in WEIGHTS_LABELS.items() if (last := run.last("eval", name))}
     for label, record in rows.items():
         table.add_row(label, str(record["epoch"]), *(percent(record[name]) for name in AP_COLUMNS.values()))
-    console = Console(soft_wrap=True, markup=False, emoji=False, highlight=False)
+    console = PlainConsole(soft_wrap=True, highlight=False)
     console.print(table)
     pictures = [path.name for path in sorted(folder.glob("*.png"))]
     console.print(f"In {folder}: {listed(['best/, last/ (checkpoints)', *pictures, SUMMARY, RECORDS, CONFIG])}. Next:")
