@@ -21,8 +21,11 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, TypeVar
 
+from steadydetr.files import listed
+
 PACKAGE = "steadydetr"
 ENTRY_POINTS = "steadydetr.plugins"
+SHOWN = 12  # names that a message lists where none is near
 CHANGEABLE = "changeable"  # in the metadata of fields that do not decide what is learned
 Part = TypeVar("Part", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -205,6 +208,11 @@ def load_installed() -> None:
             print(f"the plugin {entry.name} ({entry.module}) could not be imported: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+def foreign_parts_expected() -> bool:
+    """Whether plugins are in use or installed, whose parts and recipes are known only when they are imported."""
+    return bool(_imported or plugins_in_use or entry_points(group=ENTRY_POINTS))
+
+
 def use(name: str) -> None:
     """Bring in the parts of another package: import a module, of the current folder too, or a file by its path.
 
@@ -250,9 +258,9 @@ def _find_plugin(name: str) -> str:
 
 
 def nearest(wanted: str, known: Sequence[str]) -> str:
-    """The end of an error message: the names nearest to `wanted`, or all that are known if none is near."""
+    """The end of an error message: the names nearest to `wanted`, or the first that are known if none is near."""
     close = difflib.get_close_matches(wanted[:100], known, n=3, cutoff=0.4)
-    return did_you_mean(close) if close else f"; there are {', '.join(known) or 'none'}"
+    return did_you_mean(close) if close else f"; there are {listed(known, SHOWN) or 'none'}"
 
 
 def did_you_mean(names: Sequence[str]) -> str:

@@ -21,13 +21,16 @@ from steadydetr.cli.words import take_flag
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
+from steadydetr.kinds import nearest
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Weights
 from steadydetr.nn.backbone import SmallBackboneConfig, TimmBackboneConfig
 from steadydetr.objectives import Denoising, Objective, SetPrediction
+from steadydetr.recipe_index import recipe_lines
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
 from tests.commands import shown_commands, understand
+from tests.write_recipe_index import lines
 
 SHAPES = "shapes:size=64,images=16"
 SIZES = [f"--data.{part}.{side}" for part in ("transform", "resize") for side in ("height", "width")]
@@ -203,17 +206,70 @@ def test_a_recipe_comes_first(command: str, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_help_comes_without_torch() -> None:
-    commands = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    said_without_what_is_slow([["--help"], *([command, "--help"] for command in COMMANDS)], "steadydetr")
+
+
+HEAVY = ("torch", "torchvision", "timm", "matplotlib", "scipy", "transformers", "accelerate", "numpy")
+
+
+def said_without_what_is_slow(commands: list[list[str]], *words: str, folder: Path | None = None) -> None:
+    """Run commands in one new process. Each must say the words, and none may import what takes seconds."""
     script = f"""
 import contextlib, io, sys
 from steadydetr.cli import main
 for words in {commands!r}:
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out), contextlib.suppress(SystemExit):
         main(words)
-    assert "steadydetr" in out.getvalue(), words
-assert "torch" not in sys.modules and "numpy" not in sys.modules
+    assert "Traceback" not in out.getvalue(), out.getvalue()
+    assert all(word in out.getvalue() for word in {words!r}), (words, out.getvalue())
+    assert not {{*{HEAVY!r}}} & set(sys.modules), words
 """
-    subprocess.run([sys.executable, "-c", script], check=True)
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=folder)
+
+
+def test_recipes_are_listed_without_torch() -> None:
+    said_without_what_is_slow([["recipes"]], *(line.name for line in recipe_lines()))
+
+
+def test_typos_in_names_are_told_without_torch(tmp_path: Path) -> None:
+    recipes = [[command, "quickstrat"] for command in ("train", "distill", "cost", "recipes")]
+    recipes += [["compare", "small-dino", "a=quickstrat --training.epochs 3"], ["train", "Quick_strat", "--data", "x"]]
+    said_without_what_is_slow(recipes, "did you mean 'quickstart'?", folder=tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text("{}")
+    (tmp_path / "run/model.safetensors").write_text("")
+    said_without_what_is_slow([["stability", "run", "shapes", "--criterion", "quickstrat"]], "did you mean 'quickstart'?", folder=tmp_path)
+    places = [["eval", "rnu", "--data", "x"], ["predict", "rnu", "a.png"], ["stability", "rnu", "x"], ["report", "rnu"], ["figures", "rnu"]]
+    said_without_what_is_slow([*places, ["convert", "rnu", "out"], ["predict", "run", "rnu"]], "rnu", folder=tmp_path)
+    said_without_what_is_slow([["trian"]], "did you mean 'train'?", folder=tmp_path)
+    said_without_what_is_slow([["eval", "run", "--dota", "x"], ["eval", "run", "--data", "x", "--batch-size", "z"]], "--", folder=tmp_path)
+
+
+def test_a_folder_that_holds_a_run_is_told_without_torch(tmp_path: Path) -> None:
+    for folder in ("run", "runs/quickstart"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "config.json").write_text("{}")
+    commands = [["train", "quickstart"], ["train", "quickstart", "--output", "run"], ["distill", "small-dino", "--output=run"]]
+    said_without_what_is_slow([*commands, ["train", "some.json", "--output", "run"]], "already holds a run: go on", folder=tmp_path)
+
+
+def test_the_list_of_recipes_is_that_of_the_recipes() -> None:
+    assert recipe_lines() == lines(), "python -m tests.write_recipe_index"
+    for line in recipe_lines():
+        assert find(line.name).name == line.name  # by which `train` knows its folder before the recipe is made
+
+
+@pytest.mark.parametrize("width", ["40", "80", "200"])
+def test_no_name_of_a_recipe_is_cut(width: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    main(["recipes"])
+    shown = capsys.readouterr().out
+    assert all(f" {line.name} " in shown for line in recipe_lines()) and "…" not in shown
+
+
+def test_long_lists_in_messages_end_after_the_first() -> None:
+    assert nearest("zzz", [f"name-{n}" for n in range(50)]).endswith("name-11 and 38 more")
+    assert nearest("zzz", ["a", "b"]) == "; there are a, b" and nearest("zzz", []) == "; there are none"
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cli.md", "docs/training.md", "docs/recipes.md"])
@@ -326,6 +382,6 @@ def test_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_same_in_python(run_folder: Path) -> None:
     detector = steadydetr.load(run_folder, device="cpu")
-    found = detector.predict(Image.new("RGB", (80, 60), "grey"))
+    found = detector.predict(Image.new("RGB", (80, 60), "grey"), threshold=0)
     assert len(found) and found.draw(Image.new("RGB", (80, 60))).size == (80, 60)
     assert not set(found.class_names) - set(detector.names)

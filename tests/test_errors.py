@@ -9,12 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from steadydetr.checkpoints.folder import choose_device
 from steadydetr.cli import main
 from steadydetr.config import from_plain, to_plain
 from steadydetr.files import one_line, parse_json, read_json
 from steadydetr.recipes import find
+from steadydetr.training.processes import DEVICE, _device_named, make_accelerator
 
 
 def said(words: list[str], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
@@ -72,6 +74,11 @@ def test_out_of_memory_names_what_lowers_it(
         NotADirectoryError(20, "Not a directory", "a/b"),
         ValueError("a\nb\x1b[31m\u202e" + "x" * 10_000),
         UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        EOFError("Ran out of input"),
+        OverflowError("int too large to convert to float"),
+        Image.DecompressionBombError("Image size (400000000 pixels) exceeds limit"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device\nFor debugging consider"),
+        RuntimeError("Found no NVIDIA driver on your system."),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +88,44 @@ def test_what_a_user_can_mend_is_one_line(error: Exception, monkeypatch: pytest.
     assert "\x1b" not in line and "\u202e" not in line
     with pytest.raises(type(error)):
         main(["--debug", "eval", "run"])
+
+
+@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "Expected all tensors on the same device, cuda:0 and cpu"])
+def test_a_mistake_of_ours_on_a_device_is_not_taken_for_the_devices(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raising(RuntimeError(text), monkeypatch)
+    assert "a mistake in steadydetr itself" in said(["train"], capsys, 3)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", "nonsense", "mps"])
+@pytest.mark.parametrize("words", ["train small-dino --data shapes --output run", "compare small-dino small-od-dino --output run"])
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="a machine without a GPU")
+def test_a_training_names_a_device_that_is_not_there(
+    words: str, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = said([*words.split(), "--device", device], capsys)
+    assert f"--device {device}: " in line and "use --device cpu" in line and line.count("\n") == 1
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_one_of_several_processes_does_not_take_a_single_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steadydetr.training.processes.choose_device", torch.device)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for device in ("cuda:1", "mps"):
+        with pytest.raises(ValueError, match=rf"--device {device} is one device, but several processes train"), _device_named(device):
+            pass
+    with _device_named("cuda"):
+        assert DEVICE not in os.environ
+
+
+def test_accelerate_is_told_of_the_device_and_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("steadydetr.training.processes.choose_device", torch.device)
+    chosen: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    assert make_accelerator("no", "cuda:1").device == torch.device("cuda:1") == chosen[0]
+    assert DEVICE not in os.environ and make_accelerator("no", "cpu").device.type == "cpu"
 
 
 def test_a_mistake_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +176,7 @@ def command(words: str) -> str:
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes of a shell")
 def test_a_reader_that_leaves_is_no_error() -> None:
-    for words in ("--help", "predict --help"):
+    for words in ("--help", "predict --help", "recipes"):
         script = f"{{ {command(words)}; echo code $? >&2; }} | true"
         done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
         assert done.stderr.strip() == "code 141", done.stderr

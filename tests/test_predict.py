@@ -38,12 +38,12 @@ def images(tmp_path: Path) -> Path:
 
 def test_one_image_and_several(checkpoint: Path, images: Path) -> None:
     detector = steadydetr.load(checkpoint, "cpu")
-    found = detector.predict(images / "0.png")
+    found = detector.predict(images / "0.png", threshold=0)
     assert len(found) == 9 and found.names == NAMES and set(found.class_names) <= set(NAMES)
     assert (found.scores[:-1] >= found.scores[1:]).all()
     assert len(found.above(1.1)) == 0
     array = np.asarray(Image.open(images / "0.png"))
-    several = detector.predict([images / "1.png", array])
+    several = detector.predict([images / "1.png", array], 0)
     torch.testing.assert_close(several[1].scores, found.scores, rtol=1e-4, atol=1e-6)
     assert found.draw(images / "0.png", threshold=0.0).size == (60, 40)
     other = found.to_supervision()

@@ -73,6 +73,7 @@ class StopAfter:
 
 
 def test_the_peak_of_memory_is_told_on_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    importlib.import_module("psutil")  # which itself wants it where this test runs
     monkeypatch.setitem(sys.modules, "resource", None)  # which Windows does not have
     assert importlib.reload(steadydetr.training.log).peak_memory(torch.device("cpu")) > 2**20
 

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from steadydetr.checkpoints.layouts import known_layouts
+from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, aside, find_checkpoint
 from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
@@ -42,7 +42,7 @@ from steadydetr.finite import tensors_in, where_not_finite
 from steadydetr.kinds import register
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
-WEIGHTS, CONFIG, STATE, PROGRESS = "model.safetensors", "config.json", "training_state.pt", "progress.pt"
+STATE, PROGRESS = "training_state.pt", "progress.pt"
 PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
 STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # of every training state
 
@@ -136,7 +136,7 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too, and from where `restore_replaced` brings it back.
     """
-    old = set_aside(folder)
+    old = aside(folder)
     remove_tree(old)
     if os.path.lexists(folder):
         os.rename(folder, old)
@@ -146,36 +146,9 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
 
 def restore_replaced(folder: Path) -> None:
     """Give an older checkpoint its place back, if the program was killed in `_replace_folder` before the new one had it."""
-    old = set_aside(folder)
+    old = aside(folder)
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(folder):
         os.rename(old, folder)
-
-
-def set_aside(folder: Path) -> Path:
-    """Where the checkpoint `folder` is while a new one takes its place."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> Path:
-    """The checkpoint folder for a path that a user gave: the path itself, or if it is the folder of a run, a checkpoint in it.
-
-    Args:
-        prefer: names of a run's checkpoints; the first that exists is taken.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint; says what was looked for.
-    """
-    candidates = [path, *(place for name in prefer for place in (path / name, set_aside(path / name)))]
-    for candidate in candidates:
-        if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
-            return candidate
-    if path.is_file():
-        raise FileNotFoundError(
-            f"{path} is a file; a checkpoint is a folder with {WEIGHTS} and {CONFIG}. `steadydetr convert {path} FOLDER` makes one of a"
-            f" checkpoint of another project: {known_layouts()}"
-        )
-    where = f"{path} holds no checkpoint" if path.exists() else f"{path} does not exist"
-    raise FileNotFoundError(f"{where}: expected {WEIGHTS} and {CONFIG} in it, or in {' or '.join(prefer)} below it")
 
 
 def choose_device(name: torch.device | str) -> torch.device:

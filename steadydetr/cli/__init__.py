@@ -50,7 +50,19 @@ COMMANDS = {
     "cost": "cost",
     "convert": "convert",
 }
-USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError)
+USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, EOFError, OverflowError)
+DEVICE_ERRORS = (  # of drivers and of their libraries, which torch raises as a plain RuntimeError
+    "CUDA error",
+    "CUDA driver",
+    "NVIDIA driver",
+    "No CUDA GPUs",
+    "not compiled with CUDA",
+    "cuDNN error",
+    "CUBLAS_STATUS",
+    "NCCL error",
+    "HIP error",
+    "MPS backend",
+)
 LESS_MEMORY = {  # what lowers the memory that a command takes
     "train": "lower --training.batch-size, or raise --training.accumulation (the same result); --detector.transformer.checkpointing and"
     " --training.precision bf16 save more",
@@ -112,7 +124,10 @@ def tell(error: Exception, command: str) -> int:
     if is_out_of_memory(error):
         print(f"steadydetr {command}: out of memory; {LESS_MEMORY.get(command, 'close other programs')}", file=sys.stderr)
         return 2
-    if isinstance(error, USER_ERRORS):
+    if is_of_device(error):
+        print(f"steadydetr {command}: {one_line(error, 400)}; try again, or another --device, such as cpu", file=sys.stderr)
+        return 2
+    if isinstance(error, USER_ERRORS) or type(error).__module__.startswith("PIL."):
         print(f"steadydetr {command}: {one_line(error)}", file=sys.stderr)
         return 2
     traceback.print_exception(error)
@@ -138,6 +153,12 @@ def is_out_of_memory(error: Exception) -> bool:
     """Of the machine, whose allocator raises a plain RuntimeError in torch, or of a GPU."""
     texts = ("DefaultCPUAllocator", "not enough memory", "out of memory")
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(text in str(error) for text in texts))
+
+
+def is_of_device(error: Exception) -> bool:
+    """Whether a GPU, its driver or one of its libraries failed. A failed assertion on a device is a mistake of ours."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and "device-side assert" not in text and any(part in text for part in DEVICE_ERRORS)
 
 
 def take_plugins(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import parse
+from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
 
 DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation and the paired difference to the first one.
@@ -39,6 +40,8 @@ class CompareArguments:
     """Runs at a time; they share the cores."""
     launch: str = ""
     """Command that starts a training, instead of this Python's `-m steadydetr train`."""
+    device: str = "auto"
+    """What the runs train on: auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
 
 
 def run(words: Sequence[str]) -> None:
@@ -53,19 +56,29 @@ def run(words: Sequence[str]) -> None:
     if len(arguments.recipes) < 2:
         raise ValueError("name at least two recipes, the baseline first, as in `steadydetr compare small-dino small-stable-dino`")
     check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))
+    for text in arguments.recipes:
+        check_recipe(shlex.split(text)[0].rpartition("=")[2])
+    from steadydetr.checkpoints.folder import choose_device
     from steadydetr.cli.training_arguments import read_training_arguments
     from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels
 
+    choose_device(arguments.device)
     data = [] if arguments.data is None else ["--data", arguments.data]
     entries = []
     for text in arguments.recipes:
         name, *flags = shlex.split(text)
         label, _, recipe = name.rpartition("=")
-        entries.append((label or recipe.replace(":", "-"), read_training_arguments(recipe, [*data, *shared, *flags])[0]))
+        changed, others = read_training_arguments(recipe, [*data, *shared, *flags])
+        if (others.output, others.resume, others.device) != (None, "no", "auto"):
+            raise ValueError(
+                "--output, --resume and --device hold for all runs: give --output and --device before --; runs go on by themselves"
+            )
+        entries.append((label or recipe.replace(":", "-"), changed))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
-    console = Console(soft_wrap=True, markup=False, emoji=False)
+    console = PlainConsole(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
-    outcomes = compare_recipes(with_labels(entries), arguments.seeds, arguments.output, arguments.jobs, launch, console.print)
+    recipes = with_labels(entries)
+    outcomes = compare_recipes(recipes, arguments.seeds, arguments.output, arguments.jobs, launch, console.print, arguments.device)
     header, *rows = comparison_table(outcomes)
     shown = Table(*header)
     shown.columns[0].overflow = "fold"  # labels are never cut

@@ -10,6 +10,7 @@ import tyro
 
 from steadydetr.checkpoints.layouts import known_layouts
 from steadydetr.cli.parsing import parse
+from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
 
 DESCRIPTION = f"""Convert a checkpoint of another project: {known_layouts()}.
@@ -40,6 +41,7 @@ class ConvertArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
     check_within("", arguments, heads=(1, 1000), queries=(1, 10**6))
+    check_places([arguments.file], "file")
     from steadydetr.checkpoints.convert import Untraced, convert_file
 
     untraced = Untraced(arguments.heads, arguments.queries, arguments.temperature, arguments.position_offset)

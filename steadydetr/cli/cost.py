@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich.console import Console
-
+from steadydetr.cli.console import PlainConsole
+from steadydetr.cli.quick import check_recipe
 from steadydetr.cli.words import take_recipe
 from steadydetr.files import refuse_existing, write_json
 
@@ -23,6 +23,7 @@ Runs on the CPU with random weights. Every field of the recipe is a flag, as in 
 
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr cost deformable-detr-r50-50ep")
+    check_recipe(name)
     from steadydetr.cli.cost_arguments import read_cost_arguments, tables
     from steadydetr.tools.cost import measure_cost
 
@@ -30,6 +31,6 @@ def run(words: Sequence[str]) -> None:
     refuse_existing(arguments.output, arguments.overwrite)
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
-        Console(markup=False, emoji=False).print(table)
+        PlainConsole().print(table)
     if arguments.output is not None:
         write_json(arguments.output, cost.as_dict())

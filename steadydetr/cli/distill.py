@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from steadydetr.cli.quick import check_new_run, check_recipe
 from steadydetr.cli.words import take_flag, take_recipe
 
 USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--output FOLDER] [--resume [auto]] [flags]
@@ -27,6 +28,8 @@ TEACHER = """
 
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr distill small-distill-deformable-detr --teacher runs/teacher")
+    check_recipe(name)
+    check_new_run(rest)
     from steadydetr.cli.train import start
     from steadydetr.cli.training_arguments import find_or_read, override
     from steadydetr.recipes.distill import distilled

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
 from steadydetr.files import printable
@@ -36,7 +37,7 @@ class EvalArguments:
     workers: int = 4
     """Processes that load images."""
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     output: Path | None = None
     """JSON file for the metrics; the detections go beside it as COCO results."""
     overwrite: Overwrite = False
@@ -49,19 +50,20 @@ class EvalArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
-    from steadydetr.metrics.table import CLASS_METRICS, METRICS
+    find_checkpoint(arguments.checkpoint.expanduser())
+    from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    console = Console(markup=False, emoji=False)
+    console = PlainConsole()
     table = Table("metric", "%")
     for metric in METRICS:
         value = getattr(evaluation, metric.name)
-        table.add_row(metric.label, f"{value:.2f}" if value >= 0 else "no such objects")
+        table.add_row(metric.label, percent(value, 2))
     console.print(table)
     classes = Table("class", *(metric.label for metric in CLASS_METRICS))
     for name in evaluation.per_class:
-        classes.add_row(printable(name), *(f"{getattr(evaluation, metric.name)[name]:.2f}" for metric in CLASS_METRICS))
+        classes.add_row(printable(name), *(percent(getattr(evaluation, metric.name)[name], 2) for metric in CLASS_METRICS))
     console.print(classes)
     for warning in evaluation.warnings:
         console.print(f"AP is low: {printable(warning)}")

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
 from steadydetr.limits import Limits
 
@@ -46,6 +47,8 @@ class FiguresArguments:
     """Images of them: the first that have an object."""
     teacher: str = ""
     """Checkpoint whose masks and activation are drawn; the runs' trained teacher if not given."""
+    device: str = "cpu"
+    """What draws sampling points, masks and activation: cpu, cuda, cuda:1, mps, or auto for a GPU if there is one."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -54,6 +57,7 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, objects=(1, 1000))
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr figures runs/baseline runs/od`")
+    check_places(arguments.runs, "run or folder")
     from steadydetr.drawing.paper_figures import write_figures
 
     written, missing = write_figures(
@@ -66,6 +70,7 @@ def run(words: Sequence[str]) -> None:
         arguments.teacher,
         arguments.overwrite,
         arguments.limits,
+        arguments.device,
     )
     for path in written:
         print(f"Wrote {path}")

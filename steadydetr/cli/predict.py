@@ -9,13 +9,16 @@ from typing import Annotated
 
 import tyro
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
 from steadydetr.limits import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
 
   steadydetr predict runs/mine photo.jpg more-photos/ --output found
+  steadydetr predict runs/mine clip.mp4 https://example.org/photo.jpg
   steadydetr predict runs/mine image_info_test-dev2017.json --image-folder test2017 --no-draw"""
 
 
@@ -23,8 +26,8 @@ DESCRIPTION = """Detect objects in images: pictures, and COCO results for an eva
 class PredictArguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, folders of images, or a COCO image list (JSON with images, no annotations needed, as of test-dev)."""
+    images: tyro.conf.Positional[tuple[str, ...]]
+    """Images, videos (every frame), folders of these, addresses (https://...), or a COCO image list (JSON, as of test-dev)."""
     output: Path = Path("predictions")
     """New or empty folder for results.json (COCO results) and the pictures."""
     overwrite: Overwrite = False
@@ -38,7 +41,7 @@ class PredictArguments:
     batch_size: int = 4
     """Images in one forward pass."""
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -49,6 +52,8 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, batch_size=(1, 10**6))
     if not 0 <= arguments.threshold <= 1:
         raise ValueError(f"--threshold {arguments.threshold:g} must lie in 0 to 1: it is a score")
+    find_checkpoint(arguments.checkpoint.expanduser())
+    check_places(arguments.images, "image or folder")
     from steadydetr.tools.image_files import predict_files
     from steadydetr.tools.predictor import load
 

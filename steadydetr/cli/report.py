@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_places
 
 DESCRIPTION = """One HTML page of one run or of several side by side: curves, AP, stability, losses, speed, predictions, what differs.
 
@@ -33,6 +34,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(ReportArguments, words, "report", DESCRIPTION)
     if not arguments.runs:
         raise ValueError("name at least one run, as in `steadydetr report runs/quickstart`")
+    check_places(arguments.runs, "run or folder")
     from steadydetr.drawing.report import write_report
 
     print(f"Wrote {write_report(arguments.runs, arguments.output, arguments.overwrite)}: open it in a browser")

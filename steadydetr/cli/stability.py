@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_recipe
 from steadydetr.config import check_within
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.limits import Limits
@@ -43,7 +45,7 @@ class StabilityArguments:
     batch_size: int = 4
     workers: int = 4
     device: str = "auto"
-    """cpu, cuda or auto: a GPU if there is one."""
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     output: Path | None = None
     """JSON file for the measures."""
     overwrite: Overwrite = False
@@ -54,6 +56,9 @@ class StabilityArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), images=(1, 10**9))
+    find_checkpoint(arguments.checkpoint.expanduser())
+    if arguments.criterion:
+        check_recipe(arguments.criterion)
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
@@ -74,7 +79,7 @@ def run(words: Sequence[str]) -> None:
     table = Table("measure", *("trained" if name == "model" else "average" for name in measured))
     for name in rows[0]:
         table.add_row(name, *(f"{row[name]:.3f}" if name in row else "-" for row in rows))
-    console = Console(markup=False, emoji=False)
+    console = PlainConsole()
     console.print(table)
     first = next(iter(measured.values()))
     console.print(f"{first.images} images with {first.objects} objects")

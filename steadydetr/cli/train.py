@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from steadydetr.cli.quick import check_new_run, check_recipe
 from steadydetr.cli.words import take_recipe
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
+from steadydetr.kinds import normal
 
 if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
@@ -35,6 +37,8 @@ Every field of a recipe is a flag, for example
 
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
+    check_recipe(name)
+    check_new_run(rest, "" if name.endswith(".json") or ":" in name else f"runs/{normal(name)}")
     from steadydetr.cli.training_arguments import read_training_arguments
 
     start(*read_training_arguments(name, rest))
@@ -44,16 +48,41 @@ RESUME: dict[str, bool | Literal["auto"]] = {"no": False, "yes": True, "auto": "
 
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:
-    """Train, and print the summary."""
+    """Train, and show what came of it."""
     from accelerate import PartialState
 
     from steadydetr.training.loop import train
 
     output = arguments.output or default_output(recipe)
     resume = RESUME[arguments.resume]
-    summary = train(recipe, output, resume, None if arguments.device == "auto" else arguments.device)
+    summary = train(recipe, output, resume, arguments.device)
     if summary["finished"] and PartialState().is_main_process:
-        print(json.dumps({key: value for key, value in summary.items() if not isinstance(value, dict)}, indent=2))
+        show_result(output.expanduser())
+
+
+def show_result(folder: Path) -> None:
+    """The metrics of a finished run, the best first, where its files are, and what to do with them."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from steadydetr.cli.console import PlainConsole
+    from steadydetr.metrics.table import AP_COLUMNS, percent
+    from steadydetr.runs.folder import BEST, CONFIG, SUMMARY
+    from steadydetr.runs.folder import METRICS as RECORDS
+    from steadydetr.runs.records import WEIGHTS_LABELS, read_run
+
+    run = read_run(folder, folder.name)
+    table = Table("weights", "epoch", *AP_COLUMNS, box=SIMPLE)
+    rows = {f"{BEST}: {WEIGHTS_LABELS[run.best['weights']]}": run.best} if run.best else {}
+    rows |= {label: last for name, label in WEIGHTS_LABELS.items() if (last := run.last("eval", name))}
+    for label, record in rows.items():
+        table.add_row(label, str(record["epoch"]), *(percent(record[name]) for name in AP_COLUMNS.values()))
+    console = PlainConsole(soft_wrap=True, highlight=False)
+    console.print(table)
+    pictures = [path.name for path in sorted(folder.glob("*.png"))]
+    console.print(f"In {folder}: {listed(['best/, last/ (checkpoints)', *pictures, SUMMARY, RECORDS, CONFIG])}. Next:")
+    place = shlex.quote(str(folder))
+    console.print(f"  steadydetr report {place}\n  steadydetr predict {place} photo.jpg")
 
 
 def default_output(recipe: Recipe) -> Path:

@@ -30,8 +30,8 @@ class TrainArguments:
     """Alone or with yes: go on from the last checkpoint in --output. auto: go on if a run is there, start one if not."""
     seed: int | None = None
     """Shorthand of --training.seed."""
-    device: Literal["auto", "cpu"] = "auto"
-    """cpu keeps a GPU out of it."""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
 
 
 def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:

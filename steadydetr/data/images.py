@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
-Picture = str | Path | Image.Image | NDArray[np.uint8]
+Picture = File | Image.Image | ArrayLike
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # the EXIF tag
@@ -38,7 +38,7 @@ BITS = (8, 10, 12, 14, 16)  # of a pixel in files of 16 bits
 END_OF_JPEG, SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
 MOST_SAID = 5  # remarks of one process on image files
 _opening = threading.Lock()
-_said = set[Path]()
+_said = set[str]()
 
 
 @dataclass(frozen=True)
@@ -53,43 +53,46 @@ class Decoded:
 
 
 def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-    """RGB image of a path, a Pillow image or an array [H, W, 3] uint8; an unreadable file is a ValueError that names it.
+    """The RGB image in anything that `predict` takes: see `picture_inputs`.
 
     A file is turned as its EXIF orientation says; a Pillow image is not, because its owner sees it as it is.
+
+    Raises:
+        ValueError: it cannot be read, or an array or a tensor has another shape or type than images have; names it.
+        TypeError: it is nothing that could be an image.
     """
     if isinstance(image, Image.Image):
         return _to_rgb(image)[0]
-    if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, not {list(image.shape)} {image.dtype}")
-        return Image.fromarray(image)
-    decoded = decode_picture(Path(image), limits)
-    remark(Path(image), decoded)
+    if is_array(image):
+        return from_array(image)
+    file = to_file(image, limits)
+    decoded = decode_picture(file, limits)
+    remark(file, decoded)
     return decoded.image
 
 
-def remark(path: Path, decoded: Decoded) -> None:
+def remark(file: Path | Encoded, decoded: Decoded) -> None:
     """Say what is remarkable about an image file, of the first such files of this process."""
-    if (decoded.cut or decoded.scaled) and len(_said) < MOST_SAID and path not in _said:
-        _said.add(path)
+    if (decoded.cut or decoded.scaled) and len(_said) < MOST_SAID and str(file) not in _said:
+        _said.add(str(file))
         what = "; ".join(filter(None, (decoded.cut, decoded.scaled)))
         more = ". Further ones are not named; `steadydetr check` names all of a data set" if len(_said) == MOST_SAID else ""
-        logging.getLogger(__name__).warning("%s is read, but %s%s", printable(path), what, more)
+        logging.getLogger(__name__).warning("%s is read, but %s%s", printable(file), what, more)
 
 
-def decode_picture(path: Path, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Decoded:
     """The pixels of an image file, however they are stored (D-100). Up to half of its rows may be missing at its end.
 
     Raises ValueError for a file that is unreadable, larger than allowed, or damaged otherwise; names it.
     """
-    with _opened(path, limits) as opened:
+    with _opened(file, limits) as opened:
         orientation, cut, pixels = _orientation(opened), "", opened
         try:
             opened.load()
         except OSError as error:
             if "truncated" not in str(error):
                 raise
-            pixels, cut = _load_cut(path, error)
+            pixels, cut = _load_cut(file, error)
         stored, scaled = _to_rgb(pixels)
         turned = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
         return Decoded(turned, stored, orientation, cut, scaled)
@@ -103,14 +106,15 @@ def picture_size(path: Path, limits: Limits) -> tuple[int, int]:
 
 
 @contextmanager
-def _opened(path: Path, limits: Limits) -> Iterator[Image.Image]:
+def _opened(path: Path | Encoded, limits: Limits) -> Iterator[Image.Image]:
     """An image file of which only the head has been read. What is wrong with it, inside the block too, is a ValueError that names it."""
     try:
-        check_file(path, limits.max_file_mb, "max_file_mb")
+        if isinstance(path, Path):
+            check_file(path, limits.max_file_mb, "max_file_mb")
     except FileNotFoundError:
         raise ValueError(f"there is no image {printable(path)}") from None
     try:
-        with open(path, "rb") as file, _open_any_size(file) as image:
+        with open(path, "rb") if isinstance(path, Path) else nullcontext(path) as file, _open_any_size(file) as image:
             if image.width * image.height > limits.max_pixels:
                 raise ValueError(f"it has {image.width} x {image.height} pixels, more than max_pixels = {limits.max_pixels} allows")
             yield image
@@ -141,9 +145,9 @@ def _orientation(opened: Image.Image) -> int:
     return found if found in TURNS else 1
 
 
-def _load_cut(path: Path, error: OSError) -> tuple[Image.Image, str]:
+def _load_cut(file: Path | Encoded, error: OSError) -> tuple[Image.Image, str]:
     """The pixels of a file that ends too early, as browsers show it, and what is missing. Raises `error` where that is too much."""
-    content = path.read_bytes()
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     kept, share = _decode_rows(content)
     if kept.format in ("JPEG", "MPO"):
         if kept.info.get("progressive") and content.count(SCAN_OF_JPEG) > 1:

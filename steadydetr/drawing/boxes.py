@@ -12,13 +12,14 @@ Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pix
 def draw_boxes(image: Image.Image, boxes_xyxy: list[list[float]], labels: list[int], captions: list[str]) -> Image.Image:
     """A copy of the image with a box and a caption for each entry, one colour per class.
 
-    Earlier entries get their captions first; one that finds no place beside its box that is free of other captions is left out.
+    The first entry is drawn last, above the others, and gets its caption first; one that finds no place beside its box that is free of
+    other captions is left out.
     """
     image = image.copy()
     pen = ImageDraw.Draw(image)
     width = max(1, round(max(image.size) / 400))
     font = ImageFont.load_default(size=max(9, round(max(image.size) / 55)))
-    for (x0, y0, x1, y1), label in zip(boxes_xyxy, labels, strict=True):
+    for (x0, y0, x1, y1), label in reversed(list(zip(boxes_xyxy, labels, strict=True))):
         pen.rectangle((min(x0, x1), min(y0, y1), max(x0, x1), max(y0, y1)), outline=class_colour(label), width=width)
     taken: list[Rectangle] = []
     for box, label, caption in zip(boxes_xyxy, labels, captions, strict=True):

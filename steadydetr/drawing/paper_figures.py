@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steadydetr.checkpoints.folder import LoadedDetector, find_checkpoint, load_detector, read_card
+from steadydetr.checkpoints.folder import LoadedDetector, choose_device, find_checkpoint, load_detector, read_card
 from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
@@ -31,6 +31,7 @@ def write_figures(
     teacher: str = "",
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    device: str = "cpu",
 ) -> tuple[list[Path], dict[str, str]]:
     """Write every figure that the runs have data for into the folder `output`.
 
@@ -41,10 +42,12 @@ def write_figures(
         teacher: checkpoint whose masks are drawn; the trained teacher of the first run that has one if not given.
         overwrite: whether `output` may hold other things than earlier figures.
         limits: what may be read of the data set.
+        device: what sampling points, masks and activation are computed on.
 
     Returns:
         The files, and for every figure that could not be drawn the reason.
     """
+    choose_device(device)
     found, early = read_runs_at_epochs(runs)
     for damaged in (line for run in (*found, *early) for line in run.left_out):
         raise ValueError(damaged)
@@ -54,7 +57,7 @@ def write_figures(
         needs = "needs --data" if found else "needs a run that is not cut by @"
         return written, missing | dict.fromkeys(["sampling-points", *MASK_FIGURES], needs)
     dataset = open_data(data, split, limits)
-    models, like = _models_that_sample_points(found)
+    models, like = _models_that_sample_points(found, device)
     if models:
         written.append(output / f"sampling-points.{suffix}")
         config = DataConfig(resize=read_card(like).resize, workers=0)
@@ -62,7 +65,7 @@ def write_figures(
     else:
         missing["sampling-points"] = "needs a detector with deformable attention"
     try:
-        folder, loaded = _load_teacher(found, teacher, dataset.index.classes)
+        folder, loaded = _load_teacher(found, teacher, dataset.index.classes, device)
     except (FileNotFoundError, ValueError) as error:
         return written, missing | dict.fromkeys(MASK_FIGURES, str(error))
     config = DataConfig(resize=loaded.card.resize, workers=0)
@@ -83,18 +86,18 @@ def _write_panels(runs: Sequence[Records], output: Path, suffix: str) -> tuple[l
     return written, missing
 
 
-def _models_that_sample_points(runs: Sequence[Records]) -> tuple[dict[str, Detector], Path]:
+def _models_that_sample_points(runs: Sequence[Records], device: str) -> tuple[dict[str, Detector], Path]:
     """The trained and the averaged weights of every run, by the titles of their columns, and the checkpoint whose images all get."""
     models: dict[str, Detector] = {}
     folders = [RunFolder(run.folder).find_checkpoint() for run in runs]
     for run, folder in zip(runs, folders, strict=True):
-        for name, model in load_models(folder, "cpu").items():
+        for name, model in load_models(folder, device).items():
             if model.samples_points:
                 models[f"{run.label}, {WEIGHTS_LABELS[name]}"] = model
     return models, folders[0]
 
 
-def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str]) -> tuple[Path, LoadedDetector]:
+def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str], device: str) -> tuple[Path, LoadedDetector]:
     """The teacher whose masks are drawn, with its folder. Its class scores are put into the order of the data's classes.
 
     Raises:
@@ -107,6 +110,6 @@ def _load_teacher(runs: Sequence[Records], teacher: str, classes: Sequence[str])
     if not teacher:
         raise FileNotFoundError("needs a run with a trained teacher, or --teacher CHECKPOINT")
     folder = find_checkpoint(Path(teacher).expanduser())
-    loaded = load_detector(folder)
+    loaded = load_detector(folder, device)
     score_classes(loaded, classes, teacher)
     return folder, loaded

@@ -83,9 +83,15 @@ def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
 
 
 def draw_predictions(
-    data: Dataset, positions: Sequence[int], predictions: Sequence[Prediction], output: Path, threshold: float = 0.3, side: int = 320
+    data: Dataset,
+    positions: Sequence[int],
+    predictions: Sequence[Prediction],
+    output: Path,
+    threshold: float = 0.3,
+    side: int = 320,
+    whose: str = "detections",
 ) -> None:
-    """One PNG: each column an image, ground truth above, detections at or above `threshold` below."""
+    """One PNG: each column an image, ground truth above, detections at or above `threshold` below, with the name of what found them."""
     margin, title = 6, 18
     tallest = max((min(1.0, data.index.sizes[position][0] / data.index.sizes[position][1]) for position in positions), default=1.0)
     row = round(side * tallest) + title
@@ -104,7 +110,7 @@ def draw_predictions(
         drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_with_title(drawn, f"detections, score at least {threshold:g}", side, title), (left, row))
+        sheet.paste(_with_title(drawn, f"{whose}, score at least {threshold:g}", side, title), (left, row))
     with replacing(output) as file:
         sheet.save(file, "PNG")
 

@@ -15,3 +15,9 @@ CLASS_METRICS: tuple[Metric, ...] = tuple(metric for measurer in MEASURERS for m
 LABELS = {metric.name: metric.label for metric in METRICS}
 SUMMARY_NAMES = tuple(metric.name for metric in (*METRICS, *CLASS_METRICS) if metric.in_summary)
 REQUIRED_NAMES = tuple(metric.name for metric in (*METRICS, *CLASS_METRICS) if metric.required)
+AP_COLUMNS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "small": "ap_small", "medium": "ap_medium", "large": "ap_large"}  # on the console
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A metric as people read it: a dash where the data has no such objects."""
+    return f"{value:.{digits}f}" if value >= 0 else "-"

@@ -6,11 +6,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import pkgutil
 
-from steadydetr.kinds import did_you_mean, load_installed, normal, not_found, package_of
+from steadydetr.kinds import load_installed, normal, not_found, package_of
+from steadydetr.recipe_index import no_such_recipe
 from steadydetr.recipes.base import RECIPES, Recipe
 
 for _family in pkgutil.iter_modules(__path__):
@@ -33,9 +33,7 @@ def find(name: str) -> Recipe:
     if name not in names():
         if package_of(name):
             raise ValueError(not_found(name, names(), "recipe"))
-        close = difflib.get_close_matches(name, names(), cutoff=0.4)
-        meant = did_you_mean(close) if close else "; a saved one is named by its file, such as runs/mine/config.json."
-        raise ValueError(f"there is no recipe {name!r}{meant} `steadydetr recipes` lists all")
+        raise ValueError(no_such_recipe(name, names()))
     try:
         found = RECIPES[name]()
     except Exception as error:

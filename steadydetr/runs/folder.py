@@ -34,8 +34,6 @@ from steadydetr.config import FORMAT, check_format, differences, from_plain, ref
 from steadydetr.files import (
     claim_folder,
     folder_made_by,
-    is_free,
-    listed,
     parse_json,
     printable,
     read_bytes,
@@ -48,14 +46,12 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade
 from steadydetr.runs.lock import FolderLock
+from steadydetr.runs.occupied import AVERAGE, BEST, COMMAND, CONFIG, LAST, METRICS, SUMMARY, refuse_another_run
 from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
 from steadydetr.tensor_files import tensor_shapes
 
-CONFIG, METRICS, SUMMARY = "config.json", "metrics.jsonl", "summary.json"
-LAST, BEST, AVERAGE = "last", "best", "ema"
 CURVES, PREDICTIONS, SAMPLING = "curves.png", "predictions.png", "sampling.png"
 ASIDE = "-unsaved"  # version 0.1 renamed a run that stopped before its first checkpoint to RUN-unsaved1
-COMMAND = "train"  # whose mark a run's folder carries
 NEEDED = {  # the keys that a record of each kind must have; records of other kinds are passed on unchecked
     "train": ("step", "epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"),
     "eval": ("step", "epoch", "weights", *REQUIRED_NAMES),
@@ -136,17 +132,8 @@ class RunFolder:
         return False
 
     def refuse_another_run(self) -> None:
-        """Raise FileExistsError unless a new run can be started in the folder: it is not there, empty, or was claimed and left so.
-
-        Between claiming it and config.json nothing of a run is written, so that a folder with more has lost its config.json.
-        """
-        if self.is_started:
-            raise FileExistsError(f"{self.path} already holds a run: go on with it by --resume, or choose another --output")
-        if folder_made_by(self.path) != COMMAND and not is_free(self.path):
-            raise FileExistsError(f"{self.path} is not empty, and what it holds is no run: choose another --output")
-        if left := [name for name in (LAST, BEST, AVERAGE, METRICS, SUMMARY) if os.path.lexists(self.path / name)]:
-            what = f"{self.path} holds {listed(left)} of a run, but its {CONFIG} is gone"
-            raise FileExistsError(f"{what}: bring that back to go on by --resume, or choose another --output")
+        """Raise FileExistsError unless a new run can be started in the folder."""
+        refuse_another_run(self.path)
 
     def claim(self, lock: FolderLock) -> None:
         """Make the folder that of a new run, though not yet a started one, and take its lock."""

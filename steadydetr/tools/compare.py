@@ -93,6 +93,7 @@ def compare_recipes(
     jobs: int = 1,
     launch: Sequence[str] = TRAIN,
     say: Callable[[str], None] = print,
+    device: str = "auto",
 ) -> dict[str, list[Outcome]]:
     """Train every recipe with the seeds 0 .. seeds - 1; what is finished is kept, what was interrupted goes on.
 
@@ -100,6 +101,7 @@ def compare_recipes(
         recipes: by label, the baseline first.
         jobs: runs at a time, which share the processor's cores.
         launch: what starts a training, such as torchrun's command line.
+        device: what the runs train on.
 
     Raises:
         ValueError: a label cannot be a folder's name, or `output` holds runs of other recipes; says what differs.
@@ -112,17 +114,17 @@ def compare_recipes(
     claim_folder(output, "compare", again=True, overwrite=earlier)
     with FolderLock(output) as lock:
         lock.take()
-        return _compare(recipes, seeds, output, jobs, launch, say)
+        return _compare(recipes, seeds, output, jobs, launch, say, device)
 
 
 def _compare(
-    recipes: Mapping[str, Recipe], seeds: int, output: Path, jobs: int, launch: Sequence[str], say: Callable[[str], None]
+    recipes: Mapping[str, Recipe], seeds: int, output: Path, jobs: int, launch: Sequence[str], say: Callable[[str], None], device: str
 ) -> dict[str, list[Outcome]]:
     for label, recipe in recipes.items():
         write_json(output / label / RECIPE, {"format": FORMAT} | to_plain(recipe, "recipe"))
     todo = [(label, seed) for seed in range(seeds) for label in recipes if read_outcome(output / label / f"seed{seed}", seed) is None]
     say(f"{len(recipes)} recipes x {seeds} seeds: {len(recipes) * seeds - len(todo)} are done, {len(todo)} to train, {jobs} at a time")
-    trainer = _Trainer(output, launch, jobs, say)
+    trainer = _Trainer(output, launch, jobs, say, device)
     failed = trainer.train(todo)
     outcomes = {label: _finished(output / label, seeds) for label in recipes}
     save_table(output, outcomes)
@@ -152,8 +154,8 @@ def _finished(folder: Path, seeds: int) -> list[Outcome]:
 class _Trainer:
     """Runs trainings as processes of their own, each with its share of the cores."""
 
-    def __init__(self, output: Path, launch: Sequence[str], jobs: int, say: Callable[[str], None]) -> None:
-        self.output, self.launch, self.jobs, self.say = output, launch, jobs, say
+    def __init__(self, output: Path, launch: Sequence[str], jobs: int, say: Callable[[str], None], device: str) -> None:
+        self.output, self.launch, self.jobs, self.say, self.device = output, launch, jobs, say, device
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         self.environment = {"OMP_NUM_THREADS": threads} | os.environ
         self.running: set[subprocess.Popen[bytes]] = set()
@@ -177,7 +179,17 @@ class _Trainer:
         if self.stopped.is_set():
             return None
         folder = self.output / label / f"seed{seed}"
-        words = [str(self.output / label / RECIPE), "--seed", str(seed), "--output", str(folder), "--resume", "auto"]
+        words = [
+            str(self.output / label / RECIPE),
+            "--seed",
+            str(seed),
+            "--output",
+            str(folder),
+            "--resume",
+            "auto",
+            "--device",
+            self.device,
+        ]
         words += [word for plugin in plugins_in_use for word in ("--plugin", plugin)]
         log = self.output / label / f"seed{seed}.log"
         self.say(f"{label}, seed {seed}: {'goes on' if RunFolder(folder).is_started else 'starts'}")

@@ -1,32 +1,74 @@
-"""The detections of one image, to be filtered, drawn or handed to another library."""
+"""The detections of one image, to be filtered, drawn, written down or handed to another library."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from steadydetr.data.images import Picture, open_picture
 from steadydetr.drawing.boxes import draw_boxes
+from steadydetr.kinds import nearest
 
 if TYPE_CHECKING:
     import supervision
 
+THRESHOLD = 0.3  # the least score that is shown, and given by `predict`, unless another is asked for  # D-111
+Index = slice | Tensor | NDArray[Any] | Sequence[int] | Sequence[bool]  # of several detections
+
 
 @dataclass(frozen=True)
+class Detection:
+    """One box with its score and class."""
+
+    box_xyxy: tuple[float, float, float, float]  # pixels of the original image
+    score: float
+    label: int
+    class_name: str
+
+
+@dataclass(frozen=True, repr=False)
 class Detections:
-    """K boxes with their scores and classes, the highest score first."""
+    """K boxes with their scores and classes, the highest score first. Boxes may reach beyond the image; see `clipped`."""
 
     boxes_xyxy: Tensor  # [K, 4] pixels of the original image
     scores: Tensor  # [K]
     labels: Tensor  # [K] int64
     names: tuple[str, ...]  # of all classes, by label
+    size: tuple[int, int]  # height and width of the original image
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detection]:
+        for box, score, label in zip(self.boxes_xyxy.tolist(), self.scores.tolist(), self.labels.tolist(), strict=True):
+            yield Detection(tuple(box), score, label, self.names[label])
+
+    @overload
+    def __getitem__(self, index: int) -> Detection: ...
+    @overload
+    def __getitem__(self, index: Index) -> Detections: ...
+    def __getitem__(self, index: int | Index) -> Detection | Detections:
+        """One detection for a number; for a slice, a list of numbers or a mask the detections that it names."""
+        if isinstance(index, int) or (not isinstance(index, slice) and np.ndim(index) == 0):
+            return next(iter(self._taken([range(len(self))[int(index)]])))  # type: ignore[arg-type]
+        return self._taken(index)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Detections(none)"
+        counts = ", ".join(f"{count} {name}" for name, count in Counter(self.class_names).most_common())
+        return f"Detections({counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f})"
 
     @property
     def class_names(self) -> list[str]:
@@ -35,14 +77,52 @@ class Detections:
 
     def above(self, threshold: float) -> Detections:
         """The detections with at least this score."""
-        keep = self.scores >= threshold
-        return replace(self, boxes_xyxy=self.boxes_xyxy[keep], scores=self.scores[keep], labels=self.labels[keep])
+        return self._taken(self.scores >= threshold)
 
-    def draw(self, image: Picture, threshold: float = 0.3) -> Image.Image:
+    def of_classes(self, *names: str) -> Detections:
+        """The detections of these classes; a ValueError for a name that the detector does not know."""
+        for name in names:
+            if name not in self.names:
+                raise ValueError(f"there is no class {name!r}{nearest(name, self.names)}")
+        return self._taken(torch.isin(self.labels, torch.tensor([self.names.index(name) for name in names], dtype=torch.int64)))
+
+    def clipped(self) -> Detections:
+        """The same with boxes that end where the image does."""
+        height, width = self.size
+        most = self.boxes_xyxy.new_tensor([width, height, width, height])
+        return replace(self, boxes_xyxy=self.boxes_xyxy.clamp(min=0).minimum(most))
+
+    def _taken(self, index: Index) -> Detections:
+        if isinstance(index, (list, tuple)) and not index:
+            index = slice(0)
+        elif not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.scores.device)
+        return replace(self, boxes_xyxy=self.boxes_xyxy[index], scores=self.scores[index], labels=self.labels[index])
+
+    def draw(self, image: Picture, threshold: float = THRESHOLD) -> Image.Image:
         """A copy of the image with boxes, classes and scores of the detections at or above `threshold`."""
         shown = self.above(threshold)
         captions = [f"{name} {score:.2f}" for name, score in zip(shown.class_names, shown.scores.tolist(), strict=True)]
         return draw_boxes(open_picture(image), shown.boxes_xyxy.tolist(), shown.labels.tolist(), captions)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """A dictionary for every detection: its class, score and box as plain values."""
+        return [{"class_name": d.class_name, "label": d.label, "score": d.score, "box_xyxy": list(d.box_xyxy)} for d in self]
+
+    def to_json(self) -> str:
+        """The same as JSON."""
+        return json.dumps(self.to_dicts())
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """A table by its columns, as `pandas.DataFrame`, `polars.DataFrame` and `pyarrow.table` take it."""
+        sides = dict(zip(("x0", "y0", "x1", "y1"), self.boxes_xyxy.T.tolist(), strict=True))
+        return {"class_name": self.class_names, "label": self.labels.tolist(), "score": self.scores.tolist(), **sides}
+
+    def to_csv(self) -> str:
+        """The same table as a text, with a line of headings."""
+        columns, text = self.to_columns(), io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([columns, *zip(*columns.values(), strict=True)])
+        return text.getvalue()
 
     def to_supervision(self) -> supervision.Detections:
         """The same as `supervision.Detections`; needs the extra: pip install steadydetr[supervision]."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain, count
+from dataclasses import dataclass, replace
+from itertools import chain, count, islice
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 from PIL import Image
@@ -16,11 +17,13 @@ from rich.progress import track
 from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import open_picture
+from steadydetr.data.picture_inputs import is_address
 from steadydetr.data.reading import Name, decode_json, is_file_name, read_file
+from steadydetr.data.video import VIDEO_SUFFIXES, frames, is_video
 from steadydetr.files import claim_folder, printable, replacing
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.results import Results, coco_results
-from steadydetr.tools.detections import Detections
+from steadydetr.tools.detections import THRESHOLD, Detections
 from steadydetr.tools.predictor import Predictor
 
 RESULTS = "results.json"
@@ -30,11 +33,12 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file and the id that its results are written with."""
+    """An image file, or a frame of a video, and the id that its results are written with."""
 
-    path: Path
+    path: Path | str  # a text is an address of the network
     image_id: int | str
     name: str  # what its results call it: the path as it was given, or the list's file name
+    frame: int = 0  # of a video, from 1 on
 
 
 class ImageEntry(msgspec.Struct):
@@ -48,8 +52,8 @@ class ImageList(msgspec.Struct):
     images: list[ImageEntry]
 
 
-def list_sources(paths: Iterable[Path], image_folder: Path | None = None, limits: Limits = DEFAULT_LIMITS) -> list[ImageFile]:
-    """The images that paths stand for, in order. A path is an image file, a folder of them or a COCO image list.
+def list_sources(paths: Iterable[Path | str], image_folder: Path | None = None, limits: Limits = DEFAULT_LIMITS) -> list[ImageFile]:
+    """The images that paths stand for, in order. A path is an image or video file, a folder of them, a COCO image list or an address.
 
     Args:
         image_folder: where the images of COCO image lists are; beside each list if not given.
@@ -59,11 +63,15 @@ def list_sources(paths: Iterable[Path], image_folder: Path | None = None, limits
         ValueError: a path does not exist or holds no image, or a list cannot be read.
     """
     sources: list[ImageFile] = []
-    for path in paths:
+    for given in paths:
+        if is_address(given):
+            sources.append(ImageFile(given, len(sources) + 1, given))
+            continue
+        path = Path(given)
         if os.path.isdir(path):
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
             if not found:
-                raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+                raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no video")
             sources += [ImageFile(p, len(sources) + i + 1, str(p)) for i, p in enumerate(found)]
         elif path.suffix.lower() == ".json" and os.path.exists(path):
             sources += _read_list(path, DataFolder(image_folder or path.parent, limits))
@@ -91,7 +99,7 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
         folder.check_inside(file)
         found[entry.id] = ImageFile(file, entry.id, entry.file_name)
     files = list(found.values())
-    if files and not any(file.path.exists() for file in files[:100]):
+    if files and not any(Path(file.path).exists() for file in files[:100]):
         raise ValueError(
             f"{printable(path)}: its images are not in {printable(folder.root)}, such as {printable(files[0].name)}: name their folder by"
             " --image-folder"
@@ -103,18 +111,18 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
 class PredictionReport:
     """What `predict_files` did."""
 
-    images: int
+    images: int  # frames of videos too
     detections: int
-    failures: tuple[str, ...]  # images that could not be read, with the reason
+    failures: tuple[str, ...]  # images and videos that could not be read, or not to their end, with the reason
 
 
 def predict_files(
     loaded: Predictor,
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     output: Path,
     *,
     image_folder: Path | None = None,
-    threshold: float = 0.3,
+    threshold: float = THRESHOLD,
     draw: bool = True,
     batch_size: int = 4,
     overwrite: bool = False,
@@ -141,13 +149,16 @@ def predict_files(
         if os.path.realpath(path) == os.path.realpath(output / RESULTS):
             raise FileExistsError(f"{printable(path)} would be replaced by the results: choose another --output")
     claim_folder(output, "predict", overwrite=overwrite)
-    todo = list(zip(sources, picture_names([source.path for source in sources], output), strict=True))
+    todo = list(zip(sources, picture_names([_named(source.path) for source in sources], output), strict=True))
     failures: list[str] = []
-    written = 0
+    images = written = 0
     with replacing(output / RESULTS) as file:
-        for start in track(range(0, len(sources), batch_size), description="detect"):
-            pictures = list(_readable(todo[start : start + batch_size], limits, failures))
-            for (source, name, picture), found in zip(pictures, loaded.predict([picture for *_, picture in pictures]), strict=True):
+        numbers = [source.image_id for source in sources if isinstance(source.image_id, int)]
+        frame_ids = count(1 + max(numbers, default=0))
+        readable = _readable(track(todo, description="detect"), limits, failures, frame_ids)
+        while pictures := list(islice(readable, batch_size)):
+            images += len(pictures)
+            for (source, name, picture), found in zip(pictures, loaded.predict([picture for *_, picture in pictures], 0), strict=True):
                 for row in _rows(source, found, loaded.card):
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
                     written += 1
@@ -155,7 +166,12 @@ def predict_files(
                     with replacing(output / name) as drawn:
                         found.draw(picture, threshold).save(drawn, "PNG")
         file.write(b"\n]\n" if written else b"[]\n")
-    return PredictionReport(len(sources) - len(failures), written, tuple(failures))
+    return PredictionReport(images, written, tuple(failures))
+
+
+def _named(path: Path | str) -> Path:
+    """The path whose name the picture of a source gets: of an address its last part."""
+    return path if isinstance(path, Path) else Path(unquote(urlsplit(path).path).rpartition("/")[2] or "image")
 
 
 def picture_names(paths: Sequence[Path], output: Path) -> list[str]:
@@ -180,16 +196,27 @@ def _is_free_name(name: str, taken: Collection[str]) -> bool:
 
 
 def _rows(source: ImageFile, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
-    """The detections of one image as COCO results, with the image's file and the class's name beside the ids."""
+    """The detections of one image as COCO results, with the image's file (and frame) and the class's name beside the ids."""
     results = Results.of([source.image_id], [(found.boxes_xyxy, found.scores, found.labels)])
+    frame = {"frame": source.frame} if source.frame else {}
     for row, label in zip(coco_results(results, card.category_ids), found.labels.tolist(), strict=True):
-        yield row | {"file_name": source.name, "category_name": card.classes[label]}
+        yield row | {"file_name": source.name, **frame, "category_name": card.classes[label]}
 
 
-def _readable(todo: Sequence[tuple[ImageFile, str]], limits: Limits, failures: list[str]) -> Iterator[tuple[ImageFile, str, Image.Image]]:
-    """The images that can be read, with their pictures' names; why the others cannot is added to `failures`."""
+def _readable(
+    todo: Iterable[tuple[ImageFile, str]], limits: Limits, failures: list[str], frame_ids: Iterator[int]
+) -> Iterator[tuple[ImageFile, str, Image.Image]]:
+    """The images that can be read, with their pictures' names; why the others cannot is added to `failures`.
+
+    The frames of a video have ids of their own, after those of all images, and their pictures lie in a folder of the video's name.
+    """
     for source, name in todo:
         try:
-            yield source, name, open_picture(source.path, limits)
+            if is_video(source.path):
+                for number, picture in enumerate(frames(Path(source.path), limits), 1):
+                    frame = replace(source, image_id=next(frame_ids), frame=number)
+                    yield frame, f"{name.removesuffix('.png')}_frames/{number:06d}.png", picture
+            else:
+                yield source, name, open_picture(source.path, limits)
         except ValueError as error:
             failures.append(str(error))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -14,20 +15,27 @@ from PIL import Image
 from steadydetr.checkpoints.folder import DetectorCard, choose_device, load_detector
 from steadydetr.data.images import Picture, open_picture
 from steadydetr.data.loading import LoadedSample, batches_of_one_size, collate
+from steadydetr.data.picture_inputs import TAKEN, is_one_picture
 from steadydetr.data.transforms import Sample, apply
+from steadydetr.data.video import frames, is_video
 from steadydetr.detectors import Detector
+from steadydetr.detectors.base import evaluating
 from steadydetr.finite import NotFiniteError
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.evaluation import prediction_function
-from steadydetr.tools.detections import Detections
+from steadydetr.tools.detections import THRESHOLD, Detections
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Predictor:
-    """A detector with the names of its classes and the size that it sees images at. Made by `load`."""
+    """A detector with the names of its classes and the size that it sees images at. Made by `load`; called, it predicts."""
 
     detector: Detector
     card: DetectorCard
     device: torch.device
+
+    def __repr__(self) -> str:
+        return f"Predictor({type(self.detector).__name__}, {len(self.names)} classes, {self.card.resize}, on {self.device})"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -35,34 +43,64 @@ class Predictor:
         return self.card.classes
 
     @overload
-    def predict(self, images: Picture, threshold: float = 0.0) -> Detections: ...  # type: ignore[overload-overlap]
+    def predict(self, images: Picture, threshold: float = THRESHOLD) -> Detections: ...  # type: ignore[overload-overlap]
     @overload
-    def predict(self, images: Sequence[Picture], threshold: float = 0.0) -> list[Detections]: ...
-    def predict(self, images: Picture | Sequence[Picture], threshold: float = 0.0) -> Detections | list[Detections]:
-        """Detections of one image (path, Pillow image or RGB array) or of several, those of one size in one batch.
+    def predict(self, images: Iterable[Picture], threshold: float = THRESHOLD) -> list[Detections]: ...
+    def predict(self, images: Picture | Iterable[Picture], threshold: float = THRESHOLD) -> Detections | list[Detections]:
+        """Detections of one image or of several, those of one size in one batch; of a video, those of every frame.
 
         Args:
-            threshold: detections with a lower score are left out.
+            images: a path or address (http, https), the bytes of an image file, an open binary file, a Pillow image, an array [H, W, 3]
+                or [H, W] of uint8 (RGB or grey), a tensor [3, H, W] or [H, W] of uint8 or of floats in 0 .. 1, an iterable of these, or
+                the path of a video.
+            threshold: detections with a lower score are left out; 0 gives all candidates.
 
         Raises:
             ValueError: an image cannot be read; names it.
+            TypeError: something is no image.
             FloatingPointError: detections are NaN or infinite; names the image.
         """
-        single = isinstance(images, (str, Path, Image.Image, np.ndarray))
-        pictures: Sequence[Picture] = [images] if single else images  # type: ignore[list-item, assignment]
+        if is_video(images):
+            return [found for _, found in self.predict_video(images, threshold)]
+        if is_one_picture(images):
+            return self._predict([images], threshold)[0]
+        if not isinstance(images, Iterable) or isinstance(images, (Mapping, Set)):
+            raise TypeError(f"predict takes one image or a list of them: an image is {TAKEN}, not {type(images).__name__}")
+        return self._predict(list(images), threshold)
+
+    __call__ = predict
+
+    def predict_video(
+        self, path: str | Path, threshold: float = THRESHOLD, batch_size: int = 4, limits: Limits = DEFAULT_LIMITS
+    ) -> Iterator[tuple[Image.Image, Detections]]:
+        """Every frame of a video file with its detections, while it is being decoded.
+
+        Args:
+            batch_size: frames in one forward pass.
+
+        Raises:
+            ValueError: the file cannot be decoded (any further); names it.
+            ImportError: PyAV is not installed.
+        """
+        decoded = frames(Path(path).expanduser(), limits)
+        while pictures := list(islice(decoded, batch_size)):
+            yield from zip(pictures, self._predict(pictures, threshold), strict=True)
+
+    def _predict(self, pictures: Sequence[Any], threshold: float) -> list[Detections]:
+        """Detections of several images."""
         samples = [self._sample(open_picture(picture)) for picture in pictures]
         predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
         found: dict[int, Detections] = {}
-        for batch in batches_of_one_size((sample.size for sample in samples), len(samples)):
-            predictions = predict_batch(collate([samples[number] for number in batch]))
-            found |= {n: Detections(b.cpu(), s.cpu(), l.cpu(), self.names) for n, (b, s, l) in zip(batch, predictions, strict=True)}
+        with evaluating(self.detector):
+            for batch in batches_of_one_size((sample.size for sample in samples), len(samples)):
+                for number, (b, s, l) in zip(batch, predict_batch(collate([samples[number] for number in batch])), strict=True):
+                    found[number] = Detections(b.cpu(), s.cpu(), l.cpu(), self.names, samples[number].original_size)
         detections = [found[number] for number in range(len(samples))]
         for number, (picture, of_one) in enumerate(zip(pictures, detections, strict=True), 1):
             if not (of_one.boxes_xyxy.isfinite().all() and of_one.scores.isfinite().all()):
                 name = picture if isinstance(picture, (str, Path)) else f"image {number} of {len(pictures)}"
                 raise NotFiniteError(f"the detections of {name} are not finite: the model's numbers overflow on it")
-        detections = [of_one.above(threshold) for of_one in detections]
-        return detections[0] if single else detections
+        return [of_one.above(threshold) for of_one in detections]
 
     def _sample(self, picture: Image.Image) -> LoadedSample:
         """The image as the detector was trained to see it."""

@@ -40,7 +40,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
 
     Args:
         resume: go on from `output`'s last checkpoint; "auto": go on if there is a run in `output`, start one if not.
-        device: "cpu", or None for what accelerate finds.
+        device: "cpu", "cuda", "cuda:1" (of one process), "mps"; "auto" or None for a GPU if there is one.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: before training, where data, recipe or folder cannot work.
@@ -82,6 +82,7 @@ def train_epoch(run: Run, epoch: int) -> None:
         state.images_seen += run.loader.batch_size
         if state.step % config.log_every == 0 or state.step % per_epoch == 0:
             log_step(run, result, rate, epoch, speed)
+        run.progress.step(state.step, speed)
         if state.step in config.stability_steps and state.step % per_epoch:  # the evaluation after an epoch measures it anyway
             measure_stability(run)
         if config.save_every and state.step % config.save_every == 0 and state.step % per_epoch:
@@ -186,7 +187,7 @@ def evaluate(run: Run, epoch: int) -> None:
             state.evaluations[weights] = evaluation.as_dict()
             log_evaluation(run, weights, evaluation)
             if evaluation.ap > state.best_ap:
-                state.best_ap, best = evaluation.ap, weights
+                state.best_ap, state.best_epoch, state.best_weights, best = evaluation.ap, state.epochs_done, weights, weights
         state.matched = measure_stability(run)
     if best is not None:
         save(run, BEST, best)
@@ -207,6 +208,7 @@ def finish(run: Run) -> dict[str, Any]:
     summary = summarise(run)
     if run.accelerator.is_main_process:
         run.folder.write_summary(summary)
+        run.log.say("Drawing pictures")
         draw_pictures(run)
     return summary
 
@@ -222,6 +224,8 @@ def summarise(run: Run) -> dict[str, Any]:
         "images_seen": state.images_seen,
         "seconds": round(state.seconds, 1),
         "best_ap": state.best_ap,
+        "best_weights": state.best_weights,
+        "best_epoch": state.best_epoch,
         "output": str(run.folder.path),
     }
     for weights, evaluation in state.evaluations.items():

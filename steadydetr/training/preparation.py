@@ -55,6 +55,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on:
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
+    progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, progress.say))
     train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say, unreadable))
     processes = accelerator.process_index, accelerator.num_processes

@@ -15,11 +15,14 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
+from steadydetr.checkpoints.folder import choose_device
+
 T = TypeVar("T")
 STEP_LIMIT = timedelta(minutes=30)  # that a process waits for the others in a step; more than loading may take (data.timeout)
 LONE_WORK_LIMIT = timedelta(hours=24)  # that the others wait while the main process measures and saves
 
 
+DEVICE = "ACCELERATE_TORCH_DEVICE"  # as accelerate is told which one to use
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # as torchrun tells a process where it is
 LAUNCHERS = (  # the same as others tell it: Open MPI, Intel MPI and MPICH, srun (only to the tasks of a step, not to the job's script)
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -32,11 +35,46 @@ def make_accelerator(precision: str, device: str | None) -> Accelerator:
     """The device and the other processes of this one, which torchrun, srun or mpirun has told it of.
 
     accelerate keeps the precision and the device of the first run of a process, which a later one may want otherwise.
+
+    Args:
+        device: None or "auto" for what accelerate finds, a GPU if there is one.
+
+    Raises:
+        ValueError: there is no such device, or it is a single GPU and several processes train; says what to use.
     """
     AcceleratorState._reset_state(reset_partial_state=not distributed.is_initialized())
     translate_launcher(os.environ)
     limits = InitProcessGroupKwargs(timeout=STEP_LIMIT)
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
+    with _device_named(None if device in (None, "auto", "cpu") else str(device)):
+        return Accelerator(mixed_precision=precision, cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
+
+
+@contextmanager
+def _device_named(name: str | None) -> Iterator[None]:
+    """Let accelerate take the device of that name inside of the block; of several processes each takes a GPU of its own."""
+    if name is None:
+        yield
+        return
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    try:
+        device = choose_device(name)
+        if several and (device.index is not None or device.type != "cuda"):
+            raise ValueError(f"--device {name} is one device, but several processes train, each on its own: give cuda, auto or cpu")
+    except ValueError as error:
+        raise error if os.environ.get("RANK", "0") == "0" else said_elsewhere(error) from None
+    if several:
+        yield
+        return
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # compiled kernels are started on the current one
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = str(device)
+    try:
+        yield
+    finally:
+        os.environ.pop(DEVICE)
+        if before is not None:
+            os.environ[DEVICE] = before
 
 
 def translate_launcher(environment: MutableMapping[str, str]) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
@@ -14,11 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as RichProgress
 
 from steadydetr.files import printable
+from steadydetr.metrics.table import AP_COLUMNS, percent
 from steadydetr.runs.folder import Record
+from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.runs.sinks import SinkWriter
 
 T = TypeVar("T")
-QUIET_SECONDS = 15.0  # least time between two lines of training steps where there is no terminal
+QUIET_SECONDS = 15.0  # least time between two lines about how far the run is, where there is no terminal
 
 
 class LastingStream:
@@ -56,10 +59,12 @@ class Progress:
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
         text = TextColumn("{task.description}", markup=False)
-        columns = (text, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        rate = TextColumn("{task.fields[rate]}", markup=False)
+        columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
-        self.task = self.bar.add_task("training", total=0)
-        self.total, self.last_line = 0, 0.0
+        self.task = self.bar.add_task("training", total=0, rate="")
+        self.total, self.message, self.last_line = 0, "training", -QUIET_SECONDS
+        self.first: tuple[float, int] | None = None  # when this process had done its first step, and which of the run that was
 
     def begin(self, total: int, done: int) -> None:
         """Set how many steps the run has, and how many of them are done."""
@@ -77,24 +82,42 @@ class Progress:
         if self.enabled:
             self.console.print(printable(message), highlight=False)
 
-    def step(self, step: int, message: str) -> None:
-        """Show a step of the run: in a terminal in place of the one before, elsewhere as a line if the last line is long ago."""
-        self.bar.update(self.task, completed=step, description=message)
-        now = time.monotonic()
-        if not self.live and (now - self.last_line > QUIET_SECONDS or step == self.total):
-            self.last_line = now
-            self.say(f"step {step}/{self.total}  {message}")
+    def step(self, step: int, images_per_second: float) -> None:
+        """Show that a step of the run is done: in a terminal the bar moves, elsewhere a line says so if the last line is long ago.
+
+        `message` stands beside it, what was logged last.
+        """
+        rate, now = f"{images_per_second:.1f} images/s", time.monotonic()
+        self.bar.update(self.task, completed=step, description=self.message, rate=rate)
+        if self.first is None:
+            self.first = now, step
+        if not self.live and (step == self.total or self._is_due()):
+            self.say(f"step {step}/{self.total}  {self.message}  {rate}{self._left(now, step)}")
 
     def track(self, items: Iterable[T], description: str, total: int) -> Iterator[T]:
-        """The items; a second bar is shown until they end."""
-        if not self.live:
-            yield from items
-            return
-        task = self.bar.add_task(description, total=total)
-        for item in items:
+        """The items; until they end, a second bar is shown, or now and then a line."""
+        task = self.bar.add_task(description, total=total, rate="")
+        for number, item in enumerate(items, 1):
             yield item
             self.bar.advance(task)
+            if not self.live and self._is_due():
+                self.say(f"{description}: {number}/{total}")
         self.bar.remove_task(task)
+
+    def _is_due(self) -> bool:
+        """Whether the last line is long ago; another one is then about to be written."""
+        now = time.monotonic()
+        if now - self.last_line <= QUIET_SECONDS:
+            return False
+        self.last_line = now
+        return True
+
+    def _left(self, now: float, step: int) -> str:
+        """How long the remaining steps will take, at the pace of this process until now, evaluations included."""
+        since, first = self.first or (now, step)
+        if step <= first or step >= self.total:
+            return ""
+        return f"  {timedelta(seconds=round((now - since) / (step - first) * (self.total - step)))} left"
 
 
 class ConsoleWriter(SinkWriter):
@@ -112,14 +135,12 @@ class ConsoleWriter(SinkWriter):
 
     def _write_step(self, record: Record) -> None:
         ap = f"  AP {self.best_ap:.1f}" if self.best_ap >= 0 else ""
-        message = f"epoch {record['epoch'] + 1}  loss {record['loss']:.2f}  {record['images_per_second']:.1f} images/s{ap}"
-        self.progress.step(record["step"], message)
+        self.progress.message = f"epoch {record['epoch'] + 1}  loss {record['loss']:.2f}{ap}"
 
     def _write_evaluation(self, record: Record) -> None:
         self.best_ap = max(self.best_ap, record["ap"])
-        sizes = f"small {record['ap_small']:.1f}, medium {record['ap_medium']:.1f}, large {record['ap_large']:.1f}"
-        metrics = f"AP {record['ap']:.1f}, AP50 {record['ap50']:.1f}, AP75 {record['ap75']:.1f}, {sizes}"
-        self.say(f"epoch {record['epoch']} ({record['weights']}): {metrics}")
+        metrics = ", ".join(f"{label} {percent(record[name])}" for label, name in AP_COLUMNS.items())
+        self.say(f"epoch {record['epoch']} ({WEIGHTS_LABELS[record['weights']]} weights): {metrics}")
         for warning in record["warnings"]:
             self.say(f"  AP is low: {warning}")
 
@@ -127,4 +148,4 @@ class ConsoleWriter(SinkWriter):
         scores = ", ".join(f"{score:.0f}" for score in record["unstable_score"].values())
         since = "" if record["between_epochs"] is None else f", instability since the last {record['between_epochs']:.2f}"
         shared = "" if record["consistency"] is None else f", consistency with the average {record['consistency'][-1]:.0f}%"
-        self.say(f"  matching ({record['weights']}): unstable score by layer {scores}%{since}{shared}")
+        self.say(f"  matching ({WEIGHTS_LABELS[record['weights']]} weights): unstable score by layer {scores}%{since}{shared}")

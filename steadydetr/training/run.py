@@ -35,6 +35,8 @@ class State:
     images_seen: int = 0
     seconds: float = 0.0  # of training, without evaluation
     best_ap: float = -1.0
+    best_epoch: int = 0  # after which that was measured; 0: unknown, in runs of version 0.1
+    best_weights: str = ""  # of which: "model" or "ema"
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)  # the latest, of "model" and "ema"
     matched: dict[str, Tensor] = field(default_factory=dict)  # [G] the query of every held-out object at the latest evaluation
 
@@ -152,6 +154,8 @@ def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.o
             averages.part()
             if averages.evaluated is not None:
                 averages.evaluated.model.load_state_dict(training["average"])
-        return replace(State(**saved.progress), best_ap=-1.0 if saved.best is None else saved.best["best_ap"])
+        best = saved.best or asdict(State())
+        names = ("best_ap", "best_epoch", "best_weights")
+        return replace(State(**saved.progress), **{name: best[name] for name in names if name == "best_ap" or name in best})
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:  # as torch does for what does not fit
         raise ValueError(f"{saved.checkpoint} does not fit its run, or is damaged: {one_line(error, 500)}") from error

@@ -14,6 +14,7 @@ from steadydetr.finite import NotFiniteError
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results
 from steadydetr.metrics.stability import held_out, measure_models
+from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.structures import Batch
 from steadydetr.training.log import log_stability
 from steadydetr.training.run import Run
@@ -32,6 +33,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
         NotFiniteError: detections are not finite. All processes raise it, whichever met them.
     """
     accelerator, loader = run.accelerator, run.val_loader
+    weights = next((WEIGHTS_LABELS[name] for name, model in run.models.items() if model is detector), "other")
     if accelerator.num_processes > 1:
         for buffer in detector.buffers():
             torch.distributed.broadcast(buffer, src=0)
@@ -39,7 +41,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         found: Results | NotFiniteError
         try:
-            found = collect(predict, run.progress.track(until_stopped(run), "evaluate", len(loader)))
+            found = collect(predict, run.progress.track(until_stopped(run), f"evaluating the {weights} weights", len(loader)))
         except NotFiniteError as error:
             found = error
     if leaves_alone(run):

@@ -14,7 +14,10 @@ from steadydetr.runs.folder import PREDICTIONS, SAMPLING
 from steadydetr.runs.records import Records
 
 MOST_PIXELS = 50_000_000  # of a picture that a run has drawn; a small file can claim any number
-PREDICTIONS_TEXT = "Ground truth above, detections of the trained weights below, for the first held-out images that have objects."
+PREDICTIONS_TEXT = (
+    "Ground truth above, detections below, for the first held-out images that have objects. The pictures say of which weights: those in"
+    " `best`; pictures of version 0.1 do not, and are of the trained weights at the end."
+)
 SAMPLING_TEXT = (
     "Where the query of an image's largest object looks in the last decoder stage, in the trained and the averaged weights: sampling"
     " points, the brighter the more they count; reference point (star), predicted box (white) and true box (green)."

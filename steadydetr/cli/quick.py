@@ -1,0 +1,46 @@
+"""Mistakes in names and places that are told at once, before torch is imported, which takes seconds.
+
+Whatever is not found wrong here is looked at again by the code that uses it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from steadydetr.cli.words import take_flag
+from steadydetr.files import printable
+from steadydetr.kinds import foreign_parts_expected, normal
+from steadydetr.recipe_index import no_such_recipe, recipe_lines
+from steadydetr.runs.occupied import refuse_another_run
+
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # by which launchers tell a process that it may be one of several
+
+
+def check_recipe(name: str) -> None:
+    """Raise ValueError for a name that no recipe of this package has. Plugins have others, which only importing them tells."""
+    if name.endswith(".json") or ":" in name or foreign_parts_expected():
+        return
+    known = [line.name for line in recipe_lines()]
+    if normal(name) not in known:
+        raise ValueError(no_such_recipe(normal(name), known))
+
+
+def check_new_run(words: Sequence[str], default: str = "") -> None:
+    """Raise FileExistsError where a new run would meet something in its folder. Of several processes the main one looks, later.
+
+    Args:
+        default: the folder if the words name none; empty: not known yet.
+    """
+    folder = take_flag(words, "--output")[0] or default
+    asked = {word.partition("=")[0] for word in words}
+    if folder and not asked & {"--resume", "--help", "-h"} and not any(name in os.environ for name in RANKS):
+        refuse_another_run(Path(folder).expanduser())
+
+
+def check_places(places: Iterable[str | Path], what: str) -> None:
+    """Raise FileNotFoundError for a path at which there is nothing; an address of the network is none."""
+    for place in places:
+        if "://" not in str(place) and not os.path.lexists(Path(place).expanduser()):
+            raise FileNotFoundError(f"there is no {what} {printable(place)}")

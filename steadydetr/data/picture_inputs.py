@@ -1,0 +1,123 @@
+"""What may stand for an image besides a Pillow image: a path, an address, bytes, an open file, an array or a tensor."""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, BinaryIO, TypeGuard
+from urllib.request import Request, urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from steadydetr.files import one_line, printable
+from steadydetr.limits import Limits
+
+File = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO  # a path or an address, or the content of an image file
+ArrayLike = NDArray[Any] | Tensor
+TAKEN = "a path, an address (https://...), the bytes of an image file, a file opened with 'rb', a Pillow image, an array or a tensor"
+FETCH_SECONDS = 20.0  # that fetching an address may take
+
+
+class Encoded(io.BytesIO):
+    """The content of an image file that lies on no disk here, and what messages call it."""
+
+    def __init__(self, content: bytes, name: str) -> None:
+        super().__init__(content)
+        self.name = name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def is_address(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
+
+
+def is_array(value: object) -> TypeGuard[ArrayLike]:
+    return isinstance(value, (np.ndarray, Tensor))
+
+
+def is_one_picture(value: object) -> bool:
+    """Whether a value stands for one image, or is at least no list of several."""
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
+    return isinstance(value, one) or hasattr(value, "read")
+
+
+def to_file(image: object, limits: Limits) -> Path | Encoded:
+    """The image file that a value names or holds.
+
+    Raises:
+        ValueError: an address cannot be fetched, or a file gives text or too much; names it.
+        TypeError: the value is none of these.
+    """
+    if is_address(image):
+        return Encoded(fetch(image, limits.max_file_mb), image)
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return Encoded(bytes(image), f"in {len(bytes(image))} bytes")
+    if hasattr(image, "read"):
+        name = f"in the open file {getattr(image, 'name', type(image).__name__)}"
+        content = image.read(limits.max_file_mb * 2**20 + 1)
+        if not isinstance(content, bytes):
+            raise ValueError(f"cannot read the image {printable(name)}: it gives text; open it with 'rb'")
+        if len(content) > limits.max_file_mb * 2**20:
+            raise ValueError(f"cannot read the image {printable(name)}: it is larger than max_file_mb = {limits.max_file_mb} allows")
+        return Encoded(content, name)
+    raise TypeError(f"an image is {TAKEN}, not {type(image).__name__}")
+
+
+def fetch(address: str, most_mb: int) -> bytes:
+    """What lies at an address of the network; a ValueError says why it cannot be had, within FETCH_SECONDS."""
+    end, content = time.monotonic() + FETCH_SECONDS, bytearray()
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "steadydetr"}), timeout=FETCH_SECONDS) as answer:
+            while part := answer.read1(2**16):
+                content += part
+                if len(content) > most_mb * 2**20:
+                    raise ValueError(f"it is larger than max_file_mb = {most_mb} allows")
+                if time.monotonic() > end:
+                    raise TimeoutError(f"it takes more than {FETCH_SECONDS:g} seconds")
+    except (OSError, HTTPException, ValueError) as error:  # no network, no such host or page, too slow, no address
+        why = one_line(getattr(error, "reason", None) or error, 200) or type(error).__name__
+        raise ValueError(f"cannot fetch {printable(address)}: {why}. Without a network, give a file instead") from None
+    return bytes(content)
+
+
+def from_array(image: ArrayLike) -> Image.Image:
+    """The RGB image in an array [H, W, 3] or [H, W] of uint8, or in a tensor [3, H, W] or [H, W] of uint8 or of floats in 0 .. 1.
+
+    Raises:
+        ValueError: shape, type or values are others; says which are taken.
+    """
+    pixels = _of_tensor(image) if isinstance(image, Tensor) else image
+    if pixels.ndim == 3 and pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
+        several = "; give several images as a list of such, list(images)" if image.ndim == 4 else ""
+        raise ValueError(f"an image {_wanted(image)}, not {list(image.shape)} {str(image.dtype).removeprefix('torch.')}{several}")
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+
+
+def _wanted(image: ArrayLike) -> str:
+    if isinstance(image, Tensor):
+        return "tensor must be [3, H, W] RGB or [H, W] grey, of uint8 or of floats in 0 .. 1"
+    return "array must be [H, W, 3] RGB or [H, W] grey, of uint8"
+
+
+def _of_tensor(image: Tensor) -> NDArray[Any]:
+    """The same values as an array with the channels last; floats in 0 .. 1 become uint8."""
+    image = image.detach().cpu()
+    if image.is_floating_point() and image.numel():
+        low, high = image.aminmax()
+        if not (low >= 0 and high <= 1):  # NaN is neither
+            raise ValueError(f"an image {_wanted(image)}, and this one has values from {low.item():g} to {high.item():g}")
+        image = (image.double() * 255).round().byte()
+    found: NDArray[Any] = (image.permute(1, 2, 0) if image.ndim == 3 else image).numpy()
+    return found
