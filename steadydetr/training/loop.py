@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steadydetr.data import pad_batch
-from steadydetr.finite import said_of
+from steadydetr.finite import prefix_errors
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, CONFIG, LAST
@@ -158,7 +158,7 @@ def evaluate(run: Run, epoch: int) -> None:
     best = None
     if state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs:
         for weights, detector in run.models.items():
-            with said_of(f"evaluating {weights}"):
+            with prefix_errors(f"evaluating {weights}"):
                 evaluation = evaluate_detector(run, detector)
             if evaluation is None:
                 state.epochs_done, run.stop = epoch, True
