@@ -7,7 +7,6 @@ OUTPUT/comparison.{json,md}     every number, and the table
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -72,18 +71,14 @@ def read_outcome(folder: Path, seed: int) -> Outcome | None:
     summary = run.read_summary()
     if summary is None:
         return None
-    metrics = {name: float(summary[name]) for weights in ("", "ema_") for name in _names(weights) if name in summary}
+    names = [f"{prefix}{name}" for prefix in ("", "ema_") for name in SUMMARY_NAMES if name in LABELS]
+    metrics = {name: float(summary[name]) for name in names if name in summary}
     for record in (r for r in run.read_records() if r["kind"] == "stability"):  # later ones replace earlier ones
         prefix = "" if record["weights"] == "model" else "ema_"
         metrics[f"{prefix}unstable_score"] = list(record["unstable_score"].values())[-1]
         if record["between_epochs"] is not None:
             metrics[f"{prefix}instability"] = record["between_epochs"]
     return Outcome(seed, metrics, float(summary["seconds"]))
-
-
-def _names(prefix: str) -> list[str]:
-    """What summary.json calls the metrics of the trained weights (no prefix) or of their average ("ema_")."""
-    return [f"{prefix}{name}" for name in SUMMARY_NAMES if name in LABELS]
 
 
 def compare_recipes(
@@ -135,8 +130,8 @@ def check_label(folder: Path, label: str, recipe: Recipe) -> None:
     """Raise ValueError if the label is no name of a folder or the folder is of another recipe, FileExistsError if there are links."""
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
-    path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
-    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), plain)):
+    path = folder / RECIPE
+    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), to_plain(recipe, "recipe"))):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     for place in (folder, *folder.glob("seed*")):
         if place.is_symlink():
