@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
@@ -22,17 +23,17 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
-from steadydetr.training.averages import make_averages
+from steadydetr.training.averages import Averages, make_averages
 from steadydetr.training.optimiser import make_optimiser
 from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
 
-LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
+LONG_HORIZON = 0.1  # share of the run's steps; an average over more steps lags far behind the trained weights
 
 
 def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device: str | None) -> Run:
-    """Everything that training needs. A new run's folder is claimed last, so that nothing is left behind by what fails before.
+    """Everything that training needs. A new run's folder is claimed last, so that an error before leaves no folder behind.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: data, recipe, teacher or folder cannot work; says why.
@@ -65,11 +66,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     data = {"train": train_data.index.identity, "val": val_data.index.identity}
     run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
     checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
-    state = State()
-    if checkpoint is not None:
-        best = main_decides(accelerator, folder.best_progress)
-        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
-        state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
+    state = State() if checkpoint is None else resume_state(checkpoint, folder, accelerator, method, averages, optimiser)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
@@ -77,21 +74,21 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on and checkpoint is None:
         log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
     run = Run(
-        recipe,
-        folder,
-        lock,
-        accelerator,
-        MainWork(accelerator),
-        val_data,
-        loader,
-        val_loader,
-        method,
-        wrapped,
-        optimiser,
-        averages,
-        state,
-        log,
-        progress,
+        recipe=recipe,
+        folder=folder,
+        lock=lock,
+        accelerator=accelerator,
+        main_work=MainWork(accelerator),
+        val_data=val_data,
+        loader=loader,
+        val_loader=val_loader,
+        method=method,
+        wrapped=wrapped,
+        optimiser=optimiser,
+        averages=averages,
+        state=state,
+        log=log,
+        progress=progress,
     )
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
@@ -133,6 +130,15 @@ def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accel
     return method
 
 
+def resume_state(
+    checkpoint: Path, folder: RunFolder, accelerator: Accelerator, method: Method, averages: Averages, optimiser: Optimizer
+) -> State:
+    """Load a checkpoint of the run into method, averages and optimiser, in all processes; gives the state that it was saved with."""
+    best = main_decides(accelerator, folder.best_progress)
+    saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
+    return together(accelerator, lambda: restore(saved, method, averages, optimiser))
+
+
 def open_log(
     recipe: Recipe,
     folder: RunFolder,
@@ -143,7 +149,7 @@ def open_log(
     accelerator: Accelerator,
     progress: Progress,
 ) -> RunLog:
-    """Start the run's folder, or make it ready for going on, and open what the run writes to. Only the main process does."""
+    """In the main process, start the run's folder or trim its records, and open the sinks. Other processes get a log without sinks."""
     log = RunLog()
 
     def open_all() -> None:
@@ -153,7 +159,7 @@ def open_log(
             folder.claim(lock)
         log.further = open_sinks(recipe.sinks, folder.path, config.plain_recipe, state.step)
         log.always = (ConsoleWriter(progress, state.best_ap), JSONLines(folder))
-        folder.write_config(config)  # last, so that a folder without it is free
+        folder.write_config(config)  # last, because a folder without it counts as free
 
     main_decides(accelerator, open_all)
     return log
@@ -172,7 +178,7 @@ def describe(run: Run) -> str:
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:
-    """Sentences on settings that are allowed but probably not meant: a rate that never drops, an average that lags far behind."""
+    """Warnings of settings that are allowed but probably not meant: a rate that never drops, an average that lags far behind."""
     config, found = recipe.training, []
     if config.drops and config.drops[0] >= config.epochs:
         found.append(
