@@ -52,19 +52,14 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on:
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
-    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say))
-    processes = accelerator.process_index, accelerator.num_processes
-    loader = together(
-        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
-    )
-    val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+    loader, val_loader = open_loaders(recipe, accelerator, progress.say)
+    val_data = val_loader.dataset
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator))
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
-    data = {"train": train_data.index.identity, "val": val_data.index.identity}
-    run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
+    run_config = make_run_config(recipe, loader.dataset, val_data)
     checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
     state = State() if checkpoint is None else resume_state(checkpoint, folder, accelerator, method, averages, optimiser)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
@@ -93,6 +88,22 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run
+
+
+def open_loaders(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> tuple[TrainLoader, EvalLoader]:
+    """The loaders of this process's shares of the training and of the validation data."""
+    config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
+    train_data, val_data = together(accelerator, lambda: open_both(recipe, say))
+    loader = together(
+        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    )
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+
+
+def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:
+    """What config.json of the run will hold."""
+    data = {"train": train_data.index.identity, "val": val_data.index.identity}
+    return RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
 
 
 def open_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[Dataset, Dataset]:
