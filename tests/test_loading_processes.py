@@ -304,6 +304,9 @@ class Faulty(TrainTransform):
 
         return work  # type: ignore[return-value]
 
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
+
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_any_error_of_a_transform_names_the_file_in_one_line(workers: int) -> None:

@@ -329,16 +329,18 @@ def test_a_link_in_the_place_of_the_kept_batch_is_not_followed(tmp_path: Path) -
     assert (tmp_path / "mine").read_text() == "mine" and not saved(run).is_symlink()
 
 
-def test_a_full_disk_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["No space left on device", "two\nlines", ""])
+def test_a_full_disk_hides_nothing(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tiny_online("small-od-dino"), tmp_path / "run")
     next(run.method.student.parameters()).data.fill_(math.nan)
 
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(reason)
 
     monkeypatch.setattr(torch, "save", full)
     message = message_of(run, lambda: train_epoch(run, 0))
-    assert "the matching cost of 'main' is not finite" in message and "could not be saved: No space left on device." in message
+    assert "the matching cost of 'main' is not finite" in message
+    assert f"could not be saved: {' '.join(reason.split())}." in message
 
 
 def one_of_two(process: int, port: int, recipe: Recipe, folder: Path, what: str) -> None:
