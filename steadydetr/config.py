@@ -19,16 +19,16 @@ from steadydetr.kinds import CHANGEABLE, find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
 FORMAT = 2
-LARGEST = 1e100  # of numbers in a file; beyond, or not a number, they would only make later errors
+LARGEST = 1e100  # number that a file may hold; larger ones, infinity and NaN would only cause errors later
 NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2})")  # //host, \\\\host, https://host
-TEXTS = ("name", "notes", "reported")  # fields of a recipe that nothing but people read
+TEXTS = ("name", "notes", "reported")  # fields of a recipe that only people read
 
 
 def to_plain(value: Any, where: str = "config", *, decisive: bool = False) -> Any:
     """A config as JSON values: {"kind": "focal-cost", field: ...}; a function as {"kind": "half-sine"}.
 
     Args:
-        decisive: leave out the fields that are `changeable`.
+        decisive: leave out the fields that are `changeable`, which do not decide what is learned.
 
     Raises:
         ValueError: something in it cannot be saved; says what, where, and what to do.
@@ -129,7 +129,7 @@ def _allows_bool(expected: Any) -> bool:
 
 
 def check_within(owner: str, config: Any, **bounds: tuple[float, float]) -> None:
-    """Raise ValueError where a field of a config is less than the first or more than the second of its bounds, or NaN. None is passed over.
+    """Raise ValueError where a field of a config is below the first of its bounds, above the second, or NaN. A field may also be None.
 
     Args:
         owner: what messages and flags call the config: "detector.transformer"; empty for the options of a command.
@@ -180,7 +180,7 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def renewed(plain: Any, where: str = "config") -> Any:
     """A stored config as this version would write it: fields that were added since have their defaults."""
-    return json.loads(json.dumps(to_plain(from_plain(plain, where))))
+    return to_plain(from_plain(plain, where))
 
 
 def refuse_network(plain: Any, where: str) -> None:

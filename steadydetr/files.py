@@ -1,4 +1,7 @@
-"""Files that are read only if they are what they seem to be, and written whole or not at all, beside or over nothing of the user's."""
+"""Reading and writing of files: only regular files of a bounded size are read, and a file is written whole or not at all.
+
+What a command writes neither replaces nor joins files of the user's, unless the user asks for it.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ from typing import IO, Any
 UNFINISHED = ".unfinished"  # how the name of a file or folder ends that is being written
 MARKER = ".steadydetr"  # in a folder that a command of ours has made: the name of that command
 SYSTEM_FILES = (".DS_Store", "Thumbs.db", "desktop.ini", ".gitkeep", ".gitignore", ".nfs")
-IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # how names begin that count for nothing: a folder with only these is empty
-JSON_LIMIT = 64 * 2**20  # bytes of a JSON file that is read as a whole: configs, summaries, recipes
-JSON_DEPTH = 64  # of objects and lists within each other; more would end in Python's limit of recursion
+IGNORED = (*SYSTEM_FILES, MARKER, ".lock")  # a folder that holds only files whose names begin like these counts as empty
+JSON_LIMIT = 64 * 2**20  # bytes that a JSON file may have: a config, a summary, a recipe
+JSON_DEPTH = 64  # how deep objects and lists may be nested; far deeper ones would exceed Python's limit of recursion
 
 
 # Reading
@@ -72,6 +75,7 @@ def parse_json(text: bytes, where: str) -> Any:
 
 
 def _depth_exceeds(value: Any, depth: int) -> bool:
+    """Whether objects and lists are nested more than `depth` deep."""
     layer = [value]  # all values that lie equally deep
     for _ in range(depth + 1):
         layer = [inner for v in layer if isinstance(v, (dict, list)) for inner in (v.values() if isinstance(v, dict) else v)]
@@ -79,22 +83,22 @@ def _depth_exceeds(value: Any, depth: int) -> bool:
 
 
 def check_regular(path: Path) -> int:
-    """The size in bytes of a regular file, which a link may lead to; a ValueError names what is something else."""
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    """The size in bytes of a regular file; links are followed. A ValueError says what else is there."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-        what = kinds.get(stat.S_IFMT(found.st_mode), "a device")
+        what = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise ValueError(f"{printable(path)} is {what}, not a file")
-    return found.st_size
+    return status.st_size
 
 
 def printable(value: object) -> str:
-    """A text of a stranger's file, such as a name, for messages: control and direction characters and line breaks are escapes."""
+    """A text that may come from a stranger's file, for messages: line breaks, control and direction characters become escapes like \\n."""
     return "".join(c.encode("unicode_escape").decode("ascii") if _is_hidden(c) else c for c in str(value))
 
 
 def one_line(message: object, most: int = 4000) -> str:
-    """A message for the terminal: without line breaks and hidden characters, which may come from a stranger's file, and not endless."""
+    """A message in one line: its lines are joined, hidden characters become escapes, and beyond `most` characters it is cut."""
     line = printable(" ".join(part.strip() for part in str(message).splitlines() if part.strip()))
     return line if len(line) <= most else f"{line[:most]} ... ({len(line)} characters)"
 
@@ -154,14 +158,9 @@ def remove_tree(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what was being written into the folder when a program was killed."""
+    """Remove the files and folders that a killed program left half written in the folder."""
     for path in folder.glob(f".*{UNFINISHED}"):
         remove_tree(path)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, shortened to one line."""
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).strip().rstrip(".")
 
 
 def umask() -> int:
@@ -205,12 +204,12 @@ def claim_folder(path: Path, command: str, *, again: bool = False, overwrite: bo
 
 
 def is_free(path: Path) -> bool:
-    """Whether there is nothing at `path`, or an empty folder. What was being written counts for nothing if a command of ours wrote it."""
+    """Whether there is nothing at `path`, or a folder that is empty but for files of the system and unfinished files of ours."""
     if not path.is_dir():
         return not os.path.lexists(path)
-    begun = "." if folder_made_by(path) else f".{MARKER}."  # before the mark, nothing but the mark is written
-    counting = (name for name in os.listdir(path) if not name.startswith(IGNORED))
-    return all(name.startswith(begun) and name.endswith(UNFINISHED) for name in counting)
+    ours = "." if folder_made_by(path) else f".{MARKER}."  # the marker is the first file that a command writes
+    names = (name for name in os.listdir(path) if not name.startswith(IGNORED))
+    return all(name.startswith(ours) and name.endswith(UNFINISHED) for name in names)
 
 
 def folder_made_by(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Numbers that are NaN or infinite where they must not be: the error that says so, and in which tensors they are."""
+"""NaN and infinite numbers where they must not be: the error that reports them, and the search for the tensors that hold them."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.structures import Batch
 
-NAMED, LISTED = 3, 16  # tensors and images that a message names
+NAMED_TENSORS, NAMED_IMAGES = 3, 16  # how many a message names
 
 
 class NotFiniteError(FloatingPointError):
-    """Something is NaN or infinite. Its message is a clause that says what, and of which images."""
+    """Something is NaN or infinite. The message says what, and for which images."""
 
     def __init__(self, what: str, batch: Batch | None = None) -> None:
         """
         Args:
-            batch: what it came of; None: of no single batch, or of an unknown one.
+            batch: the batch that it was computed from; None: no single one, or an unknown one.
         """
         super().__init__(what)
         self.batch = batch
 
 
 @contextmanager
-def said_of(where: object) -> Iterator[None]:
-    """A NotFiniteError in the block comes out with `where`, such as the name of a file, before its message."""
+def prefix_errors(where: object) -> Iterator[None]:
+    """Within the block, the message of a NotFiniteError gets `where`, such as the name of a file, before it."""
     try:
         yield
     except NotFiniteError as error:
@@ -37,22 +37,20 @@ def said_of(where: object) -> Iterator[None]:
 
 
 def images_named(ids: Iterable[int | str]) -> str:
-    """The images as a message names them, by their ids in the data."""
-    listed = sorted(ids, key=lambda i: (isinstance(i, str), i))
-    more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return f"image{'s' * (len(listed) > 1)} {', '.join(map(printable, listed[:LISTED]))}{more}"
+    """The images as a message names them, by their ids in the data: "images 3, 7"."""
+    found = sorted(ids, key=lambda i: (isinstance(i, str), i))
+    return f"image{'s' * (len(found) > 1)} {listed(map(printable, found), NAMED_IMAGES)}"
 
 
 def where_not_finite(tensors: Mapping[str, Tensor]) -> str:
-    """How many of the tensors are not finite, with the names of the first; "" if all are. They are looked at on their devices."""
+    """How many of the tensors are not finite, with the names of the first; "" if all are finite. No tensor leaves its device."""
     floating = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floating:
         return ""
     device = next(iter(floating.values())).device
     finite = torch.stack([tensor.detach().isfinite().all().to(device) for tensor in floating.values()]).tolist()
     names = [name for name, is_finite in zip(floating, finite, strict=True) if not is_finite]
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{len(names)} of {len(floating)} tensors ({', '.join(names[:NAMED])}{more})" if names else ""
+    return f"{len(names)} of {len(floating)} tensors ({listed(names, NAMED_TENSORS)})" if names else ""
 
 
 def tensors_in(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:

@@ -31,12 +31,12 @@ Part = TypeVar("Part", bound=Callable[..., Any])
 T = TypeVar("T")
 
 _parts: dict[str, Any] = {}  # by kind
-_words: dict[str, tuple[str, ...]] = {}  # by kind: what flags call it, the first one in help
+_words: dict[str, tuple[str, ...]] = {}  # by kind, what flags call it; help shows the first
 _kinds: dict[Any, str] = {}  # by part
 _failed: dict[str, BaseException] = {}  # plugins that could not be imported, by the name of their package
-_imported: set[str] = set()  # packages that were imported as plugins, which may hold recipes alone
+_imported: set[str] = set()  # packages that were imported as plugins; one with recipes alone has no part in the table
 _installed_are_loaded = False
-plugins_in_use: list[str] = []  # as the user named them, for processes that are started with the same ones
+plugins_in_use: list[str] = []  # as the user named them, to be passed on to other processes
 
 
 def changeable(default: T) -> T:
@@ -67,9 +67,7 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
         origin = value.__module__.partition(".")[0]
         full = kind if origin == PACKAGE else f"{origin}:{kind}"
         if origin != PACKAGE and isinstance(value, type):
-            _check_fields(value)
-            if inspect.isabstract(value):
-                raise TypeError(f"{value.__qualname__} lacks {', '.join(sorted(vars(value)['__abstractmethods__']))}")
+            _check_foreign(value)
         before = _parts.get(full)
         if before is not None and (before.__module__, before.__qualname__) != (value.__module__, value.__qualname__):
             raise ValueError(f"the kind {full!r} is taken by {before.__module__}.{before.__qualname__}")
@@ -81,15 +79,17 @@ def register(kind: str, *words: str) -> Callable[[Part], Part]:
 
 
 def _is_frozen_dataclass(value: Any) -> bool:
-    """By itself, not only by what it derives from: fields of its own would not be saved."""
+    """Whether a class is a frozen dataclass itself, not only its base, because then its own fields would not be saved."""
     return is_dataclass(value) and "__dataclass_params__" in vars(value) and vars(value)["__dataclass_params__"].frozen
 
 
-def _check_fields(value: Any) -> None:
-    """A part of another package is made by the command line without arguments, and from a file with all its fields."""
-    for each in fields(value):
+def _check_foreign(part: Any) -> None:
+    """Raise TypeError unless a part of another package can be made without arguments, by the command line, and with all, from a file."""
+    for each in fields(part):
         if not each.init or each.default is each.default_factory is MISSING:
-            raise TypeError(f"the field {each.name} of {value.__qualname__} needs a default, and must be one that can be given (init)")
+            raise TypeError(f"the field {each.name} of {part.__qualname__} needs a default, and must be one that can be given (init)")
+    if inspect.isabstract(part):
+        raise TypeError(f"{part.__qualname__} lacks {', '.join(sorted(vars(part)['__abstractmethods__']))}")
 
 
 def kind_of(value: Any) -> str | None:
@@ -139,11 +139,12 @@ def packages_in_use() -> list[str]:
 
 
 def not_found(name: str, known: Sequence[str], what: str = "part") -> str:
-    """Why no part (function, recipe) has this name, as an error message, and what to do.
+    """The error message for a name that no part has: the reason, and what to do.
 
     Args:
         name: as a user or a file has it, `focall` or `mylab:entropy`.
-        known: the names that would be right; those of other packages are `package:kind`.
+        known: the names that exist; those of other packages are `package:kind`.
+        what: is named: "part", "function", "recipe", ...
     """
     package = package_of(name)
     if not package:
@@ -165,11 +166,12 @@ def not_found(name: str, known: Sequence[str], what: str = "part") -> str:
 
 
 def own_kinds() -> list[str]:
+    """The kinds of this package's parts."""
     return [kind for kind in _parts if ":" not in kind]
 
 
 def options(role: type) -> dict[str, type]:
-    """All parts that can stand where `role` is asked for, by the word that help shows; those of plugins too."""
+    """All subclasses of `role` in the table, plugins' too, by the word that help shows."""
     load_own()
     load_installed()
     return {_words[kind][0]: value for kind, value in _parts.items() if isinstance(value, type) and issubclass(value, role)}
@@ -183,18 +185,18 @@ def functions() -> dict[str, Callable[..., Any]]:
 
 
 def normal(word: str) -> str:
-    """A kind as users may write it: `Half_Sine` is half-sine, `my_lab:Half_Sine` my_lab:half-sine."""
+    """The kind that a user's word stands for: half-sine for `Half_Sine`, my_lab:half-sine for `my_lab:Half_Sine`."""
     package, colon, kind = word.rpartition(":")
     return f"{package}{colon}{kind.replace('_', '-').lower()}"
 
 
 def load_own() -> None:
-    """Import all parts of this package: recipes are made of them. This is the one place where a lower floor reaches up."""
+    """Import the recipes, and with them all parts of this package. Nowhere else does a module import what stands above it."""
     importlib.import_module(f"{PACKAGE}.recipes")
 
 
 def load_installed() -> None:
-    """Import the plugins that are installed, once. One that fails is kept in mind, and named where a part of it is asked for."""
+    """Import the installed plugins, once. The error of one that fails is printed, and repeated where a part of it is asked for."""
     global _installed_are_loaded
     if _installed_are_loaded:
         return
@@ -233,12 +235,13 @@ def use(name: str) -> None:
 
 
 def _find_plugin(name: str) -> str:
-    """The module that a user means, which Python now finds. Nothing of it is run yet."""
+    """The module that a user means by `name`, after its folder was added to `sys.path`. None of its code is run yet."""
     if not name or name.startswith("-"):
         raise ValueError("--plugin names no module: give mylab or path/to/mylab.py after it")
-    path, file, module, folder = Path(name).expanduser().absolute(), None, name, Path.cwd()  # python -m looks there too, the command not
+    module, file, folder = name, None, Path.cwd()  # which `python -m` searches by itself, and an installed command does not
     if name.endswith(".py") or Path(name).name != name:
-        file, module, folder = (path / "__init__.py" if path.is_dir() else path), path.stem, path.parent
+        path = Path(name).expanduser().absolute()
+        module, file, folder = path.stem, (path / "__init__.py" if path.is_dir() else path), path.parent
         if not file.is_file():
             raise ValueError(f"--plugin {name}: there is no such file, and no package in such a folder")
     if str(folder) not in sys.path:
@@ -246,7 +249,7 @@ def _find_plugin(name: str) -> str:
     top = module.partition(".")[0]
     try:
         found = importlib.util.find_spec(top)
-    except ValueError:  # a module that was made by hand
+    except ValueError:  # a module in sys.modules that has no __spec__
         found = None
     if found is None:
         raise ValueError(f"--plugin {name}: there is no module {top!r}, neither installed nor in the current folder")

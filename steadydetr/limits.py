@@ -1,4 +1,4 @@
-"""What may be read of a data set, which may come from a stranger: options of every command that reads data."""
+"""Limits on what is read of a data set, which may come from a stranger. They are options of every command that reads data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from steadydetr.kinds import changeable
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Fields that decide nothing but what is refused."""
+    """Files and images beyond these are refused. Nothing that is read depends on the values."""
 
     outside: Literal["refuse", "allow"] = changeable("refuse")  # files outside the data folder, to which absolute names, .. or links lead
     max_pixels: int = changeable(178_956_970)  # of an image; more are taken for a decompression bomb, as in Pillow

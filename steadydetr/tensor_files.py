@@ -1,4 +1,4 @@
-"""Files of tensors, a stranger's too: read as data alone, after their sizes have been looked at, with errors of one line.
+"""Reading files of tensors that may come from a stranger: no code in them is run, and their sizes are checked before they are read.
 
 A .safetensors file can hold nothing but tensors. The other files, .pth, .pt and .bin, are pickles: torch's `weights_only` reads them
 without running anything that they name. What even such a file could do is refused here: claim tensors that it does not hold, or unpack
@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from steadydetr.files import check_regular, one_line, printable
 
-SHARING = 16  # tensors that share their memory, as tied heads do, may together be so many times as large as the file
-MOST_LAYERS, MOST_VALUES = 64, 10**6  # of containers within each other, and of what is in them
-BYTEARRAY = b"\nbytearray\n"  # how a pickle names it: an object that torch makes of any size, and that no state dict holds
+SHARING = 16  # times the size of the file that all tensors may have together, because some share memory, as tied heads do
+MAX_DEPTH, MAX_VALUES = 64, 10**6  # of nested containers, and of the values in them
+BYTEARRAY = b"\nbytearray\n"  # in a pickle: an object that torch would make of any size, and that no state dict holds
 
 
 def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -77,7 +77,7 @@ def read_pickled(path: Path, classes: Sequence[type] = ()) -> Any:
 
 
 def _check_unpacked(path: Path, size: int) -> None:
-    """Raise ValueError where a file would grow by being read: torch.save never compresses, and saves no bytearray."""
+    """Raise ValueError for a file that would take more memory than it has bytes: a compressed one, or one with a bytearray."""
     try:
         entries: list[zipfile.ZipInfo] = []
         if zipfile.is_zipfile(path):
@@ -94,7 +94,7 @@ def _check_unpacked(path: Path, size: int) -> None:
 
 
 def _check_memory(content: Any, path: Path, size: int) -> None:
-    """Raise ValueError where tensors are not plain ones, or larger than the file that they were read from."""
+    """Raise ValueError for tensors that are not plain, or that are larger than the file that they were read from."""
     storages: dict[int, int] = {}
     total = 0
     for tensor in _tensors_in(content, path):
@@ -110,15 +110,15 @@ def _check_memory(content: Any, path: Path, size: int) -> None:
 
 
 def _tensors_in(content: Any, path: Path) -> Iterator[Tensor]:
-    """Every tensor in containers of containers, layer by layer.
+    """Every tensor in nested containers, level by level.
 
     Raises:
-        ValueError: there is no end of layers, because a container holds itself, or of values, because many hold the same ones.
+        ValueError: there are too many levels, as where a container holds itself, or too many values, as where many hold the same one.
     """
     layer, seen = [content], 0
-    for _ in range(MOST_LAYERS):
+    for _ in range(MAX_DEPTH):
         seen += len(layer)
-        if seen > MOST_VALUES:
+        if seen > MAX_VALUES:
             break
         yield from (value for value in layer if isinstance(value, Tensor))
         layer = [inner for value in layer for inner in _inner(value)]
@@ -128,6 +128,7 @@ def _tensors_in(content: Any, path: Path) -> Iterator[Tensor]:
 
 
 def _inner(value: Any) -> Iterable[Any]:
+    """The values in a container; none in anything else."""
     if isinstance(value, argparse.Namespace) or is_dataclass(value):
         return vars(value).values()
     if isinstance(value, Mapping):
@@ -136,7 +137,7 @@ def _inner(value: Any) -> Iterable[Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch does not read a file, in one line: its own message has many, and terminal codes."""
+    """Why torch does not read a file, in one line. Its own message has many lines, and codes for terminals."""
     if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
         return f"beside tensors it holds a {foreign[1]}, which is not read from a file, because it could run code"
     text = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()

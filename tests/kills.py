@@ -30,12 +30,12 @@ from safetensors.torch import load_file
 from steadydetr.recipes.base import Recipe
 from steadydetr.training.loop import train
 
-CHANGES = ("os.rename", "os.replace", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "open")  # audit events
+CHANGES = ("os.rename", "os.replace", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree", "open")  # audit events of Python
 
 
 @dataclass
 class BeforeChange:
-    """Kills the process before the change number `at` that it makes below `folder`, counted from 0."""
+    """Kills the process before it makes the change number `at`, counted from 0, to files and folders below `folder`."""
 
     folder: Path
     at: int
@@ -56,7 +56,7 @@ class BeforeChange:
 
 @dataclass
 class AfterSeconds:
-    """Kills the process after a while."""
+    """Kills the process after so many seconds."""
 
     seconds: float
 
@@ -65,9 +65,10 @@ class AfterSeconds:
 
 
 def in_a_process(work: Callable[..., object], *arguments: object) -> int:
-    """Exit code of a process that does the work: 1 if it raises, -9 if it is killed.
+    """Do the work in a new process, and give its exit code: 1 if the work raises, -9 if the process is killed.
 
-    It is a fork of a server that has imported everything and started nothing: forks of a process that has trained would hang.
+    The process is forked from a server that has imported everything and started no threads, because a fork of a process that has trained
+    would hang.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.kills"])
@@ -78,6 +79,7 @@ def in_a_process(work: Callable[..., object], *arguments: object) -> int:
 
 
 def one_life(recipe: Recipe, folder: Path, killer: BeforeChange | AfterSeconds | None) -> None:
+    """In a process of its own: start the run or go on with it, until it ends or is killed."""
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     torch.set_num_threads(1)
     if killer is not None:
@@ -109,13 +111,17 @@ def assert_equal_runs(whole: Path, parts: Path) -> None:
 
 
 def records(run: Path) -> list[dict[str, Any]]:
-    """What was logged, less what a clock or the machine says."""
+    """The records of a run without speed and memory, which differ between runs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in ("images_per_second", "memory_gib")} for line in lines]
 
 
 def kill_at_random(recipe: Recipe, whole: Path, kills: int, seed: int, longest: float) -> int:
-    """So many kills after random times; a run that comes to its end meanwhile is checked, and a new one started. Gives their number."""
+    """Kill a run that often, after random times of up to `longest` seconds. When a run ends, it is checked and another one is started.
+
+    Returns:
+        How many runs there were.
+    """
     chance, killed, runs = random.Random(seed), 0, 1
     folder = whole.with_name(f"{whole.name}-killed{runs}")
     while killed < kills or not (folder / "summary.json").exists():
@@ -130,7 +136,7 @@ def kill_at_random(recipe: Recipe, whole: Path, kills: int, seed: int, longest: 
 
 
 def kill_before_change(recipe: Recipe, folder: Path, at: int) -> bool:
-    """One life that ends before a change of the folder, then one to the end; whether there was such a change."""
+    """Kill a run before one of its changes to the folder, and let it go on to its end. False if it makes fewer changes than `at` + 1."""
     ended = live(recipe, folder, BeforeChange(folder, at))
     assert ended or live(recipe, folder)
     return not ended

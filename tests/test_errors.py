@@ -44,7 +44,7 @@ def test_devices_that_are_not_there(device: str, monkeypatch: pytest.MonkeyPatch
     assert "\n" not in str(error.value) and ("no GPU" in str(error.value)) == device.startswith("cuda")
 
 
-def test_devices_that_are() -> None:
+def test_devices_that_are_there_are_chosen() -> None:
     assert choose_device("cpu").type == "cpu" and choose_device(torch.device("cpu")).type == "cpu"
     assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
 
@@ -235,7 +235,7 @@ def test_what_is_nested_but_not_deep_is_read() -> None:
     assert from_plain(to_plain(find("small-stable-dino"))) == find("small-stable-dino")
 
 
-def test_one_line() -> None:
+def test_a_message_of_many_lines_becomes_one_printable_line() -> None:
     assert one_line("  a\n\n  b \t c\r\nd") == "a b \\t c d"
     assert one_line("x" * 50, 10) == "xxxxxxxxxx ... (50 characters)"
     assert one_line("\x1b[31mred\u202e, Ü, 猫") == "\\x1b[31mred\\u202e, Ü, 猫"

@@ -19,7 +19,7 @@ from tests.conftest import CLASSES, DETECTORS
 from tests.test_train import tiny
 
 
-def test_names_of_what_is_not_finite() -> None:
+def test_messages_name_images_and_tensors_that_are_not_finite() -> None:
     assert images_named([7]) == "image 7" and images_named({9, 2}) == "images 2, 9"
     assert images_named(range(20)).endswith(", 14, 15 and 4 more")
     tensors = {str(n): torch.tensor(math.nan if n > 1 else 0.0) for n in range(7)} | {"whole": torch.tensor(3)}

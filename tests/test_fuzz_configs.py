@@ -15,6 +15,7 @@ import shutil
 import socket
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,16 +82,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def again(checkpoint: Path, tmp_path: Path) -> Path:
+def copied(checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of the checkpoint for one test."""
     return Path(shutil.copytree(checkpoint, tmp_path / "checkpoint"))
 
 
-def try_to(use: Callable[[], object]) -> None:
-    """What a file causes: nothing, or an error that the command line shows as one line."""
+def read_or_refuse(read: Callable[[], object]) -> None:
+    """Read a file; the only exceptions allowed are those that the command line shows as one line."""
     try:
-        use()
+        read()
     except USER_ERRORS as error:
         assert str(error)
+
+
+@contextmanager
+def replaced(path: Path, content: bytes) -> Iterator[None]:
+    """Within the block the file has this content, afterwards its own again."""
+    original = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(original)
 
 
 def changed(plain: Any, chance: random.Random) -> Any:
@@ -115,6 +128,7 @@ def changed(plain: Any, chance: random.Random) -> Any:
 
 
 def containers(value: Any) -> Iterator[Any]:
+    """Every list and dictionary in a JSON value, itself included."""
     if isinstance(value, (dict, list)):
         yield value
         for inner in value.values() if isinstance(value, dict) else value:
@@ -122,7 +136,7 @@ def containers(value: Any) -> Iterator[Any]:
 
 
 def as_text(plain: Any, chance: random.Random) -> bytes:
-    """Its JSON, now and then damaged as text."""
+    """The value as JSON text, in a quarter of the cases damaged."""
     text = json.dumps(plain).encode()
     damage = chance.randrange(12)
     if damage == 0:
@@ -145,40 +159,31 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 @given(seed=SEEDS)
 @fuzz
-def test_config_of_a_checkpoint(again: Path, seed: int) -> None:
-    chance, path = random.Random(seed), again / "config.json"
-    original = path.read_bytes()
-    path.write_bytes(as_text(changed(json.loads(original), chance), chance))
-    try:
-        try_to(lambda: load(again, "cpu").predict(Image.new("RGB", (20, 30))))
-    finally:
-        path.write_bytes(original)
+def test_a_changed_config_of_a_checkpoint_is_read_or_refused(copied: Path, seed: int) -> None:
+    chance, path = random.Random(seed), copied / "config.json"
+    with replaced(path, as_text(changed(json.loads(path.read_bytes()), chance), chance)):
+        read_or_refuse(lambda: load(copied, "cpu").predict(Image.new("RGB", (20, 30))))
 
 
 @pytest.mark.parametrize("name", ["small-stable-dino", "small-distill-deformable-detr"])
 @given(seed=SEEDS)
 @fuzz
-def test_recipes(tmp_path: Path, name: str, seed: int) -> None:
+def test_a_changed_recipe_is_read_or_refused(tmp_path: Path, name: str, seed: int) -> None:
     chance, path = random.Random(seed), tmp_path / "recipe.json"
     path.write_bytes(as_text(changed(to_plain(find(name)), chance), chance))
-    try_to(lambda: to_plain(read_recipe(path)))
+    read_or_refuse(lambda: to_plain(read_recipe(path)))
 
 
 @pytest.mark.parametrize("name", ["config.json", "metrics.jsonl", "summary.json"])
 @given(seed=SEEDS)
 @fuzz
-def test_files_of_a_run(run: Path, name: str, seed: int) -> None:
-    """As a report reads them."""
+def test_a_report_of_a_run_with_a_changed_file_is_made_or_refused(run: Path, name: str, seed: int) -> None:
     chance, path = random.Random(seed), run / name
-    original = path.read_bytes()
-    lines = original.splitlines() if name == "metrics.jsonl" else [original]
+    lines = path.read_bytes().splitlines() if name == "metrics.jsonl" else [path.read_bytes()]
     chosen = chance.randrange(len(lines))
     lines[chosen] = as_text(changed(json.loads(lines[chosen]), chance), chance)
-    path.write_bytes(b"\n".join(lines) + b"\n")
-    try:
-        try_to(lambda: page_sections(read_runs([run])))
-    finally:
-        path.write_bytes(original)
+    with replaced(path, b"\n".join(lines) + b"\n"):
+        read_or_refuse(lambda: page_sections(read_runs([run])))
 
 
 @pytest.fixture
@@ -207,19 +212,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt", "progress.pt"])
 @given(seed=SEEDS)
 @fuzz
-def test_tensors_of_a_checkpoint(again: Path, name: str, seed: int) -> None:
-    chance, path = random.Random(seed), again / name
-    original = path.read_bytes()
-    path.write_bytes(damaged_tensors(original, chance))
-    use = {"model.safetensors": lambda: load_models(again, "cpu"), "progress.pt": lambda: load_progress(again)}
-    try:
-        try_to(use.get(name, lambda: average_state(load_training_state(again))))
-    finally:
-        path.write_bytes(original)
+def test_damaged_tensors_of_a_checkpoint_are_read_or_refused(copied: Path, name: str, seed: int) -> None:
+    read: dict[str, Callable[[], object]] = {
+        "model.safetensors": lambda: load_models(copied, "cpu"),
+        "training_state.pt": lambda: average_state(load_training_state(copied)),
+        "progress.pt": lambda: load_progress(copied),
+    }
+    path = copied / name
+    with replaced(path, damaged_tensors(path.read_bytes(), random.Random(seed))):
+        read_or_refuse(read[name])
 
 
 def damaged_tensors(content: bytes, chance: random.Random) -> bytes:
-    """Damage where it tells: in the header of safetensors, in the pickle of a torch file, in a number of either, or anywhere."""
+    """The file with damage in its header, in a number of its header, or in the pickle of a torch file; in one case of four, anywhere."""
     if chance.randrange(4) == 0:
         return damaged(content, chance)
     if content[:2] == b"PK":
@@ -242,10 +247,10 @@ def damaged_tensors(content: bytes, chance: random.Random) -> bytes:
 
 @given(seed=SEEDS)
 @fuzz
-def test_checkpoints_of_other_projects(foreign: bytes, tmp_path: Path, seed: int) -> None:
+def test_a_damaged_checkpoint_of_another_project_is_converted_or_refused(foreign: bytes, tmp_path: Path, seed: int) -> None:
     path = tmp_path / "foreign.pth"
     path.write_bytes(damaged_tensors(foreign, random.Random(seed)))
-    try_to(lambda: convert_state_dict(load_foreign(path)))
+    read_or_refuse(lambda: convert_state_dict(load_foreign(path)))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from steadydetr.recipes.base import RECIPES, recipe
 RELEASED_KINDS = {*KINDS_OF_0_1.values()}
 
 
-def test_kinds_stay() -> None:
+def test_kinds_of_saved_files_never_change() -> None:
     load_own()
     assert set(own_kinds()) >= RELEASED_KINDS
 
@@ -121,7 +121,7 @@ def test_parts_of_a_script_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("table")
-def test_registering() -> None:
+def test_register_gives_a_kind_and_refuses_what_has_or_can_have_none() -> None:
     @register("sharp")
     @dataclass(frozen=True)
     class Sharp(FocalCost):
@@ -176,7 +176,7 @@ def test_use_names_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             use(name)
 
 
-def test_public_names() -> None:
+def test_every_public_name_of_the_package_can_be_imported() -> None:
     assert all(getattr(steadydetr, name) is not None for name in steadydetr.__all__)
 
 

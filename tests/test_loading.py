@@ -125,18 +125,18 @@ def test_draws_are_those_of_earlier_versions() -> None:
 
 
 @pytest.mark.parametrize(("size", "shares"), [(4, 1), (4, 2), (12, 1)])
-def test_what_divides_is_taken(size: int, shares: int) -> None:
+def test_batch_sizes_that_divide_are_accepted(size: int, shares: int) -> None:
     assert TrainLoader(shapes(), CONFIG, size, shares).steps_per_epoch == 12 // size
 
 
-def test_what_does_not_is_named() -> None:
+def test_batch_sizes_that_do_not_divide_or_exceed_the_images_are_refused() -> None:
     with pytest.raises(ValueError, match=r"batch_size = 4 does not divide into 2 processes x 4 micro-batches"):
         TrainLoader(shapes(), CONFIG, 4, accumulation=4, world=2)
     with pytest.raises(ValueError, match=r"batch_size = 13, but .* has only 12 images"):
         TrainLoader(shapes(), CONFIG, 13)
 
 
-def test_evaluation_batches() -> None:
+def test_evaluation_deals_every_image_once_in_order_to_the_ranks() -> None:
     whole = EvalLoader(shapes(7), CONFIG, 3)
     assert len(whole) == 3 and [batch.image_ids for batch in whole] == [(1, 2, 3), (4, 5, 6), (7,)]
     assert next(iter(whole)).images.shape[-2:] == (32, 64)

@@ -27,7 +27,7 @@ from steadydetr.data import DataConfig, EvalLoader, FixedSize, FixedSizeTransfor
 from steadydetr.data import check as check_module
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.loading import Samples
-from steadydetr.data.loading_processes import AHEAD, GRACE, LoadingProcesses, check_script, cpu_share
+from steadydetr.data.loading_processes import GRACE_SECONDS, PREFETCH, LoadingProcesses, check_script, cpu_share
 from steadydetr.data.shapes import ShapesConfig, ShapesDataset
 from steadydetr.data.transforms import EvalTransform, TrainTransform
 from steadydetr.structures import Batch
@@ -130,7 +130,7 @@ def test_some_are_begun_ahead(processes: LoadingProcesses[Any, Any]) -> None:
     results = processes.map(begun.append(n) or n for n in range(20))  # type: ignore[func-returns-value]
     for taken in range(1, 4):
         next(results)
-        assert len(begun) == 2 * AHEAD + taken
+        assert len(begun) == 2 * PREFETCH + taken
 
 
 def test_two_passes_at_once_do_not_mix(processes: LoadingProcesses[Any, Any]) -> None:
@@ -198,7 +198,7 @@ def test_closing_waits_for_nobody_long(processes: LoadingProcesses[Any, Any]) ->
     next(results)
     before = time.monotonic()
     processes.close()
-    assert time.monotonic() - before < GRACE + 3
+    assert time.monotonic() - before < GRACE_SECONDS + 3
     processes.close()
 
 
@@ -305,6 +305,9 @@ class Faulty(TrainTransform, EvalTransform):
             return inputs[0]
 
         return work  # type: ignore[return-value]
+
+    def resized(self, size: tuple[int, int]) -> tuple[int, int]:
+        return size
 
 
 @pytest.mark.parametrize("workers", [0, 1])

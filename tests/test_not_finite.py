@@ -30,7 +30,7 @@ from steadydetr.runs.folder import LAST
 from steadydetr.structures import Batch, Losses
 from steadydetr.tools.predictor import load
 from steadydetr.training.loop import evaluate, train_epoch
-from steadydetr.training.not_finite import keeping_what_is_not_finite, replay
+from steadydetr.training.not_finite import keep_not_finite_batches, replay
 from steadydetr.training.preparation import prepare
 from steadydetr.training.run import Run, save
 from tests.conftest import DETECTORS, make_batch
@@ -92,7 +92,7 @@ def begun(recipe: Recipe, folder: Path) -> Run:
 
 def message_of(run: Run, act: Callable[[], object]) -> str:
     """The one line that the run stops with."""
-    with pytest.raises(FloatingPointError) as caught, keeping_what_is_not_finite(run):
+    with pytest.raises(FloatingPointError) as caught, keep_not_finite_batches(run):
         act()
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -329,16 +329,18 @@ def test_a_link_in_the_place_of_the_kept_batch_is_not_followed(tmp_path: Path) -
     assert (tmp_path / "mine").read_text() == "mine" and not saved(run).is_symlink()
 
 
-def test_a_full_disk_hides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["No space left on device", "two\nlines", ""])
+def test_a_full_disk_hides_nothing(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begun(tiny_online("small-od-dino"), tmp_path / "run")
     next(run.method.student.parameters()).data.fill_(math.nan)
 
     def full(*_: object) -> None:
-        raise OSError("No space left on device")
+        raise OSError(reason)
 
     monkeypatch.setattr(torch, "save", full)
     message = message_of(run, lambda: train_epoch(run, 0))
-    assert "the matching cost of 'main' is not finite" in message and "could not be saved: No space left on device." in message
+    assert "the matching cost of 'main' is not finite" in message
+    assert f"could not be saved: {' '.join(reason.split())}." in message
 
 
 def one_of_two(process: int, port: int, recipe: Recipe, folder: Path, what: str) -> None:
@@ -359,7 +361,7 @@ def one_of_two(process: int, port: int, recipe: Recipe, folder: Path, what: str)
                 spoil_collate(patch, steadydetr.data.loading, "boxes" if what == "cost" else "pixels")
             if process == 1 and what != "detections":
                 BAD.add(list(run.loader.epoch(0))[1][0].image_ids[0])
-            with keeping_what_is_not_finite(run):
+            with keep_not_finite_batches(run):
                 train_epoch(run, 0)
                 BAD.add(int(run.val_data.index.image_ids[1]))
                 evaluate(run, 0)

@@ -259,7 +259,7 @@ def test_files_that_would_grow_or_are_none(make: Callable[[Path], Any], said: st
     assert "\n" not in str(error.value)
 
 
-def test_wrapped_models(tmp_path: Path) -> None:
+def test_prefixes_of_wrapped_models_are_removed(tmp_path: Path) -> None:
     """Of several processes, compiled, or both; and in several files."""
     for key in ("a.b", "module.a.b", "_orig_mod.a.b", "module._orig_mod.a.b", "a._orig_mod.b"):
         assert list(load_foreign(saved(tmp_path / "x.pth", {key: torch.zeros(1)}))) == ["a.b"]
@@ -327,7 +327,7 @@ def test_pipes_that_a_user_names_block_nothing(read: Callable[[Path], Any], tmp_
         read(path)
 
 
-def test_class_lists(tmp_path: Path) -> None:
+def test_class_lists_are_read_with_a_byte_order_mark_or_refused(tmp_path: Path) -> None:
     path = tmp_path / "names.txt"
     path.write_bytes("\ufeffcat\nMäuse\n".encode())
     assert class_list(str(path), 2) == (("cat", "Mäuse"), (1, 2))

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoints.finding import CONFIG, aside
+from steadydetr.checkpoints.finding import CONFIG, replaced_place
 from steadydetr.checkpoints.folder import DetectorCard, save_detector
 from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME
@@ -232,7 +232,7 @@ def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untr
         FileExistsError: `output` is there already, or the hidden name beside it that a folder has while it is replaced.
         ValueError: the file is not understood, or holds NaN or infinite values.
     """
-    for place in (output, aside(output)):
+    for place in (output, replaced_place(output)):
         if os.path.lexists(place):
             raise FileExistsError(f"{place} exists already: choose another folder")
     converted = convert_state_dict(load_foreign(path), untraced=untraced)

@@ -9,7 +9,7 @@ from steadydetr.checkpoints.layouts import known_layouts
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def aside(folder: Path) -> Path:
+def replaced_place(folder: Path) -> Path:
     """Where the checkpoint `folder` is while a new one takes its place."""
     return folder.with_name(f".{folder.name}.old")
 
@@ -23,7 +23,7 @@ def find_checkpoint(path: Path, prefer: tuple[str, ...] = ("best", "last")) -> P
     Raises:
         FileNotFoundError: there is no checkpoint; says what was looked for.
     """
-    candidates = [path, *(place for name in prefer for place in (path / name, aside(path / name)))]
+    candidates = [path, *(place for name in prefer for place in (path / name, replaced_place(path / name)))]
     for candidate in candidates:
         if (candidate / WEIGHTS).exists() and (candidate / CONFIG).exists():
             return candidate

@@ -1,7 +1,11 @@
-"""Detectors on disk: a folder with model.safetensors and config.json, and in checkpoints of a run training_state.pt to resume from.
+"""Checkpoints: folders with the weights of a detector, and in a run with what training needs to go on.
 
-A folder is written completely under another name and then renamed. If the program is stopped meanwhile, the older checkpoint is still
-there.
+model.safetensors    the weights of the detector
+config.json          its `DetectorCard`
+training_state.pt    in a run: the method, the optimiser and the averaged weights
+progress.pt          in a run: where it was, and what it had evaluated
+
+A checkpoint is written completely under another name and then renamed, so that the older one is lost at no moment.
 """
 
 from __future__ import annotations
@@ -22,13 +26,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, aside, find_checkpoint
+from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, find_checkpoint, replaced_place
 from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.files import (
     UNFINISHED,
-    first_line,
     listed,
     one_line,
     printable,
@@ -43,8 +46,8 @@ from steadydetr.kinds import register
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
 STATE, PROGRESS = "training_state.pt", "progress.pt"
-PARTS_PER_TENSOR = 8  # parameters that a detector may make while it is built, for every tensor that is saved of it
-STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # of every training state
+PARAMETERS_PER_TENSOR = 8  # that a detector may make while it is built, for every tensor in its file
+STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # names and types in a training state
 
 
 @register("detector-card")
@@ -77,27 +80,27 @@ def save_detector(
     folder: Path,
     state: Mapping[str, Tensor],
     card: DetectorCard,
-    extra: Mapping[str, Any] | None = None,
+    training_state: Mapping[str, Any] | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint folder. An older one in its place is removed only when the new one is complete.
 
     Args:
-        extra: the state of the training, for resuming. `load_training_state` reads it with `weights_only`, so it may hold only tensors
-            and plain values.
+        training_state: what resuming needs. `load_training_state` reads it with `weights_only`, so it may hold only tensors and plain
+            values.
         progress: where the run is, of the same kinds of values; `save_progress` can replace it without the rest.
 
     Raises:
         OSError: it cannot be written, because the disk is full for instance; what was there is as it was.
     """
-    with reported_writing(folder):
+    with named_write_errors(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED, dir=folder.parent))
         try:
             save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, fresh / WEIGHTS)
             write_json(fresh / CONFIG, {"format": FORMAT} | to_plain(card, "the checkpoint's config"))
-            if extra is not None:
-                torch.save({"format": FORMAT} | dict(extra), fresh / STATE)
+            if training_state is not None:
+                torch.save({"format": FORMAT} | dict(training_state), fresh / STATE)
             if progress is not None:
                 torch.save({"format": FORMAT} | dict(progress), fresh / PROGRESS)
             for path in fresh.iterdir():
@@ -111,22 +114,22 @@ def save_detector(
 
 
 def save_progress(folder: Path, progress: Mapping[str, Any]) -> None:
-    """Replace only where the run is, in a checkpoint that `save_detector` wrote; the weights stay."""
+    """Replace the progress in a checkpoint that `save_detector` wrote; the weights and the training state stay."""
     content = io.BytesIO()
     torch.save({"format": FORMAT} | dict(progress), content)
-    with reported_writing(folder):
+    with named_write_errors(folder):
         write_bytes(folder / PROGRESS, content.getvalue())
 
 
 @contextmanager
-def reported_writing(folder: Path) -> Iterator[None]:
-    """Whatever a library raises where it cannot write becomes an OSError that names the folder."""
+def named_write_errors(folder: Path) -> Iterator[None]:
+    """Within the block, an error of a library that cannot write becomes an OSError that names the checkpoint's folder."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "write" not in str(error):
             raise
-        reason = first_line(error)
+        reason = one_line(error, 300).rstrip(".")
         raise OSError(f"the checkpoint {folder} cannot be written: {reason}. What was saved before is as it was") from error
 
 
@@ -136,7 +139,7 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
     This takes two renames. If the program is stopped between them, the old folder is left at `.NAME.old`, where `find_checkpoint` looks
     too, and from where `restore_replaced` brings it back.
     """
-    old = aside(folder)
+    old = replaced_place(folder)
     remove_tree(old)
     if os.path.lexists(folder):
         os.rename(folder, old)
@@ -145,8 +148,8 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
 
 
 def restore_replaced(folder: Path) -> None:
-    """Give an older checkpoint its place back, if the program was killed in `_replace_folder` before the new one had it."""
-    old = aside(folder)
+    """Rename an older checkpoint back, if the program was killed between the two renames of `_replace_folder`."""
+    old = replaced_place(folder)
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(folder):
         os.rename(old, folder)
 
@@ -208,7 +211,7 @@ def check_sizes(card: DetectorCard, folder: Path) -> None:
     """
     shapes = tensor_shapes(folder / WEIGHTS)
     try:
-        with torch.device("meta"), at_most_parameters(PARTS_PER_TENSOR * len(shapes) + 1000):
+        with torch.device("meta"), at_most_parameters(PARAMETERS_PER_TENSOR * len(shapes) + 1000):
             planned = card.detector.without_pretrained().build(len(card.classes))
     except Exception as error:
         if holds_foreign_part(card.detector):
@@ -219,7 +222,7 @@ def check_sizes(card: DetectorCard, folder: Path) -> None:
 
 @contextmanager
 def at_most_parameters(number: int) -> Iterator[None]:
-    """Within the block modules may get so many parameters together; one more is a ValueError."""
+    """Within the block, ValueError as soon as more than `number` parameters have been made, before they fill the memory."""
     left = number
 
     def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -236,7 +239,11 @@ def at_most_parameters(number: int) -> Iterator[None]:
 
 
 def check_fit(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
-    """Raise ValueError unless the file at `path`, which holds tensors of the shapes `found`, holds those of a detector; lists them."""
+    """Compare the tensors of a detector with those of a file, by name and shape.
+
+    Raises:
+        ValueError: tensors are missing, left over or of another shape; lists them and names the file at `path`.
+    """
     wrong = [f"{name} {list(found[name])} for {list(shape)}" for name, shape in wanted.items() if name in found and found[name] != shape]
     problems = {"missing": sorted(wanted.keys() - found.keys()), "left over": sorted(found.keys() - wanted.keys()), "shapes": wrong}
     if any(problems.values()):
@@ -264,7 +271,7 @@ def load_state(detector: Detector, state: Mapping[str, Any], path: Path) -> None
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
-    """The state of the training that `save_detector` was given as `extra`.
+    """What `save_detector` was given as `training_state`.
 
     Raises:
         FileNotFoundError: there is none: the detector can be used, but its training cannot be resumed.

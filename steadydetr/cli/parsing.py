@@ -29,22 +29,22 @@ def parse(kind: type[T], words: Sequence[str], command: str, description: str, d
         ValueError: an unknown option, with the nearest ones, or a wrong value; one line.
         SystemExit: help was asked for, and is shown.
     """
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             found, left = _ask_tyro(kind, words, command, description, default)
     except SystemExit as end:
         if not end.code:
             raise
-        raise ValueError(_in_one_line(said.getvalue(), command)) from None
-    sys.stderr.write(said.getvalue())  # of a plugin's classes, which are made there
+        raise ValueError(_error_line(printed.getvalue(), command)) from None
+    sys.stderr.write(printed.getvalue())  # by a plugin's classes, when tyro made objects of them
     if left:
         raise ValueError(_not_understood(left[0], _flags(kind, command, description, default), command))
     return found
 
 
 def _ask_tyro(kind: type[T], words: Sequence[str], command: str, description: str, default: T | None) -> tuple[T, list[str]]:
-    """The arguments, and the words that are none. Wrong values end the program, after a box of text on stderr."""
+    """What tyro makes of the words, and the words that it does not know. For a wrong value it prints a box of text and exits."""
     with REGISTRY:
         return tyro.cli(
             kind,
@@ -66,7 +66,10 @@ def _flags(kind: type[T], command: str, description: str, default: T | None) -> 
 
 
 def _not_understood(word: str, flags: Sequence[str], command: str) -> str:
-    """What a word could mean that is no option: a flag with the same last part, `--lr` for `--training.lr`, or one below it or alike."""
+    """The error message for a word that is no option.
+
+    It names the flags with the same last part, `--training.lr` for `--lr`, or else those below it, or else those spelled like it.
+    """
     more = f"`steadydetr {command} --help` shows all options"
     flag = word.partition("=")[0].replace("_", "-")
     if not flag.startswith("-"):
@@ -77,8 +80,8 @@ def _not_understood(word: str, flags: Sequence[str], command: str) -> str:
     return f"there is no option {flag}{did_you_mean(close[:3]) if close else ';'} {more}"
 
 
-def _in_one_line(box: str, command: str) -> str:
-    """An error of tyro's without its box, title and long help: what is wrong, and how the option is written."""
+def _error_line(box: str, command: str) -> str:
+    """The error in a box that tyro printed, as one line: what is wrong, and how the option is written."""
     lines = [line.strip(" │|") for line in box.splitlines()[1:]]
     lines = [line for line in lines if re.search(r"\w", line)]
     what = " ".join(takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines))
@@ -90,7 +93,7 @@ def _in_one_line(box: str, command: str) -> str:
 
 @REGISTRY.primitive_rule
 def _function(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-    """A field that holds a function takes its kind: `half-sine`, `mylab:cubic`."""
+    """Tells tyro how to read a field that holds a function: by its kind, `half-sine` or `mylab:cubic`."""
     if get_origin(info.type) is not collections.abc.Callable:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def take_flag(words: Sequence[str], flag: str) -> tuple[str | None, list[str]]:
-    """The word that belongs to a flag, as in `--plugin mylab` and `--plugin=mylab`, and the words without both.
+    """The value of a flag, as in `--plugin mylab` and `--plugin=mylab`, and the words without the flag and its value.
 
     The flag may be written with underscores. If it comes several times, the first is taken.
 

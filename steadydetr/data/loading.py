@@ -23,6 +23,8 @@ from steadydetr.kinds import changeable, register
 from steadydetr.limits import Limits
 from steadydetr.structures import Batch, Targets, seed_of
 
+Key = tuple[int, int]  # position of an image, seed of its transform
+
 
 @register("data")
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class DataConfig(Limits):
 
 
 READ_AT_ONCE = 32  # images that a loading process looks at before it answers
-Key = tuple[int, int]  # position of an image, seed of its transform
 
 
 @dataclass(frozen=True)
 class LoadedSample:
+    """A transformed image with its objects, its id in the data, and the (height, width) that it had."""
+
     sample: Sample
     image_id: int | str
     original_size: tuple[int, int]
@@ -70,12 +73,13 @@ class LoadedSample:
 
 @dataclass(frozen=True)
 class Samples:
-    """What loading processes do: images of a data set, transformed. An exception of whatever kind is a ValueError that names the file."""
+    """The transformed images of a data set, by key. Any exception while one is loaded becomes a ValueError that names its file."""
 
     dataset: Dataset
     transform: Transform
 
     def batch(self, keys: Sequence[Key]) -> Batch:
+        """The batch of these images; loading processes call this."""
         return collate([self[key] for key in keys])
 
     def names(self, keys: Sequence[Key]) -> str:
@@ -153,17 +157,22 @@ def collate(samples: list[LoadedSample]) -> Batch:
 
 
 def batches_of_one_size(sizes: Iterable[tuple[int, int]], batch_size: int) -> list[list[int]]:
-    """The numbers of images of these sizes in batches, none of which needs padding, in the order of their first images.
+    """Positions of images, in batches of one size, in the order of their first images.
 
-    Norms, feature maps and attention see the padding, so that what is found in an image would depend on the others of its batch (D-98).
+    Such batches need no padding, which norms, feature maps and attention would see, so that the detections in an image would depend on
+    the other images of its batch (D-98).
+
+    Args:
+        sizes: (height, width) of every image.
     """
-    of_size: dict[tuple[int, int], list[int]] = {}
-    for number, size in enumerate(sizes):
-        of_size.setdefault(size, []).append(number)
-    return sorted(same[i : i + batch_size] for same in of_size.values() for i in range(0, len(same), batch_size))
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for position, size in enumerate(sizes):
+        by_size.setdefault(size, []).append(position)
+    return sorted(same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size))
 
 
 def _padding(h: int, w: int, height: int, width: int) -> Tensor:
+    """[height, width] True outside an image of h x w pixels."""
     padding = torch.ones(height, width, dtype=torch.bool)
     padding[:h, :w] = False
     return padding
@@ -193,7 +202,7 @@ class Loader:
         """The batches of these keys, in order.
 
         Args:
-            stopped: where processes load, the batches end if one has to be waited for and this is true.
+            stopped: called while a batch of a loading process is waited for; the batches end if it returns True.
         """
         if not self.workers:
             return map(self.samples.batch, keys)
@@ -233,14 +242,14 @@ class TrainLoader(Loader):
     def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
         """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded.
 
-        Once `stopped` is true, a step that would have to be waited for comes without the batches that are not there.
+        Once `stopped` returns True, nothing is waited for any more, so that a step may come with fewer batches, or none.
         """
         loaded = self.load(self._keys(number, start_step), stopped)
         for _ in range(start_step, self.steps_per_epoch):
             yield list(islice(loaded, self.accumulation))
 
     def _keys(self, epoch: int, start_step: int) -> Iterator[list[Key]]:
-        """The keys of every micro-batch of this rank, made as they are needed."""
+        """The keys of every micro-batch of this rank, one after the other."""
         order = torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(epoch, 0))).tolist()
         per = self.batch_size // (self.world * self.accumulation)
         for step in range(start_step, self.steps_per_epoch):

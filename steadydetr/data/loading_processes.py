@@ -37,11 +37,11 @@ from steadydetr.kinds import plugins_in_use, use
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-AHEAD = 2  # results that every process prepares before they are asked for
-GRACE = 1.0  # seconds that a process has to end by itself
-LOOK = 0.2  # seconds after which someone who waits for a result looks whether it is still wanted
+PREFETCH = 2  # tasks that every process is given in advance
+GRACE_SECONDS = 1.0  # that a process has to end by itself
+POLL_SECONDS = 0.2  # between two looks at `stopped` and the time limit, while a result is waited for
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-FEWER = "use fewer loading processes (--data.workers, in eval and stability --workers; 0: none)"
+FEWER_WORKERS = "use fewer loading processes (--data.workers, in eval and stability --workers; 0: none)"
 
 
 @functools.cache
@@ -59,7 +59,8 @@ class LoadingProcesses(Generic[Task, Result]):
 
     Args:
         load: the function. Where processes are not forked it is pickled, once for each.
-        name: says for error messages what a task loads.
+        name: gives the name of what a task loads, for error messages.
+        count: processes.
         timeout: seconds that a result is waited for; 0: no limit.
 
     Raises:
@@ -70,7 +71,7 @@ class LoadingProcesses(Generic[Task, Result]):
     def __init__(self, load: Callable[[Task], Result], name: Callable[[Task], str], count: int, timeout: float = 0.0) -> None:
         self._name, self._timeout, self._sent = name, timeout, 0
         self._workers: list[_Worker] = []
-        # At exit this comes before multiprocessing waits for all processes that still live
+        # This priority runs it at exit before multiprocessing waits for all processes that still live
         self._closing = Finalize(self, _end, (self._workers,), exitpriority=10)
         try:
             for number in range(count):
@@ -81,10 +82,10 @@ class LoadingProcesses(Generic[Task, Result]):
         threading.Thread(target=_receive_all, args=(self._workers,), daemon=True).start()
 
     def map(self, tasks: Iterable[Task], stopped: Callable[[], bool] = lambda: False) -> Iterator[Result]:
-        """The results in the order of the tasks, some of which are begun ahead.
+        """The results in the order of the tasks. Every process gets up to `PREFETCH` tasks in advance.
 
         Args:
-            stopped: says whether no more are wanted. It is asked while a result is waited for, and then there are no more results.
+            stopped: called while a result is waited for; the results end if it returns True.
 
         Raises:
             ChildProcessError: a process has ended, or a result has not come in time; names what was loaded. All processes are ended.
@@ -94,13 +95,13 @@ class LoadingProcesses(Generic[Task, Result]):
         try:
             for task in tasks:
                 begun.append(self._submit(task))
-                if len(begun) > AHEAD * len(self._workers):
+                if len(begun) > PREFETCH * len(self._workers):
                     yield self._result(*begun.popleft(), stopped)
             while begun:
                 yield self._result(*begun.popleft(), stopped)
         except _StoppedError:
             return
-        except (ChildProcessError, KeyboardInterrupt):  # the latter may have left half a task on its way
+        except (ChildProcessError, KeyboardInterrupt):  # an interrupt may have left a task half sent
             self.close()
             raise
 
@@ -119,7 +120,7 @@ class LoadingProcesses(Generic[Task, Result]):
 
     def _result(self, worker: _Worker, task: Task, future: Future[Result], stopped: Callable[[], bool]) -> Result:
         deadline = time.monotonic() + (self._timeout or math.inf)
-        while not wait([future], LOOK).done:
+        while not wait([future], POLL_SECONDS).done:
             if stopped():
                 raise _StoppedError
             if time.monotonic() > deadline:
@@ -130,7 +131,7 @@ class LoadingProcesses(Generic[Task, Result]):
         try:
             return future.result()
         except _HasEndedError:
-            raise ChildProcessError(_obituary(worker, self._name(task))) from None
+            raise ChildProcessError(_why_it_ended(worker, self._name(task))) from None
 
 
 def check_script() -> None:
@@ -154,15 +155,17 @@ def check_script() -> None:
 
 
 class _HasEndedError(Exception):
-    """The process ended before its result came."""
+    """The process ended before it sent the result."""
 
 
 class _StoppedError(Exception):
-    """Nobody wants the result any more."""
+    """`stopped` has become true while a result was waited for."""
 
 
 @dataclass
 class _Worker:
+    """A loading process as the training process sees it."""
+
     number: int
     process: BaseProcess
     connection: socket.socket
@@ -170,6 +173,7 @@ class _Worker:
     has_begun: bool = False  # it has sent a result
 
     def submit(self, task: Any) -> Future[Any]:
+        """Send a task; the future gets its result."""
         future: Future[Any] = Future()
         self.waiting.append(future)
         try:
@@ -179,7 +183,7 @@ class _Worker:
         return future
 
     def receive(self) -> None:
-        """Take in one result; an exception where the process has ended."""
+        """Receive one result, which belongs to the task that waits longest. Raises EOFError or OSError if the process has ended."""
         result = receive(self.connection)
         self.has_begun = True
         if isinstance(result, _Failure):
@@ -188,8 +192,8 @@ class _Worker:
             self.waiting.popleft().set_result(result)
 
     def give_up(self, error: Exception) -> None:
-        """Nothing comes any more: `error` is what all that is waited for ends with."""
-        with suppress(IndexError):  # submit and receive may both find out
+        """End all futures with `error`, because no more results come."""
+        with suppress(IndexError):  # two threads may empty it: that which submits and that which receives
             while True:
                 self.waiting.popleft().set_exception(error)
 
@@ -200,15 +204,15 @@ def _start(load: Callable[[Any], Any], number: int, workers: list[_Worker]) -> N
     ours, theirs = socket.socketpair()
     # Linux ends a process with the thread that started it; the main thread lives as long as the process
     parent = os.getpid() if threading.current_thread() is threading.main_thread() else None
-    start = _Start(number, theirs, tuple(plugins_in_use), load if forked else None, forked, parent)
+    arguments = _ProcessArguments(number, theirs, tuple(plugins_in_use), load if forked else None, forked, parent)
     inherited = [ours, *(worker.connection for worker in workers)] if forked else []
-    process = multiprocessing.Process(target=_serve, args=(start, inherited), daemon=True)
+    process = multiprocessing.Process(target=_serve, args=(arguments, inherited), daemon=True)
     try:
         with _held_signals():
             process.start()
     except OSError as error:
         ours.close()
-        raise ChildProcessError(f"loading process {number} could not be started ({error}): {FEWER}") from error
+        raise ChildProcessError(f"loading process {number} could not be started ({error}): {FEWER_WORKERS}") from error
     finally:
         theirs.close()
     workers.append(_Worker(number, process, ours))
@@ -222,7 +226,7 @@ def _start(load: Callable[[Any], Any], number: int, workers: list[_Worker]) -> N
 
 @contextmanager
 def _held_signals() -> Iterator[None]:
-    """Signals that come while a process is started wait until it ignores them, or until this process handles them."""
+    """Block the stop signals while a process is started, so that none reaches it before it ignores them."""
     if sys.platform == "win32":
         yield
         return
@@ -246,17 +250,17 @@ def _receive_all(workers: list[_Worker]) -> None:
                 except (EOFError, OSError):
                     selector.unregister(worker.connection)
                     worker.give_up(_HasEndedError())
-                except Exception as error:  # such as memory that ran out; where the next result begins is not known then
+                except Exception as error:  # such as a lack of memory; where the next result begins is then unknown
                     selector.unregister(worker.connection)
                     worker.give_up(error)
 
 
 def _end(workers: list[_Worker]) -> None:
-    """End the processes. One that does not end by itself is killed; one that even so does not end is left to the system."""
+    """End the processes. Those that do not end by themselves are killed. None is waited for without limit."""
     for worker in workers:
         with suppress(OSError):
             worker.connection.shutdown(socket.SHUT_RDWR)
-    for seconds, force in ((GRACE, False), (5 * GRACE, True)):
+    for seconds, force in ((GRACE_SECONDS, False), (5 * GRACE_SECONDS, True)):
         deadline = time.monotonic() + seconds
         for worker in workers:
             if force and worker.process.is_alive():
@@ -267,19 +271,19 @@ def _end(workers: list[_Worker]) -> None:
         worker.connection.close()
 
 
-def _obituary(worker: _Worker, what: str) -> str:
-    """Why a process has ended, what it loaded, and what to do."""
-    worker.process.join(GRACE)
+def _why_it_ended(worker: _Worker, what: str) -> str:
+    """The error message for a process that has ended: why, what it loaded, and what to do."""
+    worker.process.join(GRACE_SECONDS)
     code, who = worker.process.exitcode, f"loading process {worker.number}"
     if code == -9:
-        return f"{who} was killed by signal 9, probably because memory ran out, while it loaded {what}: {FEWER} or a smaller batch"
+        return f"{who} was killed by signal 9, probably because memory ran out, while it loaded {what}: {FEWER_WORKERS} or a smaller batch"
     if code is not None and code < 0:
         return f"{who} was ended by signal {-code} ({signal.strsignal(-code)}) while it loaded {what}"
     if not worker.has_begun and multiprocessing.get_start_method() != "fork":
         script = getattr(sys.modules["__main__"], "__file__", "the script")
         return (
             f"{who} ended with exit code {code} as it started; what it printed above tells why. It imports {script}: what that does"
-            f' must stand below `if __name__ == "__main__":`. Or {FEWER}'
+            f' must stand below `if __name__ == "__main__":`. Or {FEWER_WORKERS}'
         )
     return f"{who} ended with exit code {code} while it loaded {what}"
 
@@ -288,8 +292,8 @@ def _obituary(worker: _Worker, what: str) -> str:
 
 
 @dataclass(frozen=True)
-class _Start:
-    """What a process is started with."""
+class _ProcessArguments:
+    """What a loading process gets when it is started."""
 
     number: int
     connection: socket.socket
@@ -301,31 +305,33 @@ class _Start:
 
 @dataclass(frozen=True)
 class _Failure:
+    """Sent in place of a result: what `load` raised."""
+
     error: Exception
 
 
-def _serve(start: _Start, inherited: list[socket.socket]) -> None:
-    """Load what is asked for until the connection ends.
+def _serve(arguments: _ProcessArguments, inherited: list[socket.socket]) -> None:
+    """Receive tasks and send their results until the connection ends.
 
     Args:
-        inherited: ends of connections that belong to the process that trains.
+        inherited: sockets of the training process, of which a fork has copies; they are closed here.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-    _end_with(start.parent)
+    _die_with(arguments.parent)
     for connection in inherited:
         connection.close()
     torch.set_num_threads(1)
     with suppress(EOFError, ConnectionError):
-        load = start.load or _receive_load(start)
+        load = arguments.load or _receive_load(arguments)
         while True:
-            send(start.connection, _attempt(load, receive(start.connection), start.number))
+            send(arguments.connection, _attempt(load, receive(arguments.connection), arguments.number))
 
 
-def _end_with(parent: int | None) -> None:
-    """Let Linux kill this process when its parent ends, which may be killed itself. Elsewhere the end of the connection is noticed."""
+def _die_with(parent: int | None) -> None:
+    """Let Linux kill this process when its parent ends. Other systems end it when it finds its connection closed."""
     if sys.platform == "linux" and parent is not None and multiprocessing.get_start_method() != "forkserver":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
@@ -333,12 +339,12 @@ def _end_with(parent: int | None) -> None:
             os._exit(1)
 
 
-def _receive_load(start: _Start) -> Callable[[Any], Any]:
-    """The function to call, or one that raises why there is none."""
+def _receive_load(arguments: _ProcessArguments) -> Callable[[Any], Any]:
+    """The function to call; if it cannot be read, a function that raises the reason for every task."""
     try:
-        for plugin in start.plugins:
+        for plugin in arguments.plugins:
             use(plugin)
-        return receive(start.connection)
+        return receive(arguments.connection)
     except (EOFError, ConnectionError):
         raise
     except Exception as error:
@@ -351,7 +357,7 @@ def _receive_load(start: _Start) -> Callable[[Any], Any]:
 
 
 def _attempt(load: Callable[[Any], Any], task: Any, number: int) -> Any:
-    """The result, or the exception as a value."""
+    """The result of a task, or what it raised as a `_Failure`, with the traceback as a note."""
     try:
         return load(task)
     except Exception as error:

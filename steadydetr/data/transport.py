@@ -1,4 +1,4 @@
-"""Values with tensors over a socket. The bytes of a tensor are sent as they lie in memory and received where they stay.
+"""Sending values with tensors over a socket. Tensors are not pickled: their memory is sent as it is, and received into new tensors.
 
 A message is the number of its parts, the size of each, and the parts: the pickled value without its tensors, then every tensor.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 
 def send(connection: socket.socket, value: Any) -> None:
+    """Send a value that can be pickled; an OSError if the other end is closed."""
     body = BytesIO()
     pickler = _Pickler(body)
     pickler.dump(value)
@@ -26,7 +27,7 @@ def send(connection: socket.socket, value: Any) -> None:
 
 
 def receive(connection: socket.socket) -> Any:
-    """The value that was sent; an EOFError where the other end is closed."""
+    """Receive the value that `send` sent; an EOFError if the other end is closed."""
     (count,) = struct.unpack("<Q", _read(connection, 8).numpy().data)
     sizes = struct.unpack(f"<{count}Q", _read(connection, 8 * count).numpy().data)
     body, *tensors = [_read(connection, size) for size in sizes]
@@ -34,7 +35,7 @@ def receive(connection: socket.socket) -> Any:
 
 
 def _read(connection: socket.socket, size: int) -> Tensor:
-    """[size] bytes; all are received by one call where that is possible, which lets other threads run meanwhile."""
+    """Receive [size] bytes, by a single call where the system can, so that other threads run meanwhile."""
     data = torch.empty(size, dtype=torch.uint8)
     view, done = data.numpy().data, 0
     while done < size:
@@ -46,11 +47,12 @@ def _read(connection: socket.socket, size: int) -> Tensor:
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
+    """[bytes] the memory of a tensor of any shape and type."""
     return tensor.detach().contiguous().view(-1).view(torch.uint8)
 
 
 class _Pickler(pickle.Pickler):
-    """Leaves tensors out and keeps them in `tensors`."""
+    """Pickles a value without its tensors, which it collects in `tensors`."""
 
     def __init__(self, file: BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -64,7 +66,7 @@ class _Pickler(pickle.Pickler):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Puts tensors in again, of the bytes in `tensors`."""
+    """Unpickles a value and makes its tensors of the bytes in `tensors`."""
 
     def __init__(self, file: BytesIO, tensors: list[Tensor]) -> None:
         super().__init__(file)

@@ -9,7 +9,7 @@ from typing import TypeGuard
 from PIL import Image
 
 from steadydetr.data.picture_inputs import is_address
-from steadydetr.files import check_regular, first_line, printable
+from steadydetr.files import check_regular, one_line, printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 VIDEO_SUFFIXES = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"}
@@ -46,4 +46,4 @@ def frames(path: Path, limits: Limits = DEFAULT_LIMITS) -> Iterator[Image.Image]
                 yield frame.to_image().rotate(getattr(frame, "rotation", 0), expand=True)
                 after = f" after frame {number}"
     except (av.error.FFmpegError, ValueError) as error:
-        raise ValueError(f"cannot read the video {printable(path)}{after}: {printable(first_line(error))}") from error
+        raise ValueError(f"cannot read the video {printable(path)}{after}: {one_line(error, 300)}") from error

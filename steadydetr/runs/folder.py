@@ -1,6 +1,6 @@
 """The folder of a run. Its config, records, summary and checkpoints are read and written here and nowhere else.
 
-config.json                        the resolved recipe, the classes of the data, and by what the data are known again
+config.json                        the resolved recipe, the classes of the data, and a digest of the data of each split
 metrics.jsonl                      a record, as one line, of every logged step, evaluation and measurement of stability
 last/, best/                       checkpoints; a run can be resumed from either
 ema/                               the averaged weights as a checkpoint of their own, where weights are averaged
@@ -52,7 +52,7 @@ from steadydetr.tensor_files import tensor_shapes
 
 CURVES, PREDICTIONS, SAMPLING = "curves.png", "predictions.png", "sampling.png"
 ASIDE = "-unsaved"  # version 0.1 renamed a run that stopped before its first checkpoint to RUN-unsaved1
-NEEDED = {  # the keys that a record of each kind must have; records of other kinds are passed on unchecked
+REQUIRED_KEYS = {  # of a record, by its kind; records of other kinds are not checked
     "train": ("step", "epoch", "loss", "losses", "lr", "gradient_norm", "images_per_second"),
     "eval": ("step", "epoch", "weights", *REQUIRED_NAMES),
     "stability": ("step", "epoch", "weights", "unstable_score", "between_stages", "between_epochs", "consistency"),
@@ -68,7 +68,7 @@ class RunConfig:
     plain_recipe: dict[str, Any]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]
-    data: dict[str, str] = field(default_factory=dict)  # by split, what tells its images and annotations from others; version 0.1: none
+    data: dict[str, str] = field(default_factory=dict)  # by split, `AnnotationIndex.identity`; empty in runs of version 0.1
     where: str = CONFIG  # the file, for error messages
 
     def recipe(self) -> Any:
@@ -89,7 +89,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run on disk. Nothing is read or written before a method is called; damaged files are ValueErrors that name the file."""
+    """The only reader and writer of a run's files. A method that meets a damaged file raises a ValueError that names it."""
 
     path: Path
 
@@ -114,13 +114,13 @@ class RunFolder:
         return RunConfig(upgrade(content["recipe"]), tuple(classes), tuple(ids), data, str(path))
 
     def goes_on(self, resume: bool | Literal["auto"]) -> bool:
-        """Whether a run that the folder holds is to go on; False: a new one is to be started.
+        """Whether the folder's run is to go on; False: a new one is to be started.
 
         Args:
             resume: False for a new run, True to go on with one, "auto" for whichever is possible.
 
         Raises:
-            FileExistsError: a new run would meet something in the folder.
+            FileExistsError: a new run cannot be started because of what the folder holds.
             FileNotFoundError: there is no run to go on with.
         """
         if resume and self.is_started:
@@ -136,7 +136,7 @@ class RunFolder:
         refuse_another_run(self.path)
 
     def claim(self, lock: FolderLock) -> None:
-        """Make the folder that of a new run, though not yet a started one, and take its lock."""
+        """Mark the folder as that of a new run, and take its lock. The run is started by `write_config`."""
         self.refuse_another_run()
         claim_folder(self.path, COMMAND, again=True)
         lock.take()
@@ -144,11 +144,11 @@ class RunFolder:
         remove_unfinished(self.path)
 
     def write_config(self, config: RunConfig) -> None:
-        """Write down what is trained, on which data. From then on the folder holds a run."""
+        """Write config.json. From then on the folder holds a run."""
         write_json(self.path / CONFIG, config.as_plain())
 
     def reopen(self, lock: FolderLock) -> None:
-        """Take the lock of a run that is to go on, and tidy up what was being written when it was killed."""
+        """Take the lock of a run that is to go on, and remove or rename back what was half written when it was killed."""
         if not self.holds_run:
             raise FileExistsError(f"{self.path} holds a checkpoint and no run, so it cannot go on: choose another --output")
         lock.take()
@@ -157,7 +157,7 @@ class RunFolder:
             restore_replaced(self.path / name)
 
     def resume(self, config: RunConfig) -> Path | None:
-        """The checkpoint to go on from: `last`, or `best` where there is no other; None: the run was stopped before its first one.
+        """The checkpoint to go on from: `last`, or `best` if there is no `last`; None if the run stopped before its first checkpoint.
 
         Raises:
             ValueError: the run was started with another recipe, other classes or other data; says what differs.
@@ -176,7 +176,11 @@ class RunFolder:
         The last line may be half written, as a running or killed training leaves it: it is passed over.
 
         Args:
-            left_out: gets what is wrong with records that have a text, or another wrong value, where a number belongs; None: an error.
+            left_out: a list that gets a message for every record with a value of a wrong type, which is then left out. None: such a
+                record is an error.
+
+        Raises:
+            ValueError: a line holds no record, or the record lacks a key; names the line.
         """
         path = self.path / METRICS
         lines = read_bytes(path).split(b"\n") if path.exists() else []
@@ -191,7 +195,7 @@ class RunFolder:
                     return
                 raise ValueError(f"{where}: no JSON record; remove the line, or bring the file back from a copy") from None
             kind = record.get("kind") if isinstance(record, dict) else None
-            missing = ["kind"] if not isinstance(kind, str) else [name for name in NEEDED.get(kind, ()) if name not in record]
+            missing = ["kind"] if not isinstance(kind, str) else [name for name in REQUIRED_KEYS.get(kind, ()) if name not in record]
             if missing:
                 raise ValueError(f"{where}: the record has no {', '.join(missing)}; remove the line")
             if kind in RECORDS:
@@ -209,7 +213,7 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def trim_records(self, step: int, epochs_done: int) -> None:
-        """Take out what was logged after `step` and of evaluations after epoch `epochs_done`: a resumed run is about to repeat them."""
+        """Remove the records of steps after `step` and of evaluations after epoch `epochs_done`, which a resumed run logs again."""
         path = self.path / METRICS
         if os.path.lexists(path):
             known = [record for record in self.read_records() if record.get("step", 0) <= step]
@@ -229,7 +233,7 @@ class RunFolder:
         write_json(self.path / SUMMARY, dict(summary))
 
     def find_checkpoint(self) -> Path:
-        """The run's latest checkpoint: `last`, or `best` where there is no other; a FileNotFoundError says what was looked for."""
+        """The run's latest checkpoint: `last`, or `best` if there is no `last`; a FileNotFoundError says what was looked for."""
         return find_checkpoint(self.path, prefer=(LAST, BEST))
 
     def save_checkpoint(
@@ -237,18 +241,18 @@ class RunFolder:
         name: str,
         state: Mapping[str, Tensor],
         card: DetectorCard,
-        extra: Mapping[str, Any] | None = None,
+        training_state: Mapping[str, Any] | None = None,
         progress: Mapping[str, Any] | None = None,
     ) -> None:
         """Write the checkpoint `name` of the run, as `save_detector` does."""
-        save_detector(self.path / name, state, card, extra, progress)
+        save_detector(self.path / name, state, card, training_state, progress)
 
     def save_progress(self, name: str, progress: Mapping[str, Any]) -> None:
-        """Replace where the run is in its checkpoint `name`, whose weights stay as they are."""
+        """Replace the progress in the run's checkpoint `name`, whose weights stay as they are."""
         save_progress(self.path / name, progress)
 
     def best_progress(self) -> dict[str, Any] | None:
-        """Where the run was when `best` was written, whose AP is in it; None where there is no `best`."""
+        """The progress that was saved with `best`, with its AP; None if there is no `best`."""
         try:
             return load_progress(find_checkpoint(self.path / BEST, prefer=()))
         except FileNotFoundError:
@@ -259,7 +263,7 @@ class RunFolder:
         return self.path / f"not-finite-step{step}-process{process}.pt"
 
     def count_parameters(self) -> int | None:
-        """Parameters of the detector, frozen ones included, from the header of a checkpoint's file; None: there is no checkpoint yet."""
+        """Number of the detector's parameters, frozen ones included, from the header of the weights; None if there is no checkpoint yet."""
         for name in (LAST, BEST):
             path = self.path / name / WEIGHTS
             try:
@@ -271,21 +275,20 @@ class RunFolder:
 
 
 def changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """What a run that goes on has another value of, as 'field: before -> now', though it decides what is learned.
+    """The differences between two configs in fields that decide what is learned, as 'field: before -> now'.
 
-    Fields that are `changeable` are passed over. Data are compared by what they hold, wherever they lie; a run of version 0.1 did not
-    write that down, so that its data must lie where they were. Teachers are recognised by their weights, in `restore`.
+    `changeable` fields may differ. Data are compared by content, wherever they lie. A run of version 0.1 holds no digest of them, so that
+    its data must lie where they were. Teachers are not compared here but by their weights, in `restore`.
     """
     knows_data = bool(before.data)
     return differences(_decisive(before, knows_data), _decisive(now, knows_data))
 
 
 def _decisive(config: RunConfig, knows_data: bool) -> dict[str, Any]:
-    """What decides what a run learns, as plain JSON values."""
+    """The fields that decide what a run learns, as plain JSON values."""
     recipe = to_plain(config.recipe(), "recipe", decisive=True)
     data = config.data if knows_data else _places(config)
-    plain = {"recipe": recipe, "classes": config.classes, "category_ids": config.category_ids, "data": data}
-    return json.loads(json.dumps(plain))  # type: ignore[no-any-return]
+    return {"recipe": recipe, "classes": list(config.classes), "category_ids": list(config.category_ids), "data": data}
 
 
 def _places(config: RunConfig) -> dict[str, list[str]]:

@@ -1,4 +1,4 @@
-"""One writer a folder: a second process that would write into it is refused."""
+"""The lock of a run's folder, so that only one process writes into it."""
 
 from __future__ import annotations
 

@@ -13,15 +13,15 @@ from steadydetr.checkpoints.folder import STATE, load_detector, load_state, load
 from steadydetr.detectors import Detector
 
 
-def average_state(extra: Mapping[str, Any]) -> dict[str, Tensor] | None:
-    """The averaged weights in a training state, None if there are none.
+def average_state(training_state: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """The averaged weights in a training state; None if there are none.
 
-    They are saved once: in training with an EMA teacher they are the teacher's weights, until the teacher is frozen.
+    Where an EMA teacher is the same average, they are saved once, as the teacher's weights.
     """
-    if extra["average"] is not None:
-        return extra["average"]
+    if training_state["average"] is not None:
+        return training_state["average"]
     prefix = "teachers.ema.model."
-    found = {name.removeprefix(prefix): value for name, value in extra["method"].items() if name.startswith(prefix)}
+    found = {name.removeprefix(prefix): value for name, value in training_state["method"].items() if name.startswith(prefix)}
     return found or None
 
 

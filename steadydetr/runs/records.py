@@ -1,4 +1,4 @@
-"""Runs as their folders tell them, for reports and figures: finished or still going on, of this version or an older one."""
+"""Runs read from their folders, for reports and figures: finished or still going on, of this version or an older one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from statistics import median
 from typing import Any
 
 from steadydetr.files import listed
-from steadydetr.runs.folder import ASIDE, CONFIG, NEEDED, Record, RunFolder
+from steadydetr.runs.folder import ASIDE, CONFIG, REQUIRED_KEYS, Record, RunFolder
 from steadydetr.runs.record_types import PlannedRecipe, check_types
 
-WEIGHTS_LABELS = {"model": "trained", "ema": "average"}  # what records call them, and what people read
+WEIGHTS_LABELS = {"model": "trained", "ema": "average"}  # by the name in records, the word that people read
 
 
 @dataclass(frozen=True)
 class Records:
-    """One run. The recipe stays plain JSON, so that one of another version can be read too."""
+    """What one run has written. The recipe stays plain JSON, so that one of another version can be read too."""
 
     label: str
     folder: Path
@@ -35,6 +35,7 @@ class Records:
         return [record for record in self.by_kind[kind] if record["weights"] == weights]
 
     def last(self, kind: str, weights: str) -> Record | None:
+        """The last of these records; None if there is none."""
         return next(reversed(self.of(kind, weights)), None)
 
     def after_epoch(self, epoch: int) -> Records:
@@ -59,7 +60,7 @@ class Records:
 
     @property
     def epochs_done(self) -> int:
-        """Whole epochs. Records of training count them from 0, so that one of epoch 3 comes after 3 whole ones."""
+        """Completed epochs. Records of training count epochs from 0, so that one of epoch 3 comes after 3 completed ones."""
         return max([record["epoch"] for kind in ("train", "eval") for record in self.by_kind[kind]], default=0)
 
     @property
@@ -92,13 +93,13 @@ class Records:
 
 
 def read_runs(places: Sequence[Path]) -> list[Records]:
-    """The runs at `places`, each a run or a folder with runs below it, in order; a run that is met twice is taken once.
+    """The runs at `places`, each a run or a folder with runs below it, in order; a run that is found twice is read once.
 
     Raises:
         FileNotFoundError: a place holds no run.
         ValueError: a file of a run is damaged; names it, and the line.
     """
-    shorts: dict[Path, str] = {}
+    short_names: dict[Path, str] = {}
     for place in places:
         below = sorted(run_folders(place), key=_by_numbers)
         if not below:
@@ -106,9 +107,9 @@ def read_runs(places: Sequence[Path]) -> list[Records]:
                 f"{place} holds no run: there is no config.json with a recipe in it or below; `steadydetr train` makes one"
             )
         for folder in below:
-            short = _name(folder.resolve()) if folder == place else folder.relative_to(place).as_posix()
-            shorts.setdefault(folder.resolve(), short)
-    return [read_run(folder, _label(folder, shorts)) for folder in shorts]
+            short_name = _short_name(folder.resolve()) if folder == place else folder.relative_to(place).as_posix()
+            short_names.setdefault(folder.resolve(), short_name)
+    return [read_run(folder, _label(folder, short_names)) for folder in short_names]
 
 
 def read_runs_at_epochs(places: Sequence[Path]) -> tuple[list[Records], list[Records]]:
@@ -122,21 +123,21 @@ def read_runs_at_epochs(places: Sequence[Path]) -> tuple[list[Records], list[Rec
     return read_runs([place for place in places if not named.get(place)]), early
 
 
-def _name(folder: Path) -> str:
+def _short_name(folder: Path) -> str:
     """The last part of the path; of a run that `steadydetr compare` made, the last two: LABEL/seedK."""
     return "/".join(folder.parts[-2:]) if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
-def _label(folder: Path, shorts: Mapping[Path, str]) -> str:
+def _label(folder: Path, short_names: Mapping[Path, str]) -> str:
     """The short name. Where several runs have the same one: the path below the last folder that all of these lie in."""
-    same = [other for other, short in shorts.items() if short == shorts[folder]]
+    same = [other for other, short_name in short_names.items() if short_name == short_names[folder]]
     if len(same) == 1:
-        return shorts[folder]
+        return short_names[folder]
     return folder.relative_to(os.path.commonpath([other.parent for other in same])).as_posix()
 
 
 def run_folders(place: Path) -> Iterator[Path]:
-    """`place` if it is a run, or else the runs below it. Runs that `steadydetr compare` moved aside are left out."""
+    """`place` if it is a run, or else the runs below it. Runs that version 0.1 renamed to RUN-unsaved1 are left out."""
     for name, below, files in os.walk(place):
         folder = Path(name)
         if CONFIG in files and RunFolder(folder).holds_run:
@@ -155,7 +156,7 @@ def read_run(folder: Path, label: str) -> Records:
     run = RunFolder(folder)
     config = run.read_config()
     check_types(config.plain_recipe, PlannedRecipe, f"{config.where}: recipe")
-    by_kind: dict[str, list[Record]] = {kind: [] for kind in NEEDED}
+    by_kind: dict[str, list[Record]] = {kind: [] for kind in REQUIRED_KEYS}
     left_out: list[str] = []
     for record in run.read_records(left_out):
         by_kind.setdefault(record["kind"], []).append(record)

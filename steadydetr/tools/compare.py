@@ -1,4 +1,4 @@
-"""Several recipes with several seeds, and which of their differences are more than chance.
+"""Trains several recipes with several seeds, and tells which of their differences are more than chance.
 
 OUTPUT/LABEL/recipe.json        what is trained
 OUTPUT/LABEL/seedK/             a run like any other
@@ -7,7 +7,6 @@ OUTPUT/comparison.{json,md}     every number, and the table
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -32,17 +31,21 @@ from steadydetr.runs.lock import FolderLock
 
 TRAIN = (sys.executable, "-m", "steadydetr", "train")
 RECIPE = "recipe.json"
+NOTE = (  # below the table
+    "Mean and standard deviation over seeds, at the end of training. Differences to the first row are taken seed by seed; their 95%"
+    " interval (Student's t) shows no difference where it holds 0."
+)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean over seeds of what one recipe has more than another, with the 95% interval of Student's t.
+    """The mean over seeds of the difference between two recipes, with its 95% confidence interval (Student's t).
 
     If differences are normal, the interval holds the true mean in 95 of 100 such comparisons.
     """
 
     mean: float
-    low: float | None  # None: there is one seed, which tells nothing of the deviation
+    low: float | None  # None: a single seed gives no interval
     high: float | None
 
 
@@ -59,7 +62,7 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Dif
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run came to."""
+    """The metrics and the training time of a finished run."""
 
     seed: int
     metrics: dict[str, float]  # ap, ap50, ...; ema_* of the averaged weights; unstable_score and instability of the last stage
@@ -67,23 +70,19 @@ class Outcome:
 
 
 def read_outcome(folder: Path, seed: int) -> Outcome | None:
-    """What the run in `folder` came to; None if it is not finished."""
+    """The outcome of the run in `folder`; None if it is not finished."""
     run = RunFolder(folder)
     summary = run.read_summary()
     if summary is None:
         return None
-    metrics = {name: float(summary[name]) for weights in ("", "ema_") for name in _names(weights) if name in summary}
-    for record in (r for r in run.read_records() if r["kind"] == "stability"):  # later ones replace earlier ones
+    names = [f"{prefix}{name}" for prefix in ("", "ema_") for name in SUMMARY_NAMES if name in LABELS]
+    metrics = {name: float(summary[name]) for name in names if name in summary}
+    for record in (r for r in run.read_records() if r["kind"] == "stability"):  # the last record decides
         prefix = "" if record["weights"] == "model" else "ema_"
         metrics[f"{prefix}unstable_score"] = list(record["unstable_score"].values())[-1]
         if record["between_epochs"] is not None:
             metrics[f"{prefix}instability"] = record["between_epochs"]
     return Outcome(seed, metrics, float(summary["seconds"]))
-
-
-def _names(prefix: str) -> list[str]:
-    """What summary.json calls the metrics of the trained weights (no prefix) or of their average ("ema_")."""
-    return [f"{prefix}{name}" for name in SUMMARY_NAMES if name in LABELS]
 
 
 def compare_recipes(
@@ -95,7 +94,7 @@ def compare_recipes(
     say: Callable[[str], None] = print,
     device: str = "auto",
 ) -> dict[str, list[Outcome]]:
-    """Train every recipe with the seeds 0 .. seeds - 1; what is finished is kept, what was interrupted goes on.
+    """Train every recipe with the seeds 0 .. seeds - 1. Finished runs are not repeated, interrupted ones go on.
 
     Args:
         recipes: by label, the baseline first.
@@ -134,11 +133,16 @@ def _compare(
 
 
 def check_label(folder: Path, label: str, recipe: Recipe) -> None:
-    """Raise ValueError if the label is no name of a folder or the folder is of another recipe, FileExistsError if there are links."""
+    """Check a label before anything is written.
+
+    Raises:
+        ValueError: it cannot be the name of a folder, or its folder holds runs of another recipe.
+        FileExistsError: the folder, or the folder of a run in it, is a link.
+    """
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
-    path, plain = folder / RECIPE, json.loads(json.dumps(to_plain(recipe, "recipe")))
-    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), plain)):
+    path = folder / RECIPE
+    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), to_plain(recipe, "recipe"))):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     for place in (folder, *folder.glob("seed*")):
         if place.is_symlink():
@@ -162,7 +166,7 @@ class _Trainer:
         self.stopped = threading.Event()
 
     def train(self, todo: Sequence[tuple[str, int]]) -> list[Path]:
-        """The logs of the runs that failed. An interrupt is passed on to the runs, which then save."""
+        """Train these labels and seeds, and give the logs of the runs that failed. On Ctrl-C the runs are asked to save and stop."""
         with ThreadPoolExecutor(self.jobs) as pool:
             futures = [pool.submit(self._run, label, seed) for label, seed in todo]
             try:
@@ -175,7 +179,7 @@ class _Trainer:
         return [log for log in logs if log is not None]
 
     def _run(self, label: str, seed: int) -> Path | None:
-        """Train one; gives its log if it failed."""
+        """Train one run; gives its log if it failed, None if it did not."""
         if self.stopped.is_set():
             return None
         folder = self.output / label / f"seed{seed}"
@@ -216,12 +220,6 @@ def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
     write_text(output / "comparison.md", f"{text}\n{NOTE}\n")
 
 
-NOTE = (
-    "Mean and standard deviation over seeds, at the end of training. Differences to the first row are taken seed by seed; their 95%"
-    " interval (Student's t) shows no difference where it holds 0."
-)
-
-
 def comparison_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str]]:
     """Header and a row for every label; the first is the baseline. Columns that no run fills are left out."""
     known = {name for found in outcomes.values() for outcome in found for name in outcome.metrics}
@@ -260,7 +258,7 @@ def _delta(found: Sequence[Outcome], baseline: Sequence[Outcome], name: str) -> 
 
 
 def with_labels(entries: Sequence[tuple[str, Recipe]]) -> dict[str, Recipe]:
-    """Recipes by label; a ValueError for a label used twice."""
+    """Recipes by label, each named by its label; a ValueError if two have the same one."""
     labels = [label for label, _ in entries]
     if twice := sorted({label for label in labels if labels.count(label) > 1}):
         raise ValueError(f"the label {twice[0]!r} stands for two recipes: name them, as in LABEL=RECIPE")

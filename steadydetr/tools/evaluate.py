@@ -12,7 +12,7 @@ from torch import Tensor
 from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, read_card
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.files import refuse_existing, write_json
-from steadydetr.finite import said_of
+from steadydetr.finite import prefix_errors
 from steadydetr.learning.criterion import Criterion
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
@@ -57,7 +57,7 @@ def evaluate_checkpoint(
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
-    with said_of(checkpoint):
+    with prefix_errors(checkpoint):
         results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index)
@@ -102,9 +102,9 @@ def measure_checkpoint(
         if (known := read_card(earlier).classes) != card.classes:
             raise ValueError(f"--against {against} knows other classes, {list(known)[:20]}, than the checkpoint: {list(card.classes)[:20]}")
         other = load_models(earlier, device)
-        with said_of(against):
+        with prefix_errors(against):
             _, before = measure_models(other, matcher, dataset, config, batch_size, {})
-    with said_of(checkpoint):
+    with prefix_errors(checkpoint):
         return measure_models(load_models(folder, device), matcher, dataset, config, batch_size, before)[0]
 
 

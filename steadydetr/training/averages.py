@@ -34,14 +34,14 @@ class Averages:
         """Take in the student's weights after the optimiser's step number `step`, counted from 0."""
         frozen = self.freeze_step is not None and step >= self.freeze_step
         if frozen:
-            self.part()
+            self.separate()
         if self.teacher is not None and not frozen:
             self.teacher.update(student)
         if self.evaluated is not None and self.evaluated is not self.teacher:
             self.evaluated.update(student)
 
-    def part(self) -> None:
-        """Copy the evaluated average, if it has been the teacher itself until now."""
+    def separate(self) -> None:
+        """From now on the two averages are two objects: the evaluated one becomes a copy, if it was the teacher itself."""
         if self.evaluated is not None and self.evaluated is self.teacher:
             self.evaluated = copy.deepcopy(self.teacher)
 

@@ -1,4 +1,4 @@
-"""The records of a run: what is logged of a step, of an evaluation and of a measurement of stability."""
+"""The records that a run logs: of a step, of an evaluation and of a measurement of stability."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LOUD = 0.5  # a share from which on an objective drowns the others
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of an optimiser step, in this process."""
+    """The losses, measures and gradient norm of an optimiser step, in this process."""
 
     losses: dict[str, float]  # weighted, summed over stages and micro-batches
     measures: dict[str, float]  # mean over micro-batches
@@ -26,7 +26,7 @@ class StepResult:
 
 
 def log_step(run: Run, result: StepResult, rate: float, epoch: int, images_per_second: float) -> None:
-    """Write down a step. Losses are summed over the processes, all divided by the objects of the whole step; measures are averaged."""
+    """Log a step. Losses are summed over the processes, because each divides by the objects of the whole step; measures are averaged."""
     losses = reduce(run, result.losses, "sum")
     measures = reduce(run, result.measures, "mean")
     record = {
@@ -81,10 +81,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def log_evaluation(run: Run, weights: str, evaluation: Evaluation) -> None:
-    """Write down the metrics of the trained weights ("model") or of their average ("ema")."""
+    """Log the metrics of the trained weights ("model") or of their average ("ema")."""
     run.log.write({"kind": "eval", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | evaluation.as_dict())
 
 
 def log_stability(run: Run, weights: str, measured: Stability) -> None:
-    """Write down how steadily the trained weights ("model") or their average ("ema") match."""
+    """Log the stability of the matching of the trained weights ("model") or of their average ("ema")."""
     run.log.write({"kind": "stability", "step": run.state.step, "epoch": run.state.epochs_done, "weights": weights} | asdict(measured))

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from steadydetr.data import pad_batch
-from steadydetr.finite import said_of
+from steadydetr.finite import prefix_errors
 from steadydetr.metrics.table import SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import BEST, CONFIG, LAST
 from steadydetr.structures import Batch, Totals, seed_of
 from steadydetr.training.log import SHARE, StepResult, log_evaluation, log_step, remark_on_shares
-from steadydetr.training.not_finite import check_step, keeping_what_is_not_finite
+from steadydetr.training.not_finite import check_step, keep_not_finite_batches
 from steadydetr.training.optimiser import clip_gradient, gradient_norm, rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
 from steadydetr.training.preparation import prepare
-from steadydetr.training.processes import any_process, losses_of_processes_named
+from steadydetr.training.processes import any_process, report_lost_process
 from steadydetr.training.run import Run, save, save_progress
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.validation import evaluate_detector, measure_stability
@@ -49,8 +49,8 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
     if not isinstance(recipe, Recipe):
         raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
     run = prepare(recipe, Path(output).expanduser(), resume, device)
-    with losses_of_processes_named(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
-        with stop_on_signal(run), run.progress, keeping_what_is_not_finite(run):
+    with report_lost_process(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
+        with stop_on_signal(run), run.progress, keep_not_finite_batches(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
                 train_epoch(run, epoch)
                 save(run, LAST)  # before the evaluation, so that nothing is lost whatever happens during it
@@ -124,7 +124,9 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
         raise ValueError("an objective uses the student's `embed` without saying so: its class needs embeds_labels = True")
     gradients = [parameter.grad for parameter in run.method.parameters() if parameter.grad is not None]
     norm = gradient_norm(gradients)
-    (found,), logged, measured = to_host([{"gradient_norm": norm}], terms, measures)  # all that the host waits for of a whole step
+    (found,), logged, measured = to_host(
+        [{"gradient_norm": norm}], terms, measures
+    )  # the only time in a step that the host waits for the device
     check_step(run, logged, found["gradient_norm"])
     if config.clip:
         clip_gradient(gradients, norm, config.clip)
@@ -146,10 +148,10 @@ def summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
-    """What all processes and micro-batches of a step must agree on.
+    """Give all micro-batches of a step, in all processes, one size and the totals of the step, or stop in all processes.
 
     Args:
-        local: fewer batches than a step has, or none, where this process was asked to stop while it waited for them.
+        local: the micro-batches of this process; fewer or none if it was asked to stop while it waited for them.
 
     Returns:
         Whether a process was asked to stop, and if not, the micro-batches of this process, padded to one size, with the totals of the step.
@@ -171,15 +173,15 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
 def evaluate(run: Run, epoch: int) -> None:
     """After an epoch: evaluate the trained and the averaged weights if it is time to, and save `best` if AP is the highest yet.
 
-    `best` is saved with its AP, and before `last` gets to know of it. Whenever the program is killed, the two agree: a resumed run
-    repeats an evaluation that `last` does not know of, and takes the AP to surpass from `best`.
+    `best` is saved together with its AP, and the progress in `last` after it. If the program is killed between the two, the resumed run
+    repeats the evaluation, because the progress in `last` does not contain it, and takes the AP to surpass from `best`.
     """
     config, state = run.recipe.training, run.state
     state.epochs_done = epoch + 1
     best = None
     if state.epochs_done % config.eval_every == 0 or state.epochs_done == config.epochs:
         for weights, detector in run.models.items():
-            with said_of(f"evaluating {weights}"):
+            with prefix_errors(f"evaluating {weights}"):
                 evaluation = evaluate_detector(run, detector)
             if evaluation is None:
                 state.epochs_done, run.stop = epoch, True
@@ -196,7 +198,7 @@ def evaluate(run: Run, epoch: int) -> None:
 
 
 def interrupted(run: Run) -> dict[str, Any]:
-    """The summary of a run that was asked to stop."""
+    """Tell the user how to go on with a run that was asked to stop; gives a short summary."""
     folder = run.folder.path
     again = shlex.join(["steadydetr", "train", str(folder / CONFIG), "--output", str(folder), "--resume"])
     run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume, or with: {again}")
@@ -214,7 +216,7 @@ def finish(run: Run) -> dict[str, Any]:
 
 
 def summarise(run: Run) -> dict[str, Any]:
-    """What the finished run came to; the metrics are those of its last evaluation."""
+    """The content of summary.json; the metrics are those of the last evaluation."""
     state = run.state
     summary: dict[str, Any] = {
         "finished": True,

@@ -1,8 +1,8 @@
-"""What is not finite stops a run before it changes a weight or a checkpoint, and what it came of is kept, so that it can be run again.
+"""NaN and infinite numbers stop a run before a weight or a checkpoint changes, and the batch is saved, so that it can be run again.
 
-Looked at are the costs of the matching, the losses and the gradient of every step before the weights change, all that is about to be
-saved, and detections before they are measured. Each raises NotFiniteError where it is met; `keeping_what_is_not_finite`, around the whole
-run, adds the step and the likely cause and saves the batch and the weights, which `replay` reads.
+Checked are the costs of the matching, the losses and the gradient of every step before the weights change, all that is about to be
+saved, and detections before they are measured. Each check raises NotFiniteError. `keep_not_finite_batches`, around the whole run, adds
+the step and the likely cause to its message and saves the batch and the weights in a file that `replay` reads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from steadydetr.config import FORMAT, check_format
 from steadydetr.detectors import Detector
-from steadydetr.files import replacing
+from steadydetr.files import one_line, replacing
 from steadydetr.finite import NotFiniteError, images_named, tensors_in, where_not_finite
 from steadydetr.learning.predictions import match_batch
 from steadydetr.metrics.evaluation import collect, prediction_function
@@ -32,8 +32,8 @@ from steadydetr.tensor_files import read_pickled
 from steadydetr.training.optimiser import gradient_norm
 from steadydetr.training.run import Run, changed_by_training
 
-ALONE = 32  # images of a batch, at most, that are run one by one to find those that are to blame
-STATISTICS = ("running_mean", "running_var")  # of batch norm: the student's are written by a step, not read
+MOST_RUN_ALONE = 32  # images of a batch that are run one by one, to find those that are not finite alone too
+STATISTICS = ("running_mean", "running_var")  # of batch norm; a training step writes the student's and does not read them
 
 
 # A run that stops
@@ -55,21 +55,21 @@ def check_step(run: Run, losses: Sequence[Mapping[str, float]], norm: float) -> 
 
 
 def _may_run_again(run: Run) -> bool:
-    """Whether running the step again tells more, and one process can do so: alone, and without compiling for minutes."""
+    """Whether to run the step again to find the cause: none is known yet, no other process is needed, and nothing has to be compiled."""
     shared = run.recipe.training.sync_batch_norm and run.accelerator.num_processes > 1
     return not (shared or run.recipe.training.compile or _cause(run, run.batches, training=True))
 
 
 def _alone(run: Run, batch: Batch) -> str:
-    """Which images alone give what is not finite too."""
+    """The part of a message that names the images which are not finite when they are run alone."""
     found = _rerun(run).images_alone(batch) if len(batch.image_ids) > 1 else []
     named = "each of them" if len(found) == len(batch.image_ids) else images_named(found)
     return f" ({named} alone too)" if found else ""
 
 
 def _loss_of_gradient(run: Run) -> str:
-    """Of which loss, and for which images, the gradient is not finite."""
-    with suppress(RuntimeError):  # such as too little memory: this takes more than a step
+    """The part of a message that names the loss and the images whose gradient is not finite."""
+    with suppress(RuntimeError):  # such as too little memory, because this needs more than a step
         if found := _rerun(run).bad_gradient(run.batches):
             batch, names = found
             return f": that of the loss {', '.join(names) or 'in total'} for {images_named(batch.image_ids)}{_alone(run, batch)}"
@@ -85,8 +85,8 @@ def _rerun(run: Run) -> Rerun:
 
 
 @contextmanager
-def keeping_what_is_not_finite(run: Run) -> Iterator[None]:
-    """A NotFiniteError in the block comes out as a FloatingPointError that names step and cause, and what it came of is saved."""
+def keep_not_finite_batches(run: Run) -> Iterator[None]:
+    """Within the block, a NotFiniteError becomes a FloatingPointError that names step and cause, and the batches are saved for `replay`."""
     try:
         yield
     except NotFiniteError as error:
@@ -94,9 +94,12 @@ def keeping_what_is_not_finite(run: Run) -> Iterator[None]:
 
 
 def _explain_and_keep(run: Run, error: NotFiniteError) -> str:
-    """The message that the run stops with. Saves what the error came of: a step, what a step led to, or a batch of an evaluation."""
+    """Save the batches that led to the error, and give the message that the run stops with.
+
+    The batches are those of the current step, or the one batch of an evaluation.
+    """
     process, last = run.accelerator.process_index, run.folder.path / LAST
-    in_step = error.batch is not None and error.batch.totals is not None  # batches of an evaluation are no part of a step
+    in_step = error.batch is not None and error.batch.totals is not None  # only batches of a step have totals
     step = run.state.step + in_step
     if error.batch is None:
         cause, kept = "", _keep(run, run.batches, step, training=True)
@@ -110,7 +113,7 @@ def _explain_and_keep(run: Run, error: NotFiniteError) -> str:
 
 
 def _cause(run: Run, batches: Sequence[Batch], training: bool) -> str:
-    """What was not finite before: pixels, boxes or weights; "" if all were finite."""
+    """A sentence on what was not finite already before the step: pixels, boxes or weights; "" if all were finite."""
     images = [image for batch in batches for image in batch.split()]
     for what, tensor in (("pixels", lambda image: image.images), ("boxes", lambda image: image.targets.boxes)):
         if ids := [image.image_ids[0] for image in images if not tensor(image).isfinite().all()]:
@@ -123,7 +126,7 @@ def _cause(run: Run, batches: Sequence[Batch], training: bool) -> str:
 
 
 def _keep(run: Run, batches: Sequence[Batch], step: int, training: bool) -> str:
-    """Save what `replay` needs; a sentence that says where."""
+    """Save what `replay` needs; gives a sentence that says where, or why it could not be saved."""
     process = run.accelerator.process_index
     path = run.folder.not_finite_path(step, process)
     content = {
@@ -138,7 +141,7 @@ def _keep(run: Run, batches: Sequence[Batch], step: int, training: bool) -> str:
         with replacing(path) as file:
             torch.save(content, file)
     except (OSError, RuntimeError) as error:
-        return f"Batch and weights could not be saved: {str(error).splitlines()[0]}."
+        return f"Batch and weights could not be saved: {one_line(error, 300).rstrip('.')}."
     return f"Batch and weights are in {path}; `steadydetr.replay` runs them again."
 
 
@@ -146,8 +149,8 @@ def _keep(run: Run, batches: Sequence[Batch], step: int, training: bool) -> str:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a file for `replay` holds."""
+class ReplayFile:
+    """The content of a not-finite-stepN-processK.pt."""
 
     batches: list[Batch]  # of a step in this process, or the one of an evaluation
     method: dict[str, Tensor]  # its training state
@@ -159,7 +162,7 @@ class Kept:
 
 @dataclass(frozen=True)
 class Rerun:
-    """A step of a process that is computed again, with the random numbers that it had, but not taken."""
+    """Computes a step of one process again, with the same random numbers, without changing a weight."""
 
     method: Method
     device: torch.device
@@ -194,9 +197,9 @@ class Rerun:
         return sums | ({"gradient_norm": float(gradient_norm(list(gradients.values())))} if gradients else {})
 
     def images_alone(self, batch: Batch) -> list[int | str]:
-        """The ids of those of the first `ALONE` images that give losses or a gradient that is not finite when run alone."""
+        """The ids of the images whose losses or gradient are not finite when run alone, of the first `MOST_RUN_ALONE`."""
         found: list[int | str] = []
-        for image in batch.split()[:ALONE]:
+        for image in batch.split()[:MOST_RUN_ALONE]:
             try:
                 finite = all(map(math.isfinite, self.values([image]).values()))
             except NotFiniteError:
@@ -217,7 +220,7 @@ class Rerun:
 
 
 def replay(run_folder: str | Path, saved: str | Path, device: str | None = None) -> dict[str, float]:
-    """Run again what was saved when a run met something that is not finite: the same batch, weights and random numbers.
+    """Run again what a run saved when something was not finite: the same batches, weights and random numbers.
 
     Args:
         run_folder: of the run, whose recipe is used.
@@ -225,8 +228,8 @@ def replay(run_folder: str | Path, saved: str | Path, device: str | None = None)
         device: "cpu" or "cuda"; None: that of the run where there is one. The random numbers of dropout differ between the two.
 
     Returns:
-        The weighted losses of the step, by name, and the norm of their gradient, "gradient_norm": the part of this process, where there
-        were several. Nothing if what was not finite were the detections of an evaluation, and now they are.
+        The weighted losses of the step, by name, and the norm of their gradient, "gradient_norm"; of several processes, the part of the
+        one that saved the file. An empty dictionary where detections of an evaluation were not finite, and now are.
 
     Raises:
         FloatingPointError: costs of the matching or detections are not finite, as they were in the run.
@@ -258,7 +261,7 @@ def _detect(detector: Detector, recipe: Recipe, batches: Sequence[Batch], device
 
 
 def _plain(batch: Batch) -> dict[str, Any]:
-    """The batch as tensors and plain values, because a file that holds only such can be read without running code."""
+    """The batch as tensors and plain values, so that the file can be read without running code."""
     return vars(batch) | {"targets": vars(batch.targets), "totals": batch.totals and vars(batch.totals)}
 
 
@@ -266,7 +269,7 @@ def _from_plain(plain: Mapping[str, Any]) -> Batch:
     return Batch(**{**plain, "targets": Targets(**plain["targets"]), "totals": plain["totals"] and Totals(**plain["totals"])})
 
 
-def _read(path: Path) -> Kept:
+def _read(path: Path) -> ReplayFile:
     """What `_keep` saved, or version 0.1: a single `Batch` with its weights. No code in the file is run.
 
     Raises:
@@ -276,8 +279,8 @@ def _read(path: Path) -> Kept:
     try:
         check_format(content, str(path))
         if isinstance(content.get("batch"), Batch):
-            return Kept([content["batch"]], content["method"])
-        return Kept([_from_plain(batch) for batch in content.pop("batches")], **{k: v for k, v in content.items() if k != "format"})
+            return ReplayFile([content["batch"]], content["method"])
+        return ReplayFile([_from_plain(batch) for batch in content.pop("batches")], **{k: v for k, v in content.items() if k != "format"})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read as the batch and the weights of a run that stopped ({type(error).__name__}):"

@@ -11,7 +11,7 @@ from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
 from steadydetr.drawing.run_pictures import draw_curves, draw_predictions
 from steadydetr.drawing.sampling_points import draw_sampling_points
-from steadydetr.files import first_line
+from steadydetr.files import one_line
 from steadydetr.metrics.evaluation import prediction_function
 from steadydetr.runs.folder import BEST, CURVES, PREDICTIONS, SAMPLING
 from steadydetr.runs.records import WEIGHTS_LABELS
@@ -19,20 +19,21 @@ from steadydetr.training.run import Run
 
 
 def draw_pictures(run: Run) -> None:
-    """Learning curves, predictions beside ground truth, and where queries look. What cannot be drawn is said; the run has trained."""
+    """Learning curves, predictions beside ground truth, and where queries sample the image. A picture that fails is a line in the log."""
     drawings: dict[str, Callable[[Run, Path], None]] = {
         CURVES: lambda run, path: draw_curves(list(run.folder.read_records()), path),
         PREDICTIONS: draw_first_predictions,
-        SAMPLING: draw_where_queries_look,
+        SAMPLING: draw_first_sampling_points,
     }
     for name, draw in drawings.items():
         try:
             draw(run, run.folder.path / name)
         except Exception as error:
-            run.log.say(f"{name} was not drawn, the run itself is complete: {type(error).__name__}: {first_line(error)}")
+            run.log.say(f"{name} was not drawn, the run itself is complete: {type(error).__name__}: {one_line(error, 300)}")
 
 
-def draw_where_queries_look(run: Run, path: Path) -> None:
+def draw_first_sampling_points(run: Run, path: Path) -> None:
+    """Where the queries of the trained and of the averaged weights sample the image, as far as the detector can record that."""
     models = {WEIGHTS_LABELS[name]: model for name, model in run.models.items() if model.samples_points}
     draw_sampling_points(models, run.recipe.criterion, run.val_data, run.recipe.data, path)
 

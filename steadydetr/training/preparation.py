@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
@@ -25,18 +26,18 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
-from steadydetr.training.averages import make_averages
+from steadydetr.training.averages import Averages, make_averages
 from steadydetr.training.optimiser import make_optimiser
 from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
 
 GRAPHS = 64  # that torch may compile of one function; its own limit of 8 is for one model
-LONG_HORIZON = 0.1  # of the run's steps: an average over more of them lags far behind the model
+LONG_HORIZON = 0.1  # share of the run's steps; an average over more steps lags far behind the trained weights
 
 
 def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device: str | None) -> Run:
-    """Everything that training needs. A new run's folder is claimed last, so that nothing is left behind by what fails before.
+    """Everything that training needs. A new run's folder is claimed last, so that an error before leaves no folder behind.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: data, recipe, teacher or folder cannot work; says why.
@@ -56,26 +57,16 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
-    unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, progress.say))
-    train_data, val_data = together(accelerator, lambda: open_both(recipe, progress.say, unreadable))
-    processes = accelerator.process_index, accelerator.num_processes
-    loader = together(
-        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
-    )
-    val_loader = EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+    loader, val_loader = open_loaders(recipe, accelerator, progress.say)
+    val_data = val_loader.dataset
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
     method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator))
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
-    data = {"train": train_data.index.identity, "val": val_data.index.identity}
-    run_config = RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
+    run_config = make_run_config(recipe, loader.dataset, val_data)
     checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
-    state = State()
-    if checkpoint is not None:
-        best = main_decides(accelerator, folder.best_progress)
-        saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
-        state = together(accelerator, lambda: restore(saved, method, averages, optimiser))
+    state = State() if checkpoint is None else resume_state(checkpoint, folder, accelerator, method, averages, optimiser)
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
     wrapped = accelerator.prepare_model(method)
     progress.begin(total_steps, state.step)
@@ -83,25 +74,42 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     if goes_on and checkpoint is None:
         log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
     run = Run(
-        recipe,
-        folder,
-        lock,
-        accelerator,
-        MainWork(accelerator),
-        val_data,
-        loader,
-        val_loader,
-        method,
-        wrapped,
-        optimiser,
-        averages,
-        state,
-        log,
-        progress,
+        recipe=recipe,
+        folder=folder,
+        lock=lock,
+        accelerator=accelerator,
+        main_work=MainWork(accelerator),
+        val_data=val_data,
+        loader=loader,
+        val_loader=val_loader,
+        method=method,
+        wrapped=wrapped,
+        optimiser=optimiser,
+        averages=averages,
+        state=state,
+        log=log,
+        progress=progress,
     )
     for sentence in (describe(run), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run
+
+
+def open_loaders(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> tuple[TrainLoader, EvalLoader]:
+    """The loaders of this process's shares of the training and of the validation data."""
+    config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
+    unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say))
+    train_data, val_data = together(accelerator, lambda: open_both(recipe, say, unreadable))
+    loader = together(
+        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+    )
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+
+
+def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:
+    """What config.json of the run will hold."""
+    data = {"train": train_data.index.identity, "val": val_data.index.identity}
+    return RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
 
 
 def open_splits(data: DataConfig) -> tuple[Dataset, Dataset]:
@@ -217,6 +225,15 @@ def compile_layers(method: Method) -> None:
             part.compile()
 
 
+def resume_state(
+    checkpoint: Path, folder: RunFolder, accelerator: Accelerator, method: Method, averages: Averages, optimiser: Optimizer
+) -> State:
+    """Load a checkpoint of the run into method, averages and optimiser, in all processes; gives the state that it was saved with."""
+    best = main_decides(accelerator, folder.best_progress)
+    saved = read_everywhere(accelerator, checkpoint, lambda: read_saved(checkpoint, best))
+    return together(accelerator, lambda: restore(saved, method, averages, optimiser))
+
+
 def open_log(
     recipe: Recipe,
     folder: RunFolder,
@@ -227,7 +244,7 @@ def open_log(
     accelerator: Accelerator,
     progress: Progress,
 ) -> RunLog:
-    """Start the run's folder, or make it ready for going on, and open what the run writes to. Only the main process does."""
+    """In the main process, start the run's folder or trim its records, and open the sinks. Other processes get a log without sinks."""
     log = RunLog()
 
     def open_all() -> None:
@@ -237,7 +254,7 @@ def open_log(
             folder.claim(lock)
         log.further = open_sinks(recipe.sinks, folder.path, config.plain_recipe, state.step)
         log.always = (ConsoleWriter(progress, state.best_ap), JSONLines(folder))
-        folder.write_config(config)  # last, so that a folder without it is free
+        folder.write_config(config)  # last, because a folder without it counts as free
 
     main_decides(accelerator, open_all)
     return log
@@ -256,7 +273,7 @@ def describe(run: Run) -> str:
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:
-    """Sentences on settings that are allowed but probably not meant: a rate that never drops, an average that lags far behind."""
+    """Warnings of settings that are allowed but probably not meant: a rate that never drops, an average that lags far behind."""
     config, found = recipe.training, []
     if config.drops and config.drops[0] >= config.epochs:
         found.append(

@@ -1,4 +1,4 @@
-"""What the processes of a run do together: decide, fail, wait for the main one, and notice that one is gone."""
+"""What the processes of a run share: decisions, errors, waiting for the main process, and the report of a process that is lost."""
 
 from __future__ import annotations
 
@@ -19,12 +19,10 @@ from steadydetr.checkpoints.folder import choose_device
 
 T = TypeVar("T")
 STEP_LIMIT = timedelta(minutes=30)  # that a process waits for the others in a step; more than loading may take (data.timeout)
-LONE_WORK_LIMIT = timedelta(hours=24)  # that the others wait while the main process measures and saves
-
-
+MAIN_WORK_LIMIT = timedelta(hours=24)  # that the others wait while the main process measures and saves
 DEVICE = "ACCELERATE_TORCH_DEVICE"  # as accelerate is told which one to use
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # as torchrun tells a process where it is
-LAUNCHERS = (  # the same as others tell it: Open MPI, Intel MPI and MPICH, srun (only to the tasks of a step, not to the job's script)
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # environment variables in which torchrun gives a process its place
+LAUNCHERS = (  # those of Open MPI, of Intel MPI and MPICH, and of srun, which sets them for the tasks of a step, not for the job's script
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
     ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
@@ -32,9 +30,9 @@ LAUNCHERS = (  # the same as others tell it: Open MPI, Intel MPI and MPICH, srun
 
 
 def make_accelerator(precision: str, device: str | None) -> Accelerator:
-    """The device and the other processes of this one, which torchrun, srun or mpirun has told it of.
+    """The device of this process and its connection to the others, as torchrun, srun or mpirun has started them.
 
-    accelerate keeps the precision and the device of the first run of a process, which a later one may want otherwise.
+    accelerate keeps the precision and the device of a process's first run; they are reset, because a later run may have others.
 
     Args:
         device: None or "auto" for what accelerate finds, a GPU if there is one.
@@ -78,7 +76,7 @@ def _device_named(name: str | None) -> Iterator[None]:
 
 
 def translate_launcher(environment: MutableMapping[str, str]) -> None:
-    """Say as torchrun does where this process is among those that srun or mpirun has started, which else would all train alone.
+    """Set torchrun's variables from those of srun or mpirun. Without them, every process would train a run of its own.
 
     Raises:
         ValueError: they are on several machines, and MASTER_ADDR does not say where the first of them is.
@@ -93,12 +91,12 @@ def translate_launcher(environment: MutableMapping[str, str]) -> None:
                 raise error if rank == "0" else said_elsewhere(error)
             environment.setdefault("MASTER_ADDR", "127.0.0.1")
             environment.setdefault("MASTER_PORT", "29500")
-            environment.update(zip(PLACE, (rank, world, local_rank, local_world), strict=True))
+            environment.update(zip(TORCHRUN, (rank, world, local_rank, local_world), strict=True))
             return
 
 
 def main_decides(accelerator: Accelerator, decide: Callable[[], T]) -> T:
-    """What `decide` gives in the main process, in all processes; an exception of it is raised in all, so that none waits for ever."""
+    """Call `decide` in the main process alone and return its result in all. An exception is raised in all, so that none waits for ever."""
     if accelerator.num_processes == 1:
         return decide()
     outcome: list[Any] = [None, None]  # the value, an exception
@@ -114,7 +112,7 @@ def main_decides(accelerator: Accelerator, decide: Callable[[], T]) -> T:
 
 
 def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
-    """What `work` gives in this process. If it fails in any, all raise what the first of them has met."""
+    """Call `work` in every process and return its own result. If it fails in some, all raise the exception of the first of these."""
     if accelerator.num_processes == 1:
         return work()
     value, own = None, None
@@ -131,14 +129,14 @@ def together(accelerator: Accelerator, work: Callable[[], T]) -> T:
 
 
 def read_everywhere(accelerator: Accelerator, place: Path, read: Callable[[], T]) -> T:
-    """What `read` reads from `place`, in all processes; from the main one where another does not see the place."""
+    """Call `read` in every process. Where one does not see the folder `place`, the main process reads and sends the result to all."""
     if any_process(accelerator, not place.exists()):
         return main_decides(accelerator, read)
     return together(accelerator, read)
 
 
 def said_elsewhere(error: Exception) -> Exception:
-    """The exception, marked as one that another process tells the user of."""
+    """Mark an exception that another process prints, so that the command line prints it only once."""
     error.said_elsewhere = True  # type: ignore[attr-defined]
     return error
 
@@ -154,7 +152,7 @@ class MainWork:
     """Work that the main process does alone, for as long as it takes, while the others wait."""
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.group = distributed.new_group(backend="gloo", timeout=LONE_WORK_LIMIT) if accelerator.num_processes > 1 else None
+        self.group = distributed.new_group(backend="gloo", timeout=MAIN_WORK_LIMIT) if accelerator.num_processes > 1 else None
 
     def wait(self) -> None:
         """Return when all processes have come here."""
@@ -167,8 +165,8 @@ class LostProcessError(ChildProcessError):
 
 
 @contextmanager
-def losses_of_processes_named(accelerator: Accelerator) -> Iterator[None]:
-    """An exception of the network inside becomes one line, which the main process says."""
+def report_lost_process(accelerator: Accelerator) -> Iterator[None]:
+    """Within the block, an error of the connection between processes becomes a LostProcessError, which the main process prints."""
     try:
         yield
     except RuntimeError as error:

@@ -79,12 +79,12 @@ class Run:
 
 
 def save(run: Run, name: str, weights: str = "model") -> None:
-    """Write the checkpoint `name`, from which the run can be resumed, and with `last` first the averaged weights, as `ema`.
+    """Write the checkpoint `name`, from which the run can be resumed. Before `last`, the averaged weights are written as `ema`.
 
-    `best` is written after `last`, of the same weights, so that these have been looked at.
+    Only `last` is checked for numbers that are not finite, because `best` is always written after it, of the same step.
 
     Args:
-        weights: what the checkpoint's model is: the trained weights ("model") or their average ("ema").
+        weights: which weights the checkpoint's detector has: the trained ones ("model") or their average ("ema").
 
     Raises:
         NotFiniteError: what would be saved is not finite. The checkpoint is as it was.
@@ -102,7 +102,7 @@ def save(run: Run, name: str, weights: str = "model") -> None:
 
 
 def save_progress(run: Run) -> None:
-    """Write into `last` what an evaluation has found since it was saved."""
+    """Replace the progress in `last`, after an evaluation of the weights that it holds."""
     if run.accelerator.is_main_process:
         run.folder.save_progress(LAST, asdict(run.state))
     run.main_work.wait()
@@ -129,6 +129,7 @@ class Saved:
 
 
 def read_saved(checkpoint: Path, best: dict[str, Any] | None) -> Saved:
+    """Read the training state and the progress of a checkpoint; `best` is what `RunFolder.best_progress` gave."""
     return Saved(checkpoint, load_training_state(checkpoint), load_progress(checkpoint), best)
 
 
@@ -151,7 +152,7 @@ def restore(saved: Saved, method: Method, averages: Averages, optimiser: torch.o
         method.load_training_state(training["method"])
         optimiser.load_state_dict(training["optimiser"])
         if training["average"] is not None:
-            averages.part()
+            averages.separate()
             if averages.evaluated is not None:
                 averages.evaluated.model.load_state_dict(training["average"])
         best = saved.best or asdict(State())

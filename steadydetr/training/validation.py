@@ -1,4 +1,4 @@
-"""The held-out images of a run: what is evaluated on them, and how steadily the run matches them."""
+"""Evaluation of a run on its validation images, and measurement of how stable its matching is there."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
 
     All evaluate the main process's detector, the one that is saved: their own have other statistics of batch norm.
 
-    A run of one process that is asked to stop leaves at once, and gives None. Of several processes some would wait for the others, so
-    that they end the evaluation first.
+    A run of one process that is asked to stop leaves at once, and gives None. Several processes complete the evaluation, because those
+    that left would let the others wait.
 
     Raises:
         NotFiniteError: detections are not finite. All processes raise it, whichever met them.
@@ -44,7 +44,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
             found = collect(predict, run.progress.track(until_stopped(run), f"evaluating the {weights} weights", len(loader)))
         except NotFiniteError as error:
             found = error
-    if leaves_alone(run):
+    if may_leave(run):
         return None
     parts: list[Any] = [found]
     if accelerator.num_processes > 1:
@@ -57,23 +57,23 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
 
 
 def until_stopped(run: Run) -> Iterator[Batch]:
-    """The batches of the evaluation, until the run leaves it."""
-    for batch in run.val_loader.load(run.val_loader.keys, lambda: leaves_alone(run)):
-        if leaves_alone(run):
+    """The batches of the evaluation; they end early where `may_leave` becomes true."""
+    for batch in run.val_loader.load(run.val_loader.keys, lambda: may_leave(run)):
+        if may_leave(run):
             return
         yield batch
 
 
-def leaves_alone(run: Run) -> bool:
-    """Whether the run was asked to stop and has no other process that would wait for this one."""
+def may_leave(run: Run) -> bool:
+    """Whether an evaluation may be left: the run was asked to stop, and there is no other process that would wait for this one."""
     return run.asked_to_stop and run.accelerator.num_processes == 1
 
 
 def measure_stability(run: Run) -> dict[str, Tensor]:
-    """Match the fixed held-out images and log how the matches changed since `run.state.matched`.
+    """Match the fixed held-out images, and log how the matches changed since those in `run.state.matched`.
 
     Returns:
-        [G] the query of every object, by weights, to be compared with the next time.
+        By weights, [G] the query of every object, for the next comparison.
     """
     config, matched = run.recipe.training, dict(run.state.matched)
     if config.stability_images and run.accelerator.is_main_process and run.val_data.index.usable().any():

@@ -10,22 +10,19 @@ from steadydetr.runs.records import Records
 
 
 @dataclass(frozen=True)
-class Configuration:
-    label: str
-    text: str
-
-
-@dataclass(frozen=True)
 class Configurations:
-    runs: list[Configuration]
+    """The last section: a text for every run."""
+
+    texts: list[tuple[str, str]]  # the label of the run and its text
     title: str = "Configuration"
     layout: str = "configurations"
 
 
 def configurations(runs: Sequence[Records]) -> Configurations:
-    return Configurations([Configuration(run.label, configuration_text(run)) for run in runs])
+    """The section of these runs."""
+    return Configurations([(run.label, configuration_text(run)) for run in runs])
 
 
 def configuration_text(run: Records) -> str:
-    """The recipe and the classes of a run."""
+    """The recipe of a run, a field on each line, and its classes."""
     return "\n".join([*recipe_outline(run.recipe), "", f"{len(run.classes)} classes: {', '.join(run.classes)}"])

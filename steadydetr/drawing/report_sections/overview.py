@@ -1,4 +1,4 @@
-"""The runs: what each came to, how far it is, how fast it was."""
+"""A row for every run: its best AP, its progress, its speed and size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from steadydetr.runs.records import WEIGHTS_LABELS, Records
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class OverviewRow:
+    """One run. None: not known yet."""
+
     name: RunName
     recipe: str
     best_ap: float | None
@@ -23,7 +25,7 @@ class RunFacts:
     planned_steps: int | None
     images_seen: int
     seconds: float | None  # of training
-    estimated: bool  # the seconds, from the speed
+    estimated: bool  # whether the seconds are computed from the speed, because the run is not finished
     images_per_second: float | None
     memory_gib: float | None
     parameters: int | None
@@ -32,20 +34,24 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class Overview:
-    runs: list[RunFacts]
+    """The first section of the page."""
+
+    runs: list[OverviewRow]
     title: str = "Runs"
     layout: str = "overview"
 
 
 def overview(runs: Sequence[Records]) -> Overview:
-    return Overview([run_facts(run, runs) for run in runs])
+    """The section of these runs."""
+    return Overview([overview_row(run, runs) for run in runs])
 
 
-def run_facts(run: Records, runs: Sequence[Records]) -> RunFacts:
+def overview_row(run: Records, runs: Sequence[Records]) -> OverviewRow:
+    """The row of `run`, which has a colour if the page shows several recipes."""
     best, speed = run.best or {}, run.images_per_second
     measured = None if run.summary is None else run.summary.get("seconds")
     estimate = run.images_seen / speed if speed else None
-    return RunFacts(
+    return OverviewRow(
         name=name_of(run, runs),
         recipe=str(run.recipe.get("name", "?")),
         best_ap=best.get("ap"),
