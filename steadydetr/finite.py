@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadydetr.files import printable
 from steadydetr.structures import Batch
 
 NAMED, LISTED = 3, 16  # tensors and images that a message names
@@ -40,7 +39,7 @@ def images_named(ids: Iterable[int | str]) -> str:
     """The images as a message names them, by their ids in the data."""
     listed = sorted(ids, key=lambda i: (isinstance(i, str), i))
     more = f" and {len(listed) - LISTED} more" if len(listed) > LISTED else ""
-    return f"image{'s' * (len(listed) > 1)} {', '.join(map(printable, listed[:LISTED]))}{more}"
+    return f"image{'s' * (len(listed) > 1)} {', '.join(map(repr, listed[:LISTED]))}{more}"
 
 
 def where_not_finite(tensors: Mapping[str, Tensor]) -> str:
