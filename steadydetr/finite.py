@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steadydetr.files import listed, printable
+from steadydetr.files import listed
 from steadydetr.structures import Batch
 
 NAMED_TENSORS, NAMED_IMAGES = 3, 16  # how many a message names
@@ -39,7 +39,7 @@ def prefix_errors(where: object) -> Iterator[None]:
 def images_named(ids: Iterable[int | str]) -> str:
     """The images as a message names them, by their ids in the data: "images 3, 7"."""
     found = sorted(ids, key=lambda i: (isinstance(i, str), i))
-    return f"image{'s' * (len(found) > 1)} {listed(map(printable, found), NAMED_IMAGES)}"
+    return f"image{'s' * (len(found) > 1)} {listed(map(repr, found), NAMED_IMAGES)}"
 
 
 def where_not_finite(tensors: Mapping[str, Tensor]) -> str:

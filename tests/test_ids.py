@@ -132,4 +132,4 @@ def test_what_ids_seed_does_not_change_between_processes() -> None:
 
 
 def test_ids_are_named_in_messages() -> None:
-    assert images_named([3, "b\n", "a", 2**70]) == f"images 3, {2**70}, a, b\\n"
+    assert images_named([3, "b\n", "a", 2**70]) == f"images 3, {2**70}, 'a', 'b\\n'"
