@@ -15,7 +15,7 @@ from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import check_within
-from steadydetr.files import printable
+from steadydetr.files import printable, refuse_existing
 from steadydetr.limits import Limits
 
 DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
@@ -50,6 +50,7 @@ class EvalArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
+    refuse_existing(arguments.output, arguments.overwrite)
     find_checkpoint(arguments.checkpoint.expanduser())
     from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint

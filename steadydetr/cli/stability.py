@@ -56,13 +56,13 @@ class StabilityArguments:
 def run(words: Sequence[str]) -> None:
     arguments = parse(StabilityArguments, words, "stability", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), images=(1, 10**9))
+    refuse_existing(arguments.output, arguments.overwrite)
     find_checkpoint(arguments.checkpoint.expanduser())
     if arguments.criterion:
         check_recipe(arguments.criterion)
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 
-    refuse_existing(arguments.output, arguments.overwrite)
     measured = measure_checkpoint(
         arguments.checkpoint,
         arguments.data,
