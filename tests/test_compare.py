@@ -120,6 +120,7 @@ def test_failures_are_named_and_the_others_finished(tmp_path: Path, fake: list[s
     assert "| base | 2 |" in (tmp_path / "out/comparison.md").read_text()
 
 
+@pytest.mark.slow
 def test_interrupted_runs_go_on_and_unsaved_ones_start_anew(tmp_path: Path) -> None:
     """With real trainings, a few steps long."""
     recipe = replace(tiny(epochs=1), name="base")

@@ -341,4 +341,4 @@ def test_no_console_reads_markup() -> None:
     """Names of runs, recipes, classes and files are printed by all of them."""
     sources = {path: path.read_text() for path in Path(steadydetr.__file__).parent.rglob("*.py")}
     consoles = [(path.name, found) for path, text in sources.items() for found in re.findall(r"\bConsole\((.*)\)", text)]
-    assert len(consoles) > 4 and [name for name, found in consoles if "markup=False, emoji=False" not in found] == []
+    assert consoles and [name for name, found in consoles if "markup=False, emoji=False" not in found] == []

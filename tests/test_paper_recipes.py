@@ -84,7 +84,7 @@ def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
         *(f"data.{field.name}" for field in fields(Limits)),
         *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
-        *(f"data.{field}" for field in ("workers", "timeout")),
+        *(f"data.{field}" for field in ("workers", "timeout", "unreadable")),
         "detector.transformer.checkpointing",
     }
     missing = {path for path in leaves(find(name)) if path not in ours} - sources(name).keys()

@@ -349,7 +349,7 @@ def test_a_state_of_another_run_is_one_line() -> None:
     """A training state that is whole, but whose values are not those of the run."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimiser = torch.optim.AdamW([parameter])
-    method: Any = SimpleNamespace(teachers={}, load_training_state=torch.nn.Linear(2, 2).load_state_dict)
+    method: Any = SimpleNamespace(teachers={}, fingerprints={}, load_training_state=torch.nn.Linear(2, 2).load_state_dict)
     good = {"method": torch.nn.Linear(2, 2).state_dict(), "optimiser": optimiser.state_dict(), "average": None}
     for changed in (
         {"optimiser": {"state": {}}},

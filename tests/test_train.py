@@ -93,7 +93,7 @@ def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
         assert (torch._dynamo.config.cache_size_limit > 8) == asked  # graphs of a second model and of evaluations have room
 
 
-@pytest.mark.parametrize("steps", [2, 6, 9])
+@pytest.mark.parametrize("steps", [2, pytest.param(6, marks=pytest.mark.slow), 9])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """In the middle of an epoch and at its end, EMA and optimiser included, to the bit."""
     recipe = tiny(ema_decay=0.9)
@@ -181,7 +181,8 @@ def assert_close_losses(a: Path, b: Path) -> None:
             assert x["gradient_norm"] == pytest.approx(y["gradient_norm"], rel=2e-3)
 
 
-@pytest.mark.parametrize("empty", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/test_processes.py has a shorter one
+@pytest.mark.parametrize("empty", [False, True])
 def test_two_processes_equal_one(tmp_path: Path, empty: bool) -> None:
     """Also where one process gets images without objects only."""
     recipe = without_batch_norm(tiny(epochs=1))
