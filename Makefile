@@ -35,13 +35,13 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-# An earlier quickstart is moved aside, never overwritten.
+# An earlier quickstart is moved aside, never overwritten. On two cores a loading process would only take turns with the training.
 quickstart: $(READY)
 	@if [ -e runs/quickstart ]; then \
 		n=1; while [ -e runs/quickstart-$$n ]; do n=$$((n + 1)); done; \
 		mv runs/quickstart runs/quickstart-$$n; echo "The earlier run is now runs/quickstart-$$n."; \
 	fi
-	@$(BIN)/steadydetr train quickstart --output runs/quickstart
+	@$(BIN)/steadydetr train quickstart --data.workers 0 --output runs/quickstart
 	@$(BIN)/steadydetr report runs/quickstart
 	@echo
 	@echo "Done. Look at:"
