@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 
+from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.files import printable, refuse_existing, write_json
 from steadydetr.limits import Limits
@@ -45,7 +46,7 @@ def run(words: Sequence[str]) -> None:
 
     refuse_existing(arguments.output, arguments.overwrite)
     report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
-    Console(markup=False, emoji=False).print(render(report))
+    PlainConsole().print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
     if report.fatal:

@@ -230,7 +230,7 @@ def seeded(seed: int) -> Iterator[None]:
     """The generators of torch, numpy and Python start from `seed` within the block, and are as they were after it."""
     before = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # transforms work on the CPU; torch.manual_seed takes 3 ms where there is no GPU
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also prepares devices that are not there
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:
