@@ -14,6 +14,7 @@ import pytest
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.coco_classes import class_list
+from steadydetr.data.layouts import ENCODING
 from steadydetr.tools.image_files import list_sources
 from tests.data_folders import BOX, COCO, XML, coco_folder, coco_with, picture, voc_folder
 
@@ -263,6 +264,9 @@ def test_one_bad_annotation_file_does_not_hide_another(tmp_path: Path) -> None:
 def test_lists_of_other_systems_are_read(encoding: str, end: str, tmp_path: Path) -> None:
     voc_folder(tmp_path, listed=f"a{end}".encode(encoding))
     assert open_data(tmp_path).index.file(0) == "JPEGImages/a.png"
+    report = check_data(tmp_path, ("train",))
+    assert report.failed and not report.fatal
+    assert [str(tmp_path / "ImageSets/Main/train.txt")] == [f.file for f in report.findings if f.kind == ENCODING]
 
 
 @pytest.mark.parametrize("stem", ["my photo 1", "day/one", "a.b", "[x]", "²"])

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from steadydetr.data.check import CheckReport
     from steadydetr.data.layouts import Finding
 
-DESCRIPTION = """Look for what is wrong with a data set before training. Exit code 1 if training would stop at something.
+DESCRIPTION = """Look for what is wrong with a data set before training. Exit code 1 if training, or other tools, would stop at something.
 
   steadydetr check path/to/data
   steadydetr check path/to/data --splits train --output findings.json"""
@@ -49,7 +49,7 @@ def run(words: Sequence[str]) -> None:
     PlainConsole().print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
-    if report.fatal:
+    if report.failed:
         raise SystemExit(1)
 
 

@@ -15,7 +15,7 @@ from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.images import decode_picture
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import DataLayout, Finding, NoSplit, Report, fault
+from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
 from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
 from steadydetr.files import printable
@@ -47,6 +47,11 @@ class CheckReport:
     @property
     def fatal(self) -> bool:
         return any(finding.fatal for finding in self.findings)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something must be mended: training here would stop at it, or other tools do."""
+        return self.fatal or any(finding.kind == ENCODING for finding in self.findings)
 
 
 def check_data(

@@ -79,6 +79,12 @@ def decode_text(data: bytes, path: Path, encoding: str = "") -> str:
         raise ValueError(f"{printable(path)} has the encoding {printable(name)}, which is not known: save it as UTF-8") from error
 
 
+def foreign_encoding(data: bytes) -> str:
+    """What a text is written in, in words, if other tools than this one may not read it; empty for plain UTF-8."""
+    found = json.detect_encoding(data)  # type: ignore[attr-defined]
+    return {"utf-8": "", "utf-8-sig": "UTF-8 with a byte order mark"}.get(found, found.upper())
+
+
 def decode_json(data: bytes, path: Path, kind: type[T]) -> T:
     """The value of a JSON file as a msgspec type.
 

@@ -28,6 +28,8 @@ class Finding:
         return ": ".join(part for part in (self.file if self.file not in self.message else "", self.entry, self.message) if part)
 
 
+ENCODING = "encoding of a list"  # the kind of a finding which other tools stop at, and training here does not
+
 Report = Callable[[Finding], None]  # what a reader does with a finding: stop at it, or keep it and leave out the entry
 
 

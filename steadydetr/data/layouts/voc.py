@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import DataLayout, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, is_file_name
+from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 
@@ -204,8 +204,12 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
     if not os.path.lexists(path):
         there = listed(sorted(printable(p.stem) for p in path.parent.glob("*.txt")), 10)
         raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
-    stems = []
-    for number, line in enumerate(decode_text(source.read_list(path), path).splitlines(), 1):
+    content, stems = source.read_list(path), []
+    if encoding := foreign_encoding(content):
+        report(
+            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want UTF-8 without a mark; save it so")
+        )
+    for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
         stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
         if not is_file_name(stem) and stem:
