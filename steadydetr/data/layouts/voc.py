@@ -207,7 +207,7 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
     content, stems = source.read_list(path), []
     if encoding := foreign_encoding(content):
         report(
-            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want UTF-8 without a mark; save it so")
+            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so")
         )
     for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
