@@ -60,6 +60,34 @@ def test_files_that_miss_more_than_half_are_named(form: str, options: dict, tmp_
         open_picture(path)
 
 
+NOISE = np.random.default_rng(1).integers(0, 250, (160, 120))
+CUT_MODES = {
+    "16 bits": ("PNG", (NOISE * 257).astype(np.uint16)),
+    "12 bits": ("PNG", (NOISE * 16).astype(np.uint16)),
+    "float of 0 .. 1": ("TIFF", (NOISE / 255).astype(np.float32)),
+    "float of another range": ("TIFF", (NOISE + 300.0).astype(np.float32)),
+    "1 bit": ("TIFF", NOISE > 125),
+    "grey as missing pixels are": ("BMP", np.full((160, 120), images.MISSING, np.uint8)),
+}
+
+
+@pytest.mark.parametrize(("form", "pixels"), CUT_MODES.values(), ids=CUT_MODES)
+def test_missing_rows_are_counted_and_change_no_others(form: str, pixels: NDArray[np.generic], tmp_path: Path) -> None:
+    content = encoded(form, pixels)
+    whole = np.asarray(open_picture(written(tmp_path / "whole", content)))
+    cut = decode_picture(written(tmp_path / "cut", content[: len(content) * 3 // 4]))
+    same = (np.asarray(cut.image) == whole).all((1, 2))
+    assert 0.2 < float(cut.cut.split()[-6].strip("%")) / 100 < 0.3 and same.mean() > 0.7
+    with pytest.raises(ValueError, match="truncated"):
+        decode_picture(written(tmp_path / "less", content[: len(content) * 2 // 5]))
+
+
+@pytest.mark.parametrize("height", [8, 16, 24, 32, 64])
+def test_one_byte_that_a_jpeg_lacks_is_no_row(height: int, tmp_path: Path) -> None:
+    content = encoded("JPEG", np.random.default_rng(0).integers(0, 256, (height, 64, 3), np.uint8))
+    assert decode_picture(written(tmp_path / "a.jpg", content[:-1])).cut == "the file ends too early"
+
+
 def test_progressive_pictures_are_whole_after_their_first_scan(tmp_path: Path) -> None:
     content = encoded("JPEG", progressive=True)
     first, second = [at for at in range(len(content)) if content[at : at + 2] == images.SCAN_OF_JPEG][:2]
