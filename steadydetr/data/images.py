@@ -153,9 +153,10 @@ def _load_cut(file: Path | Encoded, error: OSError) -> tuple[Image.Image, str]:
     if kept.format in ("JPEG", "MPO"):  # of which Pillow holds back rows that it has decoded until it meets the end
         kept = _open_any_size(BytesIO(content + END_OF_JPEG))
         kept.load()
-        pixels = np.asarray(kept)
-        empty &= (pixels == pixels[:, :1]).reshape(len(pixels), -1).all(1)  # what is missing then is one grey
-        if kept.info.get("progressive") and content.count(SCAN_OF_JPEG) > 1:
+        if not kept.info.get("progressive"):
+            pixels = np.asarray(kept)
+            empty &= (pixels == pixels[:, :1]).reshape(len(pixels), -1).all(1)  # what is missing then is one grey
+        elif content.count(SCAN_OF_JPEG) > 1:
             empty[:] = False  # the whole picture is there, if not in all its detail
     share = float(empty.mean())
     if share > MOST_MISSING:
