@@ -34,7 +34,7 @@ TURNS = {  # what its values ask for
     8: Image.Transpose.ROTATE_90,
 }
 MISSING = 113  # a dark grey, for pixels that a file lacks
-MOST_MISSING = 0.5  # share of the rows of pixels that a file may lack at its end
+MOST_MISSING = 1 / 3  # share of the rows of pixels that a file may lack at its end
 BITS = (8, 10, 12, 14, 16)  # of a pixel in files of 16 bits
 END_OF_JPEG, SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
 MOST_SAID = 5  # remarks of one process on image files
@@ -82,7 +82,7 @@ def remark(file: Path | Encoded, decoded: Decoded) -> None:
 
 
 def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Decoded:
-    """The pixels of an image file, however they are stored (D-100). Up to half of its rows may be missing at its end.
+    """The pixels of an image file, however they are stored (D-100). Up to a third of its rows may be missing at its end.
 
     Raises ValueError for a file that is unreadable, larger than allowed, or damaged otherwise; names it.
     """
