@@ -191,6 +191,14 @@ def test_boxes_that_fit_only_the_other_picture_are_named(tmp_path: Path) -> None
     assert (kind, fatal) == ("wrong image size", True) and "swap width and height" in message
 
 
+def test_boxes_that_fit_the_stored_picture_alone_are_named(tmp_path: Path) -> None:
+    """Whether the size of the turned picture is annotated or none is."""
+    for name, fields in (("turned", {"width": 6, "height": 8}), ("unknown", {"width": None})):
+        root = turned_folder(tmp_path / name, image=fields, annotation={"bbox": [0, 0, 8, 6]})
+        ((kind, _, message),) = (f for f in of_images(root) if "picture" in f[0])
+        assert kind == "boxes of the stored picture" and "turned, 6 x 8, but its boxes fit only the picture as it is stored" in message
+
+
 def test_other_sizes_than_both_name_the_orientation(tmp_path: Path) -> None:
     root = turned_folder(tmp_path, image={"width": 9})
     with pytest.raises(ValueError, match="has 6 x 8 pixels turned as its EXIF orientation 6 says, its annotation says 9 x 6"):
