@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -226,6 +227,18 @@ def test_xml_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
         open_data(tmp_path)
     assert "\n" not in str(raised.value)
     assert any(re.search(message, line) for line in faults(tmp_path))
+
+
+def test_whole_ids_may_be_written_with_a_decimal_point(tmp_path: Path) -> None:
+    content = copy.deepcopy(COCO)
+    for entry, field in ((content["images"][0], "id"), (content["categories"][1], "id")):
+        entry[field] = float(entry[field])
+    for annotation in content["annotations"]:
+        annotation |= {"image_id": float(annotation["image_id"]), "category_id": float(annotation["category_id"])}
+    coco_folder(tmp_path, content)
+    index = open_data(tmp_path).index
+    assert index.image_ids.tolist() == [1, 2] and index.category_ids == (3, 9) and len(index.labels) == 3
+    assert not check_data(tmp_path, ("train",)).fatal
 
 
 def test_names_of_xml_may_be_in_a_namespace(tmp_path: Path) -> None:
