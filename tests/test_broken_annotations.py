@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -206,6 +207,7 @@ XML_FAULTS: dict[str, tuple[str | bytes, str]] = {
     "encoding of bytes": (f'<?xml version="1.0" encoding="zlib"?>{XML}', "has the encoding zlib, which is not known"),
     "truncated": (XML[:-20], "is not XML: "),
     "empty": ("", "is not XML: no element found"),
+    "another format": (XML.replace("annotation>", "annotations>"), r"is no annotation of Pascal VOC: it begins with <annotations>"),
     "NUL": (XML.replace("nut", "n\0t"), "is not XML: "),
     "width as text": (XML.replace("<width>8", "<width>eight"), "width is 'eight' instead of a number"),
     "endless width": (XML.replace("<width>8", "<width>inf"), "width is 'inf' instead of a number"),
@@ -226,6 +228,30 @@ def test_xml_that_cannot_be_used_is_named(kind: str, tmp_path: Path) -> None:
         open_data(tmp_path)
     assert "\n" not in str(raised.value)
     assert any(re.search(message, line) for line in faults(tmp_path))
+
+
+def test_whole_ids_may_be_written_with_a_decimal_point(tmp_path: Path) -> None:
+    content = copy.deepcopy(COCO)
+    for entry, field in ((content["images"][0], "id"), (content["categories"][1], "id")):
+        entry[field] = float(entry[field])
+    for annotation in content["annotations"]:
+        annotation |= {"image_id": float(annotation["image_id"]), "category_id": float(annotation["category_id"])}
+    coco_folder(tmp_path, content)
+    index = open_data(tmp_path).index
+    assert index.image_ids.tolist() == [1, 2] and index.category_ids == (3, 9) and len(index.labels) == 3
+    assert not check_data(tmp_path, ("train",)).fatal
+
+
+def test_names_of_xml_may_be_in_a_namespace(tmp_path: Path) -> None:
+    voc_folder(tmp_path, XML.replace("<annotation>", '<annotation xmlns="urn:labels">'))
+    assert len(open_data(tmp_path).index.labels) == 2 and not check_data(tmp_path, ("train",)).fatal
+
+
+def test_lists_of_voc_may_name_the_files_of_images(tmp_path: Path) -> None:
+    voc_folder(tmp_path, listed="a.png\na.b.PNG 1\n")
+    voc_folder(tmp_path, listed="a.png\na.b.PNG 1\n", stem="a.b", image="a.b.png")
+    index = open_data(tmp_path).index
+    assert [index.file(position) for position in range(2)] == ["JPEGImages/a.png", "JPEGImages/a.b.png"]
 
 
 def test_nested_xml_is_read(tmp_path: Path) -> None:
@@ -270,7 +296,7 @@ def test_lists_of_other_systems_are_read(encoding: str, end: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("stem", ["my photo 1", "day/one", "a.b", "[x]", "²"])
-@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".jpeg", ".png"])
+@pytest.mark.parametrize("ending", [".jpg", ".JPG", ".Jpg", ".jpeg", ".jfif", ".png", ".gif", ".ppm"])
 def test_images_of_voc_are_found_by_their_stem(stem: str, ending: str, tmp_path: Path) -> None:
     """Whatever ending they have and the XML names."""
     voc_folder(tmp_path, XML.replace("a.png", "other"), f"{stem}\n", stem, f"{stem}{ending}")

@@ -112,7 +112,9 @@ HALF = [10.0, 10.0, 50.0, 30.0]  # IoU 0.5 with BOX
         ([(1, BOX, 0)], [(2, BOX, 0, 0.5)], 0, 0),  # in another image
         ([(1, BOX, 0)], [(1, BOX, 1, 0.5)], 0, 0),  # of another class
         ([(1, BOX, 0)], [(2, BOX, 0, 0.9), (1, BOX, 0, 0.5)], 50, 50),
-        ([(1, BOX, 0)], [(1, BOX, 0, 0.5), (2, BOX, 0, 0.5)], 100, 100),  # of equal scores the first
+        ([(1, BOX, 0)], [(1, BOX, 0, 0.5), (2, BOX, 0, 0.5)], 100, 100),  # of equal scores the one in the first image
+        ([(1, BOX, 0)], [(2, BOX, 0, 0.5), (1, BOX, 0, 0.5)], 100, 100),  # whatever was loaded first
+        ([(1, BOX, 0)], [(1, BOX, 0, 0.5), (1, [60, 60, 90, 90], 0, 0.5)], 100, 100),  # within an image the one that comes first
         ([(1, BOX, 0)], [(1, BOX, 0, 0.9), (1, HALF, 0, 0.8)], 100, 100),
         ([(1, BOX, 0), (1, HALF, 0)], [(1, BOX, 0, 0.9), (1, BOX, 0, 0.8), (1, HALF, 0, 0.7)], 50 + 50 * 2 / 3, (6 + 5 * 2 / 3) / 0.11),
         ([(1, BOX, 0), (1, BOX, 1)], [(1, BOX, 0, 0.9)], 50, 50),  # mean over the classes that have an object

@@ -53,11 +53,39 @@ def test_files_that_miss_their_end_are_read_with_a_remark(
 
 
 @pytest.mark.parametrize(("form", "options"), [kind for kind in KINDS if not kind[1]])
-def test_files_that_miss_more_than_half_are_named(form: str, options: dict, tmp_path: Path) -> None:
+def test_files_that_miss_more_than_a_third_are_named(form: str, options: dict, tmp_path: Path) -> None:
     content = encoded(form, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
-    path = written(tmp_path / "half", content[: len(content) * 2 // 5])
+    path = written(tmp_path / "half", content[: len(content) * 11 // 20])
     with pytest.raises(ValueError, match=r"cannot read the image .*half"):
         open_picture(path)
+
+
+NOISE = np.random.default_rng(1).integers(0, 250, (160, 120))
+CUT_MODES = {
+    "16 bits": ("PNG", (NOISE * 257).astype(np.uint16)),
+    "12 bits": ("PNG", (NOISE * 16).astype(np.uint16)),
+    "float of 0 .. 1": ("TIFF", (NOISE / 255).astype(np.float32)),
+    "float of another range": ("TIFF", (NOISE + 300.0).astype(np.float32)),
+    "1 bit": ("TIFF", NOISE > 125),
+    "grey as missing pixels are": ("BMP", np.full((160, 120), images.MISSING, np.uint8)),
+}
+
+
+@pytest.mark.parametrize(("form", "pixels"), CUT_MODES.values(), ids=CUT_MODES)
+def test_missing_rows_are_counted_and_change_no_others(form: str, pixels: NDArray[np.generic], tmp_path: Path) -> None:
+    content = encoded(form, pixels)
+    whole = np.asarray(open_picture(written(tmp_path / "whole", content)))
+    cut = decode_picture(written(tmp_path / "cut", content[: len(content) * 3 // 4]))
+    same = (np.asarray(cut.image) == whole).all((1, 2))
+    assert 0.2 < float(cut.cut.split()[-6].strip("%")) / 100 < 0.3 and same.mean() > 0.7
+    with pytest.raises(ValueError, match="truncated"):
+        decode_picture(written(tmp_path / "less", content[: len(content) * 3 // 5]))
+
+
+@pytest.mark.parametrize("height", [8, 16, 24, 32, 64])
+def test_one_byte_that_a_jpeg_lacks_is_no_row(height: int, tmp_path: Path) -> None:
+    content = encoded("JPEG", np.random.default_rng(0).integers(0, 256, (height, 64, 3), np.uint8))
+    assert decode_picture(written(tmp_path / "a.jpg", content[:-1])).cut == "the file ends too early"
 
 
 def test_progressive_pictures_are_whole_after_their_first_scan(tmp_path: Path) -> None:
@@ -161,6 +189,14 @@ def test_boxes_that_fit_only_the_other_picture_are_named(tmp_path: Path) -> None
         open_data(root).load_image(0)
     (kind, fatal, message), *_ = of_images(root)[::-1]
     assert (kind, fatal) == ("wrong image size", True) and "swap width and height" in message
+
+
+def test_boxes_that_fit_the_stored_picture_alone_are_named(tmp_path: Path) -> None:
+    """Whether the size of the turned picture is annotated or none is."""
+    for name, fields in (("turned", {"width": 6, "height": 8}), ("unknown", {"width": None})):
+        root = turned_folder(tmp_path / name, image=fields, annotation={"bbox": [0, 0, 8, 6]})
+        ((kind, _, message),) = (f for f in of_images(root) if "picture" in f[0])
+        assert kind == "boxes of the stored picture" and "turned, 6 x 8, but its boxes fit only the picture as it is stored" in message
 
 
 def test_other_sizes_than_both_name_the_orientation(tmp_path: Path) -> None:

@@ -70,6 +70,13 @@ def test_nothing_to_train_on_is_an_error(kind: str, tmp_path: Path) -> None:
     assert "ready to train" not in last_line(report)
 
 
+def test_objects_that_only_a_large_training_size_keeps_are_named(tmp_path: Path) -> None:
+    coco_folder(tmp_path, with_boxes([2, 2, 0.1, 3], [2, 2, 3, 3]), ("train", "val"))
+    report = check_data(tmp_path)
+    assert [f.entry[:12] for f in report.findings if f.kind == "box smaller than a pixel"] == ["annotation 0"] * 2
+    assert "ready to train" not in last_line(report) and not report.fatal
+
+
 def last_line(report: CheckReport) -> str:
     return str(render(report).renderables[-1])
 
@@ -89,13 +96,17 @@ def test_objects_that_are_dropped_are_counted(tmp_path: Path) -> None:
 
 
 def test_boxes_that_look_normalised_are_named(tmp_path: Path) -> None:
+    """Whatever the size of training would make of them."""
     content = with_boxes([0.2, 0.1, 0.7, 0.8])
     content["images"] = [image | {"width": 12} for image in content["images"]]
     coco_folder(tmp_path, content, ("train", "val"))
+    for side in (8, 800):
+        with pytest.raises(ValueError, match=r"no object to train on: .*look normalised"):
+            open_both(recipe_for(tmp_path, transform=FixedSizeTransform(height=side, width=side)), print)
+    found = [f.fatal for f in check_data(tmp_path).findings if f.kind == "boxes that look normalised"]
+    assert found == [True, False]  # of train, of val
+    coco_folder(tmp_path, splits=("train",))
     assert any("all boxes lie within 0..1 pixels: they look normalised" in sentence for sentence in said(tmp_path))
-    with pytest.raises(ValueError, match=r"no object to train on: .*look normalised"):
-        open_both(recipe_for(tmp_path, transform=FixedSizeTransform(height=8, width=8)), print)
-    assert "boxes that look normalised" in {f.kind for f in check_data(tmp_path).findings}
     index = open_data(tmp_path, "val").index
     far = Results(index.image_ids[:1], np.float32([[4, 4, 8, 8]]), np.float32([0.9]), np.array([1]))
     assert any("of the annotations all boxes lie within 0..1" in warning for warning in evaluate(far, index).warnings)

@@ -112,7 +112,8 @@ def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
     elif not (~index.crowd).any():
         yield Finding("no object", name, "", "AP is undefined (-1)")
     if look_normalised(index):
-        yield Finding("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
+        found = fault("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
+        yield replace(found, fatal=split == "train")
     for first, second in alike_classes(index.classes):
         yield Finding("classes that look alike", name, printable(f"{first!r} and {second!r}"), "they are two classes")
 
@@ -125,11 +126,13 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
     finite = np.isfinite(boxes).all(1)
     flat = ~(size > 0).all(1)
     gone = ~flat & ((boxes[:, 0] >= width) | (boxes[:, 1] >= height) | (boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
+    tiny = (size < 1).any(1)
     beyond = (boxes[:, 0] < -1) | (boxes[:, 1] < -1) | (boxes[:, 2] > width + 1) | (boxes[:, 3] > height + 1)
     rules = (
         ("box of endless size", ~finite, "dropped in training"),
         ("box without area", finite & flat, "dropped in training"),
         ("box outside the image", finite & gone, "dropped in training"),
+        ("box smaller than a pixel", finite & ~flat & ~gone & tiny, "dropped in training, unless that enlarges it to a pixel"),
         ("box reaches out of the image", finite & ~flat & ~gone & beyond, "clipped in training"),
     )
     for kind, rows, message in rules:
@@ -183,7 +186,10 @@ def _check_image(dataset: FolderDataset, position: int) -> list[Finding]:
     except ValueError as error:
         return [*remarks, fault("wrong image size", path, entry, str(error))]
     tag = f"EXIF orientation {decoded.orientation}"
-    if picture.size != decoded.image.size:
+    if dataset.boxes_fit_only(position, decoded.stored.size, decoded.image.size) and picture.size == decoded.image.size:
+        message = f"{tag}: it is turned, {picture.width} x {picture.height}, but its boxes fit only the picture as it is stored"
+        remarks.append(Finding("boxes of the stored picture", printable(path), entry, f"{message}: they would be misplaced"))
+    elif picture.size != decoded.image.size:
         message = f"{tag}, but its annotated size and its boxes fit the picture as it is stored, {picture.width} x {picture.height}"
         remarks.append(Finding("image not turned", printable(path), entry, f"{message}: it is read so"))
     elif decoded.stored.size == decoded.image.size and decoded.orientation != 1:

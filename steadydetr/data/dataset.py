@@ -63,12 +63,16 @@ class FolderDataset:
         if stored.size[::-1] != size:
             sides = f"{turned.width} x {turned.height} pixels{tag}"
             raise ValueError(f"{file} has {sides}, its annotation says {size[1]} x {size[0]}: boxes would be misplaced")
-        if not self._boxes_fit(position, stored.size) and self._boxes_fit(position, turned.size):
+        if self.boxes_fit_only(position, turned.size, stored.size):
             raise ValueError(
                 f"{file} is annotated with the size of the stored picture, {size[1]} x {size[0]}, but its boxes fit only the picture"
                 f"{tag}, {turned.width} x {turned.height}: swap width and height of its annotation"
             )
         return stored
+
+    def boxes_fit_only(self, position: int, size: tuple[int, int], other: tuple[int, int]) -> bool:
+        """Whether the boxes of an image lie within the first of two sizes (width, height), and not within the other."""
+        return self._boxes_fit(position, size) and not self._boxes_fit(position, other)
 
     def _boxes_fit(self, position: int, size: tuple[int, int]) -> bool:
         """Whether the boxes of an image end within this width and height, but for a pixel."""

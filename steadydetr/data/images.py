@@ -9,9 +9,10 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
@@ -33,7 +34,7 @@ TURNS = {  # what its values ask for
     8: Image.Transpose.ROTATE_90,
 }
 MISSING = 113  # a dark grey, for pixels that a file lacks
-MOST_MISSING = 0.5  # share of the rows of pixels that a file may lack at its end
+MOST_MISSING = 1 / 3  # share of the rows of pixels that a file may lack at its end
 BITS = (8, 10, 12, 14, 16)  # of a pixel in files of 16 bits
 END_OF_JPEG, SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
 MOST_SAID = 5  # remarks of one process on image files
@@ -81,7 +82,7 @@ def remark(file: Path | Encoded, decoded: Decoded) -> None:
 
 
 def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Decoded:
-    """The pixels of an image file, however they are stored (D-100). Up to half of its rows may be missing at its end.
+    """The pixels of an image file, however they are stored (D-100). Up to a third of its rows may be missing at its end.
 
     Raises ValueError for a file that is unreadable, larger than allowed, or damaged otherwise; names it.
     """
@@ -148,28 +149,44 @@ def _orientation(opened: Image.Image) -> int:
 def _load_cut(file: Path | Encoded, error: OSError) -> tuple[Image.Image, str]:
     """The pixels of a file that ends too early, as browsers show it, and what is missing. Raises `error` where that is too much."""
     content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
-    kept, share = _decode_rows(content)
-    if kept.format in ("JPEG", "MPO"):
-        if kept.info.get("progressive") and content.count(SCAN_OF_JPEG) > 1:
-            share = 0.0  # the whole picture is there, if not in all its detail
+    kept, empty = _decode_rows(content)
+    if kept.format in ("JPEG", "MPO"):  # of which Pillow holds back rows that it has decoded until it meets the end
         kept = _open_any_size(BytesIO(content + END_OF_JPEG))
         kept.load()
+        if not kept.info.get("progressive"):
+            pixels = np.asarray(kept)
+            empty &= (pixels == pixels[:, :1]).reshape(len(pixels), -1).all(1)  # what is missing then is one grey
+        elif content.count(SCAN_OF_JPEG) > 1:
+            empty[:] = False  # the whole picture is there, if not in all its detail
+    share = float(empty.mean())
     if share > MOST_MISSING:
         raise error
     return kept, f"the file ends too early: {share:.0%} of its rows are missing" if share else "the file ends too early"
 
 
-def _decode_rows(content: bytes) -> tuple[Image.Image, float]:
-    """As much of an image as Pillow decodes before it meets the end of the file, and the share of rows of which it has nothing."""
+def _decode_rows(content: bytes) -> tuple[Image.Image, NDArray[np.bool_]]:
+    """As much of an image as Pillow decodes before it meets the end of the file, and the rows [H] of which it has nothing.
+
+    Pixels that are missing are grey, or, where pixels have more than 8 bits, the least that there is, which leaves the range as it is.
+    """
+    image, pixels = _decode_onto(content, 0)
+    missing = pixels != _decode_onto(content, 1)[1]
+    deep = pixels.dtype.itemsize > 1
+    image, _ = _decode_onto(content, pixels[~missing].min(initial=pixels.max()).item() if deep else MISSING)
+    return image, missing.reshape(len(missing), -1).all(1)
+
+
+def _decode_onto(content: bytes, value: float) -> tuple[Image.Image, NDArray[Any]]:
+    """An image, and its pixels as an array, that has this value wherever nothing can be decoded before the end of the file."""
     opened = _open_any_size(BytesIO(content))
     opened.load_prepare()  # type: ignore[attr-defined]
-    opened.im.paste((MISSING,) * len(opened.getbands()) if len(opened.getbands()) > 1 else MISSING, (0, 0, *opened.size))
+    bands = len(opened.getbands())
+    opened.im.paste((value,) * bands if bands > 1 else value, (0, 0, *opened.size))
     try:
         opened.load()
     except OSError:  # what has been decoded is in the image
         opened.tile = []  # type: ignore[attr-defined]
-    pixels = np.asarray(opened)
-    return opened, float((pixels == MISSING).reshape(len(pixels), -1).all(1).mean())
+    return opened, np.asarray(opened)
 
 
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:

@@ -129,12 +129,18 @@ def _surroundings(data: bytes, message: str) -> str:
 
 
 def decode_xml(data: bytes, path: Path) -> ElementTree.Element:
-    """The root of an XML file in any usual encoding; a ValueError names the file. Entities are refused, so that none can be expanded."""
+    """The root of an XML file in any usual encoding, its names without namespaces; a ValueError names the file.
+
+    Entities are refused, so that none can be expanded.
+    """
     declared = re.match(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]+)["']""", data)
     text = decode_text(data, path, declared[1].decode() if declared else "")
     if "<!ENTITY" in text:
         raise ValueError(f"{printable(path)} defines entities, which no annotation needs; such a file is not read")
     try:
-        return ElementTree.fromstring(text.lstrip("\ufeff"))
+        root = ElementTree.fromstring(text.lstrip("\ufeff"))
     except (ElementTree.ParseError, UnicodeError) as error:
         raise ValueError(f"{printable(path)} is not XML: {error}") from error
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+    return root

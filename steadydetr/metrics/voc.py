@@ -53,7 +53,7 @@ def _voc_class(results: Results, images: NDArray[np.int64], index: AnnotationInd
     for image in np.unique(image_of_truth).tolist():
         rows_of[image] = truth[image_of_truth == image]
     chosen = np.flatnonzero(results.labels == label)
-    chosen = chosen[np.argsort(-results.scores[chosen], kind="stable")]
+    chosen = chosen[np.lexsort((images[chosen], -results.scores[chosen]))]  # equal scores by image, in whatever order these were loaded
     found: set[int] = set()
     hits: list[int] = []  # 1 true, 0 false, -1 does not count
     for row in chosen:

@@ -174,12 +174,13 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
     index, found = train_data.index, []
     total, scale = len(index.labels), recipe.data.transform.largest_scale(index.sizes)
     small = 0 if scale is None else int(smaller_than_a_pixel(index, scale).sum())
-    normalised = f"{train_data.name}: {NORMALISED}" if look_normalised(index) else ""
+    if look_normalised(index):
+        raise ValueError(f"{train_data.name} has no object to train on: {NORMALISED}")
     if small == total:
         reason = f"all {total} are smaller than a pixel at the size of training" if total else "the images that are taken have none"
-        raise ValueError(f"{train_data.name} has no object to train on: {normalised or reason}")
-    if normalised:
-        found.append(normalised)
+        raise ValueError(f"{train_data.name} has no object to train on: {reason}")
+    if look_normalised(val_data.index):
+        found.append(f"{val_data.name}: {NORMALISED}")
     if small:
         found.append(
             f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"

@@ -21,6 +21,7 @@ from steadydetr.files import printable
 from steadydetr.kinds import register
 
 ROBOFLOW = "_annotations.coco.json"
+EXACT = 2**53  # below it numbers with a decimal point keep every digit
 T = TypeVar("T")
 
 
@@ -197,10 +198,19 @@ def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, 
     """The entries of a list, decoded one by one because there is at least one in the file that cannot be."""
     for number, entry in enumerate(raw):
         try:
-            yield msgspec.json.decode(entry, type=kind)
+            yield msgspec.convert(_whole_ids(msgspec.json.decode(entry)), kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
                 report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {wrong}"))
+
+
+def _whole_ids(entry: Any) -> Any:
+    """The entry with ids such as 7.0, as pandas writes a column with gaps, as the whole numbers that they are."""
+    for name in ("id", "image_id", "category_id") if isinstance(entry, dict) else ():
+        value = entry.get(name)
+        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+            entry[name] = int(value)
+    return entry
 
 
 def _wrong_fields(entry: msgspec.Raw, kind: type[Any]) -> list[str]:

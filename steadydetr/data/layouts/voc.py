@@ -31,7 +31,7 @@ VOC_CLASSES = (
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 SHOWN = 20  # faults of one annotation file that are named
-ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
+ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")  # in small letters or capitals
 
 
 @register("voc-layout")
@@ -92,6 +92,8 @@ def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
     Raises ValueError, which names everything that is wrong with it.
     """
     tree, wrong = decode_xml(source.read_entry(path), path), list[str]()
+    if tree.tag != "annotation":  # its objects would not be found, and the image taken for one without any
+        raise ValueError(f"{printable(path)} is no annotation of Pascal VOC: it begins with <{printable(tree.tag)[:80]}>, not <annotation>")
     objects = [_object(entry, f"object {number}", wrong) for number, entry in enumerate(tree.iter("object"), 1)]
     height, width = (_number(tree.findtext(f"size/{side}") or "0", side, wrong) for side in ("height", "width"))
     size = (height, width) if height > 0 and width > 0 else None
@@ -199,7 +201,11 @@ def _stems(folder: Path) -> Iterable[str]:
 
 
 def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, report: Report) -> list[str]:
-    """The images of a split without ending: a name a line, which may go on with 1, 0 or -1, as in the lists of single classes."""
+    """The images of a split without ending: a name a line, which may go on with 1, 0 or -1, as in the lists of single classes.
+
+    Args:
+        annotated: the images that have an annotation file, without ending.
+    """
     path = root / LISTS / f"{split}.txt"
     if not os.path.lexists(path):
         there = listed(sorted(printable(p.stem) for p in path.parent.glob("*.txt")), 10)
@@ -212,6 +218,9 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
     for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
         stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
+        name, ending = os.path.splitext(stem)
+        if stem not in annotated and name in annotated and ending.lower() in ENDINGS:  # the list names files of images
+            stem = name
         if not is_file_name(stem) and stem:
             report(fault("impossible file name", path, f"line {number}", f"{stem!r} cannot be the name of a file"))
         elif stem:
@@ -233,8 +242,9 @@ class _Images:
             self.listings[folder] = self._list(folder)
         files = self.listings[folder].get(name, [])
         as_written = f"{name}{os.path.splitext(written.strip())[1]}"
-        file = as_written if as_written in files else next((f"{name}{ending}" for ending in ENDINGS if f"{name}{ending}" in files), None)
-        return f"{folder}/{file or f'{name}.jpg'}".lstrip("/")
+        images = [(ENDINGS.index(ending), file) for file in files if (ending := file[len(name) :].lower()) in ENDINGS]
+        file = as_written if as_written in files else min(images, default=(0, f"{name}.jpg"))[1]
+        return f"{folder}/{file}".lstrip("/")
 
     def _list(self, folder: str) -> dict[str, list[str]]:
         listing: dict[str, list[str]] = {}
