@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
+from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import DataLayout, NoSplit, Report, fault, stop
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, is_file_name
@@ -31,7 +32,7 @@ VOC_CLASSES = (
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 SHOWN = 20  # faults of one annotation file that are named
-ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
+ENDINGS = tuple(e for ending in IMAGE_SUFFIXES for e in (ending, ending.upper()))
 
 
 @register("voc-layout")
@@ -39,7 +40,7 @@ ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif
 class Voc(DataLayout):
     """A folder with JPEGImages, Annotations and ImageSets/Main/SPLIT.txt."""
 
-    looked_for = "VOC        JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
+    looked_for = "VOC: JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
 
     def recognises(self, where: str) -> bool:
         return (expanded(where) / LISTS).is_dir()
