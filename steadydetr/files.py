@@ -103,6 +103,11 @@ def one_line(message: object, most: int = 4000) -> str:
     return line if len(line) <= most else f"{line[:most]} ... ({len(line)} characters)"
 
 
+def counted(number: int, thing: str) -> str:
+    """`1 image` or `2 images`."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 def listed(values: Iterable[object], most: int = 40) -> str:
     """Values for an error message: all of them, or the first `most` and how many more there are."""
     texts = [str(value) for value in values]

@@ -131,6 +131,11 @@ def test_shorthands() -> None:
         (["eval", "no/such/run", "--data", "shapes"], "does not exist"),
         (["predict", "no/such/run", "image.jpg"], "does not exist"),
         (["check", "no/such/folder"], "there is no such folder"),
+        (["check", __file__], "it is a file; a data set is a folder"),
+        (
+            ["check", str(Path(__file__).parent)],
+            "What was looked for: COCO: annotations/instances_SPLIT*.json beside folders of images; Roboflow: ",
+        ),
         (["convert", "no/such/file.pth", "out"], "no/such/file.pth"),
         (["recipes", "dino"], "there is no recipe"),
         (["compare", "small-dino", "small-od-dino", "--training.epochs", "1"], "stand after --, as in `-- --training.epochs`"),

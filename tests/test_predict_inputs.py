@@ -278,3 +278,28 @@ def test_the_highest_score_is_drawn_above_the_others() -> None:
     boxes = [[2.0, 2.0, 60.0, 60.0]] * 2
     drawn = draw_boxes(Image.new("RGB", (80, 80)), boxes, [0, 1], ["", ""])
     assert drawn.getpixel((2, 30)) == class_colour(0)
+
+
+def test_a_folder_gives_its_images_of_every_format(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that is opened by its name is found in a folder too. What became of it, and where the pictures lie, is said."""
+    (tmp_path / "photos").mkdir()
+    for number, name in enumerate(["a.gif", "b.jfif", "c.ppm", "d.JPG", "e.pgm"]):
+        picture = Image.fromarray(COLOURS).convert("L" if name.endswith("pgm") else "RGB")
+        picture.save(tmp_path / "photos" / name, "JPEG" if number in (1, 3) else None)
+    main(["predict", str(checkpoint), str(tmp_path / "photos"), "--output", str(tmp_path / "found"), "--threshold", "1"])
+    assert sorted(p.name for p in (tmp_path / "found").glob("*.png")) == ["a.png", "b.png", "c.png", "d.png", "e.png"]
+    said = capsys.readouterr().out
+    assert f"Pictures in {tmp_path / 'found'} show the 0 with a score of at least 1; a lower --threshold shows more" in said
+
+
+@pytest.mark.parametrize("address", ["ftp://example.org/a.jpg", "file:///etc/hostname", "s3://bucket/a.jpg"])
+def test_addresses_of_other_kinds_are_not_fetched(address: str, checkpoint: Path, predictor: Predictor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"cannot fetch {address}: only addresses of http and https are taken"):
+        predictor(address)
+    assert "only addresses of http" in predict_files(predictor, [address], tmp_path / "found").failures[0]
+
+
+@pytest.mark.parametrize("threshold", [-0.1, 30, float("nan")])
+def test_a_threshold_is_a_score(threshold: float, predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=f"threshold = {threshold:g} must lie in 0 to 1"):
+        predictor(COLOURS, threshold)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from steadydetr.cli import main
 from steadydetr.cli.check import render
 from steadydetr.data import DataConfig, DetrTransform, FixedSizeTransform, open_data
 from steadydetr.data.check import CheckReport, check_data
@@ -208,7 +209,7 @@ def test_check_is_ready_only_where_training_starts(tmp_path: Path) -> None:
     assert last_line(check_data(tmp_path / "a", ("train",))) == "Nothing is wrong with these splits."
     coco_folder(tmp_path / "b", content, ("val",))
     report = check_data(tmp_path / "b")
-    assert not report.fatal and [f.kind for f in report.findings] == ["missing split"] and last_line(report) == "1 findings."
+    assert not report.fatal and [f.kind for f in report.findings] == ["missing split"] and last_line(report) == "1 finding."
 
 
 def break_image(root: Path, split: str, number: int, how: Callable[[Path], object]) -> None:
@@ -303,3 +304,17 @@ def test_a_run_leaves_out_what_it_cannot_read_and_names_a_batch_norm_of_one_valu
     told = capfd.readouterr()
     assert "1 of 2 images are left out, which cannot be read" in " ".join((told.out + told.err).split())
     assert "1 to validate on" in " ".join((told.out + told.err).split())
+
+
+@pytest.mark.parametrize("width", ["40", "80"])
+def test_check_cuts_no_name(width: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A finding stands in one line, with the whole name of its file, however narrow the terminal is."""
+    monkeypatch.setenv("COLUMNS", width)
+    name = "a-long-name-" * 10 + ".png"
+    coco_folder(tmp_path, splits=("val", "test"))
+    coco_folder(tmp_path, coco_with(image={"file_name": name}))
+    with pytest.raises(SystemExit):
+        main(["check", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "…" not in said and "difficult" in said
+    assert sum(name in line for line in said.splitlines()) == 1 and said.endswith("Something stops training.\n")

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
-from steadydetr.files import printable, refuse_existing, write_json
+from steadydetr.files import counted, printable, refuse_existing, write_json
 from steadydetr.limits import Limits
 
 if TYPE_CHECKING:
@@ -25,6 +25,11 @@ DESCRIPTION = """Look for what is wrong with a data set before training. Exit co
 
   steadydetr check path/to/data
   steadydetr check path/to/data --splits train --output findings.json"""
+
+SIZES = {  # rows of the table of splits, and the fields that they show
+    **{"images": "images", "without objects": "empty_images", "most in an image": "most_in_image"},
+    **{name: name for name in ("small", "medium", "large", "crowd", "difficult")},
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ def run(words: Sequence[str]) -> None:
 
     refuse_existing(arguments.output, arguments.overwrite)
     report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
-    PlainConsole().print(render(report))
+    PlainConsole(soft_wrap=True, highlight=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
     if report.failed:
@@ -56,10 +61,9 @@ def run(words: Sequence[str]) -> None:
 def render(report: CheckReport, limit: int = 20) -> RenderableType:
     """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
     parts: list[RenderableType] = []
-    columns = ("images", "without objects", "most in an image", "small", "medium", "large", "crowd", "difficult")
-    overview = Table("split", *columns, title="Splits")
-    for s in report.splits:
-        overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.most_in_image, s.small, s.medium, s.large, s.crowd, s.difficult)))
+    overview = Table("split", *(s.name for s in report.splits), title="Splits")
+    for label, field in SIZES.items():
+        overview.add_row(label, *(str(getattr(s, field)) for s in report.splits))
     parts.append(overview)
     if report.splits:
         classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
@@ -77,13 +81,12 @@ def _verdict(report: CheckReport) -> str:
     ready = {s.name for s in report.splits} >= {"train", "val"} and not report.fatal
     if not report.findings:
         return "Nothing is wrong: ready to train." if ready else "Nothing is wrong with these splits."
-    return f"{len(report.findings)} findings." + (" None of them stops training." if ready else "")
+    said = "Something stops training." if report.fatal else "None of them stops training." if ready else ""
+    return f"{counted(len(report.findings), 'finding')}. {said}".rstrip()
 
 
-def _render_kind(rows: list[Finding], limit: int) -> Table:
-    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
-    for finding in rows[:limit]:
-        table.add_row(finding.file, finding.entry, finding.message)
-    if len(rows) > limit:
-        table.add_row(f"... and {len(rows) - limit} more", "", "")
-    return table
+def _render_kind(rows: list[Finding], limit: int) -> str:
+    """A line for each finding, none of which a narrow terminal cuts."""
+    title = f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else "")
+    more = [f"  ... and {len(rows) - limit} more; --output FILE keeps all"] if len(rows) > limit else []
+    return "\n".join([title, *(f"  {finding}" for finding in rows[:limit]), *more, ""])

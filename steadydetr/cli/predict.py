@@ -13,6 +13,7 @@ from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.cli.quick import check_places
 from steadydetr.config import check_within
+from steadydetr.files import counted
 from steadydetr.limits import Limits
 
 DESCRIPTION = """Detect objects in images: pictures, and COCO results for an evaluation server.
@@ -68,7 +69,10 @@ def run(words: Sequence[str]) -> None:
         overwrite=arguments.overwrite,
         limits=arguments.limits,
     )
-    print(f"{report.images} images, {report.detections} detections in {arguments.output / 'results.json'}")
+    print(f"{counted(report.images, 'image')}, {counted(report.detections, 'detection')} in {arguments.output / 'results.json'}")
+    if arguments.draw and report.images:
+        lower = "; a lower --threshold shows more" * (not report.drawn)
+        print(f"Pictures in {arguments.output} show the {report.drawn} with a score of at least {arguments.threshold:g}{lower}")
     for failure in report.failures:
         print(f"left out: {failure}")
     if report.failures:

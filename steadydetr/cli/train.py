@@ -72,13 +72,14 @@ def show_result(folder: Path) -> None:
     from steadydetr.runs.records import WEIGHTS_LABELS, read_run
 
     run = read_run(folder, folder.name)
-    table = Table("weights", "epoch", *AP_COLUMNS, box=SIMPLE)
-    rows = {f"{BEST}: {WEIGHTS_LABELS[run.best['weights']]}": run.best} if run.best else {}
-    rows |= {label: last for name, label in WEIGHTS_LABELS.items() if (last := run.last("eval", name))}
-    for label, record in rows.items():
-        table.add_row(label, str(record["epoch"]), *(percent(record[name]) for name in AP_COLUMNS.values()))
+    columns = {f"{BEST}: {WEIGHTS_LABELS[run.best['weights']]}": run.best} if run.best else {}
+    columns |= {label: last for name, label in WEIGHTS_LABELS.items() if (last := run.last("eval", name))}
+    table = Table("weights", *columns, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))  # fits a terminal of 40 columns
+    table.add_row("epoch", *(str(record["epoch"]) for record in columns.values()))
+    for label, name in AP_COLUMNS.items():
+        table.add_row(label, *(percent(record[name]) for record in columns.values()))
     console = PlainConsole(soft_wrap=True, highlight=False)
-    console.print(table)
+    console.print("", table, "", sep="\n")
     pictures = [path.name for path in sorted(folder.glob("*.png"))]
     console.print(f"In {folder}: {listed(['best/, last/ (checkpoints)', *pictures, SUMMARY, RECORDS, CONFIG])}. Next:")
     place = shlex.quote(str(folder))

@@ -23,6 +23,20 @@ from steadydetr.limits import DEFAULT_LIMITS, Limits
 Picture = File | Image.Image | ArrayLike
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = (
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".gif",
+    ".pgm",
+    ".ppm",
+)  # of files of these formats
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what its values ask for
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -41,12 +41,13 @@ def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
     for layout in layouts:
         if _recognises(layout, place):
             return layout
-    looked_for = "\n  ".join(["What was looked for:", *(layout.looked_for for layout in layouts if layout.looked_for)])
-    root = expanded(place)
+    root, name = expanded(place), printable(place)
     if not os.path.isdir(root):
-        raise ValueError(f"--data {printable(place)}: there is no such folder. {looked_for}")
+        what = "it is a file" if os.path.exists(root) else "there is no such folder"
+        raise ValueError(f"data {name}: {what}; a data set is a folder, or the word shapes for generated images")
+    looked_for = "; ".join(layout.looked_for for layout in layouts if layout.looked_for)
     found = ", ".join(sorted(printable(p.name) + "/" * p.is_dir() for p in root.iterdir())[:12]) or "nothing"
-    raise ValueError(f"--data {printable(place)}: no layout of data was recognised. {looked_for}\nFound there: {found}")
+    raise ValueError(f"data {name}: no layout of data was recognised. Found there: {found}. What was looked for: {looked_for}")
 
 
 def _recognises(layout: DataLayout, place: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from http.client import HTTPException
 from pathlib import Path
@@ -36,7 +37,7 @@ class Encoded(io.BytesIO):
 
 
 def is_address(value: object) -> TypeGuard[str]:
-    return isinstance(value, str) and value.lower().startswith(("http://", "https://"))
+    return isinstance(value, str) and re.match(r"[a-z][a-z\d+.-]+://", value, re.IGNORECASE) is not None
 
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
@@ -75,6 +76,8 @@ def to_file(image: object, limits: Limits) -> Path | Encoded:
 
 def fetch(address: str, most_mb: int) -> bytes:
     """What lies at an address of the network; a ValueError says why it cannot be had, within FETCH_SECONDS."""
+    if not address.lower().startswith(("http://", "https://")):
+        raise ValueError(f"cannot fetch {printable(address)}: only addresses of http and https are taken")
     end, content = time.monotonic() + FETCH_SECONDS, bytearray()
     try:
         with urlopen(Request(address, headers={"User-Agent": "steadydetr"}), timeout=FETCH_SECONDS) as answer:

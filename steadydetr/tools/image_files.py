@@ -16,7 +16,7 @@ from rich.progress import track
 
 from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import open_picture
+from steadydetr.data.images import IMAGE_SUFFIXES, open_picture
 from steadydetr.data.picture_inputs import is_address
 from steadydetr.data.reading import Name, decode_json, is_file_name, read_file
 from steadydetr.data.video import VIDEO_SUFFIXES, frames, is_video
@@ -28,7 +28,6 @@ from steadydetr.tools.predictor import Predictor
 
 RESULTS = "results.json"
 LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def list_sources(paths: Iterable[Path | str], image_folder: Path | None = None, 
             continue
         path = Path(given)
         if os.path.isdir(path):
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES)
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES})
             if not found:
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no video")
             sources += [ImageFile(p, len(sources) + i + 1, str(p)) for i, p in enumerate(found)]
@@ -113,6 +112,7 @@ class PredictionReport:
 
     images: int  # frames of videos too
     detections: int
+    drawn: int  # detections that pictures show
     failures: tuple[str, ...]  # images and videos that could not be read, or not to their end, with the reason
 
 
@@ -151,7 +151,7 @@ def predict_files(
     claim_folder(output, "predict", overwrite=overwrite)
     todo = list(zip(sources, picture_names([_named(source.path) for source in sources], output), strict=True))
     failures: list[str] = []
-    images = written = 0
+    images = written = shown = 0
     with replacing(output / RESULTS) as file:
         numbers = [source.image_id for source in sources if isinstance(source.image_id, int)]
         frame_ids = count(1 + max(numbers, default=0))
@@ -163,10 +163,11 @@ def predict_files(
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
                     written += 1
                 if draw:
+                    shown += len(found.above(threshold))
                     with replacing(output / name) as drawn:
                         found.draw(picture, threshold).save(drawn, "PNG")
         file.write(b"\n]\n" if written else b"[]\n")
-    return PredictionReport(images, written, tuple(failures))
+    return PredictionReport(images, written, shown, tuple(failures))
 
 
 def _named(path: Path | str) -> Path:

@@ -56,7 +56,7 @@ class Predictor:
             threshold: detections with a lower score are left out; 0 gives all candidates.
 
         Raises:
-            ValueError: an image cannot be read; names it.
+            ValueError: an image cannot be read; names it. `threshold` is no score.
             TypeError: something is no image.
             FloatingPointError: detections are NaN or infinite; names the image.
         """
@@ -88,6 +88,8 @@ class Predictor:
 
     def _predict(self, pictures: Sequence[Any], threshold: float) -> list[Detections]:
         """Detections of several images."""
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold = {threshold:g} must lie in 0 to 1: it is a score")
         samples = [self._sample(open_picture(picture)) for picture in pictures]
         predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
         found: dict[int, Detections] = {}

@@ -18,6 +18,7 @@ from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_
 from steadydetr.data.dataset import FolderDataset, parts_of, without_images
 from steadydetr.data.loading import DataConfig, find_unreadable
 from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
+from steadydetr.files import counted
 from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
 from steadydetr.metrics.low_ap import explain_limit
@@ -269,7 +270,7 @@ def describe(run: Run) -> str:
     return (
         f"{run.recipe.name}: {trainable / 1e6:.2f} M trainable parameters, {len(run.val_data.index.classes)} classes;"
         f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
-        f" {epochs} epochs, {run.loader.steps_per_epoch * epochs} steps{start}"
+        f" {counted(epochs, 'epoch')}, {counted(run.loader.steps_per_epoch * epochs, 'step')}{start}"
     )
 
 

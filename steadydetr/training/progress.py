@@ -11,8 +11,10 @@ from datetime import timedelta
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
+from rich.text import Text
 
 from steadydetr.files import printable
 from steadydetr.metrics.table import AP_COLUMNS, percent
@@ -51,6 +53,21 @@ class LastingStream:
         return getattr(self.stream, name)
 
 
+class TimeLeftColumn(TimeRemainingColumn):
+    """The time that is left, and the word."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" left")
+
+
+def _columns(narrow: bool) -> list[ProgressColumn]:
+    """What a bar shows. Where the width does not do, the bar becomes shorter and the text breaks, but no number is cut."""
+    text = TextColumn("{task.description}", markup=False, table_column=Column())
+    done, elapsed, left = (kind(table_column=Column(no_wrap=True)) for kind in (MofNCompleteColumn, TimeElapsedColumn, TimeLeftColumn))
+    rate = TextColumn("{task.fields[rate]}", markup=False)
+    return [text, done, left] if narrow else [text, BarColumn(), done, rate, elapsed, left]
+
+
 class Progress:
     """The bars and lines of a run. Only the main process shows any (`enabled`)."""
 
@@ -58,10 +75,7 @@ class Progress:
         self.console = Console(file=cast(TextIO, LastingStream(sys.stdout)), soft_wrap=True, markup=False, emoji=False)
         self.enabled = enabled
         self.live = enabled and self.console.is_terminal
-        text = TextColumn("{task.description}", markup=False)
-        rate = TextColumn("{task.fields[rate]}", markup=False)
-        columns = (text, BarColumn(), MofNCompleteColumn(), rate, TimeElapsedColumn(), TimeRemainingColumn())
-        self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
+        self.bar = RichProgress(*_columns(narrow=self.console.width < 60), console=self.console, disable=not self.live)
         self.task = self.bar.add_task("training", total=0, rate="")
         self.total, self.message, self.last_line = 0, "training", -QUIET_SECONDS
         self.first: tuple[float, int] | None = None  # when this process had done its first step, and which of the run that was

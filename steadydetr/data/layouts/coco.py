@@ -30,7 +30,7 @@ T = TypeVar("T")
 class Coco(DataLayout):
     """annotations/instances_SPLIT*.json beside folders of images."""
 
-    looked_for = "COCO       annotations/instances_SPLIT*.json beside folders of images"
+    looked_for = "COCO: annotations/instances_SPLIT*.json beside folders of images"
 
     def recognises(self, where: str) -> bool:
         return any(expanded(where).glob("annotations/instances_*.json"))
@@ -63,7 +63,7 @@ class Coco(DataLayout):
 class Roboflow(DataLayout):
     """SPLIT/_annotations.coco.json with the images beside it; validation is called valid."""
 
-    looked_for = "Roboflow   SPLIT/_annotations.coco.json with the images beside it (SPLIT: train, valid, test)"
+    looked_for = "Roboflow: SPLIT/_annotations.coco.json with the images beside it (SPLIT: train, valid, test)"
 
     def recognises(self, where: str) -> bool:
         return bool(self._splits(where))

@@ -14,7 +14,7 @@ from steadydetr.kinds import register
 class Shapes(DataLayout):
     """`shapes`, with options after a colon."""
 
-    looked_for = "shapes     the word itself, as in shapes or shapes:size=128,images=2000,seed=0"
+    looked_for = "shapes: the word itself, as in shapes or shapes:size=128,images=2000,seed=0"
 
     def recognises(self, where: str) -> bool:
         return where == "shapes" or where.startswith("shapes:")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
+from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name
@@ -31,7 +32,6 @@ VOC_CLASSES = (
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 SHOWN = 20  # faults of one annotation file that are named
-ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm")  # in small letters or capitals
 
 
 @register("voc-layout")
@@ -39,7 +39,7 @@ ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".
 class Voc(DataLayout):
     """A folder with JPEGImages, Annotations and ImageSets/Main/SPLIT.txt."""
 
-    looked_for = "VOC        JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
+    looked_for = "VOC: JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
 
     def recognises(self, where: str) -> bool:
         return (expanded(where) / LISTS).is_dir()
@@ -212,14 +212,12 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
         raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
     content, stems = source.read_list(path), []
     if encoding := foreign_encoding(content):
-        report(
-            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so")
-        )
+        report(Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so"))
     for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
         stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
         name, ending = os.path.splitext(stem)
-        if stem not in annotated and name in annotated and ending.lower() in ENDINGS:  # the list names files of images
+        if stem not in annotated and name in annotated and ending.lower() in IMAGE_SUFFIXES:  # the list names files of images
             stem = name
         if not is_file_name(stem) and stem:
             report(fault("impossible file name", path, f"line {number}", f"{stem!r} cannot be the name of a file"))
@@ -242,7 +240,7 @@ class _Images:
             self.listings[folder] = self._list(folder)
         files = self.listings[folder].get(name, [])
         as_written = f"{name}{os.path.splitext(written.strip())[1]}"
-        images = [(ENDINGS.index(ending), file) for file in files if (ending := file[len(name) :].lower()) in ENDINGS]
+        images = [(IMAGE_SUFFIXES.index(ending), file) for file in files if (ending := file[len(name) :].lower()) in IMAGE_SUFFIXES]
         file = as_written if as_written in files else min(images, default=(0, f"{name}.jpg"))[1]
         return f"{folder}/{file}".lstrip("/")
 

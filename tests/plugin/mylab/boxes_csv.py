@@ -18,7 +18,7 @@ from steadydetr.data.layouts import DataLayout, Finding, NoSplit
 class BoxesCsv(DataLayout):
     """Classes are the words of all files, in the order of the alphabet."""
 
-    looked_for = "boxes.csv  boxes_SPLIT.csv beside the images: file, class, x0, y0, x1, y1"
+    looked_for = "boxes.csv: boxes_SPLIT.csv beside the images: file, class, x0, y0, x1, y1"
 
     def recognises(self, where: str) -> bool:
         return any(Path(where).glob("boxes_*.csv"))
