@@ -62,7 +62,9 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
         overview.add_row(*map(str, (s.name, s.images, s.empty_images, s.most_in_image, s.small, s.medium, s.large, s.crowd, s.difficult)))
     parts.append(overview)
     if report.splits:
-        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
+        classes = Table(title="Objects of each class")
+        for heading in ("class", *(s.name for s in report.splits)):
+            classes.add_column(heading, overflow="fold")
         for name in dict.fromkeys(name for s in report.splits for name in s.class_counts):
             classes.add_row(printable(name), *(str(s.class_counts.get(name, "-")) for s in report.splits))
         parts.append(classes)
@@ -81,7 +83,9 @@ def _verdict(report: CheckReport) -> str:
 
 
 def _render_kind(rows: list[Finding], limit: int) -> Table:
-    table = Table("file", "entry", "what", title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
+    table = Table(title=f"{rows[0].kind}: {len(rows)}" + (" (stops training)" if rows[0].fatal else ""))
+    for heading in ("file", "entry", "what"):
+        table.add_column(heading, overflow="fold")  # nothing of a name is left out in a narrow terminal, or in a log
     for finding in rows[:limit]:
         table.add_row(finding.file, finding.entry, finding.message)
     if len(rows) > limit:
