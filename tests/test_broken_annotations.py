@@ -202,6 +202,15 @@ def test_names_may_begin_with_the_folder_of_the_images(place: str, tmp_path: Pat
     assert dataset.load_image(0).shape == (6, 8, 3) and not check_data(tmp_path, ("train",)).findings
 
 
+def test_a_data_set_one_folder_deeper_is_named(tmp_path: Path) -> None:
+    """As archives are often unpacked."""
+    coco_folder(tmp_path / "export" / "data")
+    with pytest.raises(ValueError, match=r"lies one folder deeper: use --data .*export/data$"):
+        open_data(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"looked for: COCO: annotations/.*; Roboflow: .*\. Found there: export/$"):
+        open_data(tmp_path)
+
+
 def test_a_box_beyond_float32_is_not_trained_on(tmp_path: Path) -> None:
     coco_folder(tmp_path, coco_with(annotation={"bbox": [1, 2, 1e300, 3], "area": 1e300}))
     with np.errstate(all="raise"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from steadydetr.data.dataset import Dataset, join_data
@@ -41,12 +42,16 @@ def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
     for layout in layouts:
         if _recognises(layout, place):
             return layout
-    looked_for = "\n  ".join(["What was looked for:", *(layout.looked_for for layout in layouts if layout.looked_for)])
+    kinds = (re.sub(r"\s{2,}", ": ", layout.looked_for, count=1) for layout in layouts if layout.looked_for)
+    looked_for = f"What was looked for: {'; '.join(kinds)}."
     root = expanded(place)
     if not os.path.isdir(root):
         raise ValueError(f"--data {printable(place)}: there is no such folder. {looked_for}")
-    found = ", ".join(sorted(printable(p.name) + "/" * p.is_dir() for p in root.iterdir())[:12]) or "nothing"
-    raise ValueError(f"--data {printable(place)}: no layout of data was recognised. {looked_for}\nFound there: {found}")
+    inside = sorted(root.iterdir())
+    if within := next((p for p in inside[:100] if p.is_dir() and any(_recognises(layout, str(p)) for layout in layouts)), None):
+        raise ValueError(f"--data {printable(place)}: the data set lies one folder deeper: use --data {printable(within)}")
+    found = ", ".join(sorted(printable(p.name) + "/" * p.is_dir() for p in inside)[:12]) or "nothing"
+    raise ValueError(f"--data {printable(place)}: no layout of data was recognised. {looked_for} Found there: {found}")
 
 
 def _recognises(layout: DataLayout, place: str) -> bool:
