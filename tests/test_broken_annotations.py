@@ -80,6 +80,8 @@ ENTRY_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "box of three": ({"annotation": {"bbox": [1, 2, 3]}}, r"annotations\[0\].*Expected `array` of length 4"),
     "no box": ({"annotation": {"bbox": None}}, r"annotations\[0\].*got `null`"),
     "endless number": ({"annotation": {"bbox": [1, 2, 3, 10**400]}}, r"annotations\[0\].*out of range"),
+    "category id that is no number": ({"annotation": {"category_id": "nut"}}, r"annotations\[0\].*Expected `int`.* at `category_id`"),
+    "half a category": ({"annotation": {"category_id": 3.5}}, r"annotations\[0\].*Expected `int`.* at `category_id`"),
     "unknown image": ({"annotation": {"image_id": 77}}, r"annotation 1: its image_id 77 is no image that the file lists"),
     "unknown category": ({"annotation": {"category_id": 4}}, r"annotation 1: its category_id 4 is no category that the file lists"),
     "image id twice": ({"image": {"id": 2}}, r"image 2: ids must be unique"),
@@ -142,6 +144,8 @@ def test_every_fault_of_an_xml_file_is_named(tmp_path: Path) -> None:
         {"annotation": {"id": "3f2a-uuid"}},
         {"annotation": {"id": None}},
         {"annotation": {"id": 2**70}},
+        {"annotation": {"category_id": "3"}},
+        {"annotation": {"category_id": 3.0}},
         {"annotation": {"area": None}},
         {"annotation": {"area": -1, "segmentation": None}},
         {"annotation": {"area": float("nan"), "segmentation": float("inf")}, "image": {"width": float("nan")}},
@@ -157,6 +161,56 @@ def test_fields_whose_meaning_is_clear_are_read(changes: dict[str, Any], tmp_pat
     for name in ("sizes", "boxes_xyxy", "labels", "crowd", "areas", "offsets"):
         assert np.array_equal(getattr(plain, name), getattr(changed, name)), name
     assert not check_data(tmp_path / "changed", ("train",)).findings
+
+
+NAMES_ON_DISK = {  # as written in the annotation file, and as the file is called
+    "of Windows": ("a\\b\\1.png", "a/b/1.png"),
+    "composed otherwise": ("\u00e9.png", "e\u0301.png"),
+    "decomposed otherwise": ("e\u0301/1.png", "\u00e9/1.png"),
+    "with a backslash": ("a\\1.png", "a\\1.png"),
+}
+
+
+@pytest.mark.parametrize("kind", NAMES_ON_DISK)
+def test_names_of_other_systems_are_found(kind: str, tmp_path: Path) -> None:
+    written, real = NAMES_ON_DISK[kind]
+    coco_folder(tmp_path, coco_with(image={"file_name": written}))
+    picture(tmp_path / "train" / real)
+    dataset = open_data(tmp_path)
+    dataset.check_files()
+    assert dataset.index.file(0) == real and dataset.load_image(0).shape == (6, 8, 3)
+    assert not check_data(tmp_path, ("train",)).findings
+    (tmp_path / "list.json").write_text(json.dumps({"images": [{"id": 1, "file_name": written}]}))
+    assert list_sources([tmp_path / "list.json"], tmp_path / "train")[0].path == tmp_path / "train" / real
+
+
+def test_names_of_windows_lead_nowhere_else(tmp_path: Path) -> None:
+    picture(tmp_path / "secret.png")
+    coco_folder(tmp_path / "data", coco_with(image={"file_name": "..\\..\\secret.png"}))
+    with pytest.raises(ValueError, match="outside the data folder"):
+        open_data(tmp_path / "data").check_files()
+
+
+@pytest.mark.parametrize("place", ["train", "images", "images/train"])
+def test_names_may_begin_with_the_folder_of_the_images(place: str, tmp_path: Path) -> None:
+    """As Label Studio writes them: images/1.png beside the folder images."""
+    content = coco_with()
+    for entry in content["images"]:
+        entry["file_name"] = f"{place}/{entry['file_name']}"
+        picture(tmp_path / entry["file_name"])
+    coco_folder(tmp_path, content)
+    dataset = open_data(tmp_path)
+    dataset.check_files()
+    assert dataset.load_image(0).shape == (6, 8, 3) and not check_data(tmp_path, ("train",)).findings
+
+
+def test_a_data_set_one_folder_deeper_is_named(tmp_path: Path) -> None:
+    """As archives are often unpacked."""
+    coco_folder(tmp_path / "export" / "data")
+    with pytest.raises(ValueError, match=r"lies one folder deeper: use .*export/data$"):
+        open_data(tmp_path / "export")
+    with pytest.raises(ValueError, match=r"Found there: export/. What was looked for: COCO: annotations/.*; Roboflow: "):
+        open_data(tmp_path)
 
 
 def test_a_box_beyond_float32_is_not_trained_on(tmp_path: Path) -> None:
@@ -274,6 +328,21 @@ def test_sizes_that_xml_does_not_tell_are_the_files(size: str, tmp_path: Path) -
     with pytest.raises(ValueError, match=r"cannot read the image .*a\.png"):
         open_data(tmp_path)
     assert any("cannot read the image" in line for line in faults(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("written", "difficult"), [("1", True), ("true", True), (" True ", True), ("0", False), ("Unspecified", False), ("", False)]
+)
+def test_what_is_difficult_may_be_written_in_many_ways(written: str, difficult: bool, tmp_path: Path) -> None:
+    voc_folder(tmp_path, XML.replace("<difficult>1", f"<difficult>{written}"))
+    assert open_data(tmp_path).index.difficult.tolist() == [difficult, False]
+
+
+def test_companions_that_macos_writes_are_no_annotations(tmp_path: Path) -> None:
+    voc_folder(tmp_path)
+    (tmp_path / "Annotations" / "._a.xml").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert len(open_data(tmp_path).index) == 1
+    assert not check_data(tmp_path, ("train",)).findings
 
 
 def test_one_bad_annotation_file_does_not_hide_another(tmp_path: Path) -> None:

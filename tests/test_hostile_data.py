@@ -296,6 +296,21 @@ def test_check_prints_names_as_they_are(tmp_path: Path, monkeypatch: pytest.Monk
     assert "\x1b[31m" not in out and "\u202e" not in out
 
 
+def test_check_shows_whole_names_in_a_narrow_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a log, which has 80 columns: a name that is cut does not say which file is meant."""
+    monkeypatch.setenv("COLUMNS", "80")
+    name = "photo_" + "0123456789" * 12
+    coco_folder(tmp_path, coco_with(image={"file_name": f"{name}.png"}, category={"name": name}))
+    with pytest.raises(SystemExit, match="1"):
+        check_command.run([str(tmp_path), "--splits", "train"])
+    tables = capsys.readouterr().out.split("missing image")
+    for table, whole in zip(tables, (name, f"{name}.png"), strict=True):
+        lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
+        assert whole in "".join(cells[0] for cells in lines if cells)
+
+
 def test_check_takes_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     link_images(tmp_path / "data")
     words = [str(tmp_path / "data"), "--splits", "train"]

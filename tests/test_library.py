@@ -78,3 +78,14 @@ def test_nothing_that_only_unix_has_is_needed(tmp_path: Path) -> None:
 def test_memory_where_there_is_no_such_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
     assert log.peak_memory(torch.device("cpu")) > 2**20
+
+
+def test_a_run_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
+    """Otherwise every experiment of a script that draws between two runs draws the same."""
+    states = []
+    for name in ("first", "second"):
+        states.append(torch.get_rng_state())
+        steadydetr.train(SHORT, tmp_path / name, device="cpu")
+        assert torch.equal(torch.get_rng_state(), states[-1])
+        torch.rand(1)
+    assert not torch.equal(*states)

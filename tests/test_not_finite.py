@@ -284,7 +284,7 @@ def test_detections_of_predict_name_the_picture(tmp_path: Path, monkeypatch: pyt
     spoil_collate(monkeypatch, steadydetr.tools.predictor, "pixels")
     with pytest.raises(FloatingPointError, match=r"the detections of .*photo\.png are not finite"):
         predictor.predict([tmp_path / "photo.png"])
-    with pytest.raises(FloatingPointError, match=r"the detections of image 1 of 1 are not finite"):
+    with pytest.raises(FloatingPointError, match=r"the detections of image 1 are not finite"):
         predictor.predict(Image.new("RGB", (80, 60)))
 
 

@@ -122,6 +122,17 @@ def test_broken_exif_is_no_orientation(content: bytes, tmp_path: Path) -> None:
     assert decode_picture(written(tmp_path / "a.jpg", encoded("JPEG", exif=content))).orientation == 1
 
 
+def test_pillow_warns_nobody(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """Of metadata that end too early, or of a palette with transparency, whose colours stay."""
+    palette = Image.fromarray(SMOOTH).convert("P")
+    written(tmp_path / "exif.jpg", encoded("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05garbage"))
+    palette.save(tmp_path / "palette.png", transparency=bytes(range(256)))
+    for name in ("exif.jpg", "palette.png"):
+        open_picture(tmp_path / name)
+    assert np.array_equal(np.asarray(open_picture(tmp_path / "palette.png")), np.asarray(palette.convert("RGB")))
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_a_pillow_image_stays_as_its_owner_sees_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6

@@ -69,6 +69,13 @@ def test_files_folders_and_image_lists(checkpoint: Path, images: Path, tmp_path:
         list_sources([tmp_path / "absent.jpg"])
 
 
+def test_hidden_files_of_a_folder_are_passed_over(images: Path) -> None:
+    """As `._0.png`, which macOS writes beside every file on foreign disks. One that is named is read."""
+    (images / "._0.png").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert {Path(source.path).name for source in list_sources([images])} == {"0.png", "1.png"}
+    assert len(list_sources([images / "._0.png"])) == 1
+
+
 def test_an_image_list_without_its_images_names_the_option(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps({"images": [{"id": 77, "file_name": "1.png"}]}))
     with pytest.raises(ValueError, match=r"list\.json: its images are not in .*1\.png: name their folder by --image-folder"):

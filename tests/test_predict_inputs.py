@@ -172,6 +172,38 @@ def test_detections_do_not_depend_on_the_others_of_the_list(checkpoint: Path) ->
     assert predictor.predict([]) == [] and len(predictor.predict(iter(pictures))) == 3
 
 
+def test_a_long_list_is_opened_a_batch_at_a_time(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of thousands of photos needs no more memory than one of a few."""
+    batches, taken = [], []
+    original = Predictor._sample
+    monkeypatch.setattr(Predictor, "_sample", lambda self, picture: taken.append(picture) or original(self, picture))
+    collate = steadydetr.tools.predictor.collate
+    monkeypatch.setattr(steadydetr.tools.predictor, "collate", lambda some: batches.append((len(some), len(taken))) or collate(some))
+    assert len(predictor.predict((torch.rand(3, 12, 20) for _ in range(7)), 0, batch_size=3)) == 7
+    assert batches == [(3, 3), (3, 6), (1, 7)]
+    with pytest.raises(ValueError, match="batch_size 0 must be at least 1"):
+        predictor.predict([COLOURS], batch_size=0)
+
+
+@pytest.mark.parametrize("threshold", [None, "0.5", 50, -0.1, float("nan")])
+def test_a_threshold_is_a_score(threshold: Any, predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=r"threshold .* must be a number in 0 to 1: it is a score"):
+        predictor.predict(COLOURS, threshold)
+
+
+def test_addresses_with_blanks_and_foreign_letters(served: str, photo: Path) -> None:
+    named = photo.with_name("föto 1.png")
+    photo.rename(named)
+    for written in ("föto 1.png", "f%C3%B6to%201.png", "föto 1.png?größe=1&x=%20"):
+        assert np.array_equal(np.asarray(open_picture(f"{served}/{written}")), COLOURS)
+
+
+def test_a_path_may_begin_at_home(photo: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(photo.parent))
+    assert np.array_equal(np.asarray(open_picture("~/photo.png")), COLOURS)
+    assert predict_files(predictor, ["~/photo.png"], tmp_path / "out", draw=False).images == 1
+
+
 # videos
 
 
@@ -297,9 +329,3 @@ def test_addresses_of_other_kinds_are_not_fetched(address: str, checkpoint: Path
     with pytest.raises(ValueError, match=f"cannot fetch {address}: only addresses of http and https are taken"):
         predictor(address)
     assert "only addresses of http" in predict_files(predictor, [address], tmp_path / "found").failures[0]
-
-
-@pytest.mark.parametrize("threshold", [-0.1, 30, float("nan")])
-def test_a_threshold_is_a_score(threshold: float, predictor: Predictor) -> None:
-    with pytest.raises(ValueError, match=f"threshold = {threshold:g} must lie in 0 to 1"):
-        predictor(COLOURS, threshold)

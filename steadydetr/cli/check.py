@@ -66,7 +66,9 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
         overview.add_row(label, *(str(getattr(s, field)) for s in report.splits))
     parts.append(overview)
     if report.splits:
-        classes = Table("class", *(s.name for s in report.splits), title="Objects of each class")
+        classes = Table(title="Objects of each class")
+        for heading in ("class", *(s.name for s in report.splits)):
+            classes.add_column(heading, overflow="fold")
         for name in dict.fromkeys(name for s in report.splits for name in s.class_counts):
             classes.add_row(printable(name), *(str(s.class_counts.get(name, "-")) for s in report.splits))
         parts.append(classes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ MOST_MISSING = 1 / 3  # share of the rows of pixels that a file may lack at its 
 BITS = (8, 10, 12, 14, 16)  # of a pixel in files of 16 bits
 END_OF_JPEG, SCAN_OF_JPEG = b"\xff\xd9", b"\xff\xda"
 MOST_SAID = 5  # remarks of one process on image files
-_opening = threading.Lock()
+_opening = threading.Lock()  # held while global variables of Pillow and of warnings are others
 _said = set[str]()
 
 
@@ -141,7 +142,7 @@ def _opened(path: Path | Encoded, limits: Limits) -> Iterator[Image.Image]:
 
 def _open_any_size(file: IO[bytes]) -> Image.Image:
     """The file as Pillow opens it, without its own limit of pixels, which is a global variable; `max_pixels` takes its place."""
-    with _opening:
+    with _quiet():
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             return Image.open(file, formats=FORMATS)
@@ -149,12 +150,21 @@ def _open_any_size(file: IO[bytes]) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = before
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Pillow's warnings on broken metadata, which nobody here can mend, of one thread at a time."""
+    with _opening, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _orientation(opened: Image.Image) -> int:
     """The EXIF orientation in the head of an image file, 1 to 8. TIFF files are turned by Pillow itself."""
     if opened.format == "TIFF":
         return 1
     try:
-        found = Image.Image.getexif(opened).get(ORIENTATION, 1)  # that of PNG files would decode them
+        with _quiet():
+            found = Image.Image.getexif(opened).get(ORIENTATION, 1)  # that of PNG files would decode them
     except Exception:  # of nearly any class where the EXIF data are broken: then there is no orientation
         return 1
     return found if found in TURNS else 1
@@ -206,6 +216,8 @@ def _decode_onto(content: bytes, value: float) -> tuple[Image.Image, NDArray[Any
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """The image as RGB of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow asks for this step in between, with the same colours
         return image.convert("RGB"), ""
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)

@@ -45,8 +45,11 @@ def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
     if not os.path.isdir(root):
         what = "it is a file" if os.path.exists(root) else "there is no such folder"
         raise ValueError(f"data {name}: {what}; a data set is a folder, or the word shapes for generated images")
+    inside = sorted(root.iterdir())
+    if within := next((p for p in inside[:100] if p.is_dir() and any(_recognises(layout, str(p)) for layout in layouts)), None):
+        raise ValueError(f"data {name}: the data set lies one folder deeper: use {printable(within)}")
     looked_for = "; ".join(layout.looked_for for layout in layouts if layout.looked_for)
-    found = ", ".join(sorted(printable(p.name) + "/" * p.is_dir() for p in root.iterdir())[:12]) or "nothing"
+    found = ", ".join(printable(p.name) + "/" * p.is_dir() for p in inside[:12]) or "nothing"
     raise ValueError(f"data {name}: no layout of data was recognised. Found there: {found}. What was looked for: {looked_for}")
 
 

@@ -9,6 +9,7 @@ import time
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
+from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from steadydetr.data.reading import expanded
 from steadydetr.files import one_line, printable
 from steadydetr.limits import Limits
 
@@ -60,7 +62,7 @@ def to_file(image: object, limits: Limits) -> Path | Encoded:
     if is_address(image):
         return Encoded(fetch(image, limits.max_file_mb), image)
     if isinstance(image, (str, os.PathLike)):
-        return Path(image)
+        return expanded(os.fspath(image))
     if isinstance(image, (bytes, bytearray, memoryview)):
         return Encoded(bytes(image), f"in {len(bytes(image))} bytes")
     if hasattr(image, "read"):
@@ -80,7 +82,7 @@ def fetch(address: str, most_mb: int) -> bytes:
         raise ValueError(f"cannot fetch {printable(address)}: only addresses of http and https are taken")
     end, content = time.monotonic() + FETCH_SECONDS, bytearray()
     try:
-        with urlopen(Request(address, headers={"User-Agent": "steadydetr"}), timeout=FETCH_SECONDS) as answer:
+        with urlopen(Request(_encoded(address), headers={"User-Agent": "steadydetr"}), timeout=FETCH_SECONDS) as answer:
             while part := answer.read1(2**16):
                 content += part
                 if len(content) > most_mb * 2**20:
@@ -91,6 +93,13 @@ def fetch(address: str, most_mb: int) -> bytes:
         why = one_line(getattr(error, "reason", None) or error, 200) or type(error).__name__
         raise ValueError(f"cannot fetch {printable(address)}: {why}. Without a network, give a file instead") from None
     return bytes(content)
+
+
+def _encoded(address: str) -> str:
+    """The address with blanks and letters beyond ASCII as browsers send them; what is encoded already stays."""
+    parts = urlsplit(address)
+    path, query = (quote(part, safe="%/:@!$&'()*+,;=?~") for part in (parts.path, parts.query))
+    return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
 def from_array(image: ArrayLike) -> Image.Image:

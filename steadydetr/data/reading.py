@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Annotated, TypeVar
 from xml.etree import ElementTree
@@ -32,6 +33,20 @@ def expanded(where: str | Path) -> Path:
 def is_file_name(name: str) -> bool:
     """Whether a text of an annotation file can be the name of a file at all."""
     return bool(name.strip()) and "\0" not in name
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file's name begins with a dot, as of the companions `._a.jpg` that macOS writes beside all files on foreign disks."""
+    return name.startswith(".")
+
+
+def name_on_disk(folder: Path, name: str) -> str:
+    """The name of a file as it is written or, where no such file is in the folder, with `/` for the `\\` of Windows, and with letters
+    composed of others than theirs, `é` of one sign or of two: macOS, and what unpacks archives there, writes them otherwise."""
+    if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):
+        return name
+    others = (unicodedata.normalize(form, name.replace("\\", "/")) for form in ("NFC", "NFD"))
+    return next((other for other in others if os.path.lexists(folder / other)), name)
 
 
 def read_file(path: Path, most_mb: int, option: str) -> bytes:

@@ -18,7 +18,7 @@ from steadydetr.checkpoints.folder import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES, open_picture
 from steadydetr.data.picture_inputs import is_address
-from steadydetr.data.reading import Name, decode_json, is_file_name, read_file
+from steadydetr.data.reading import Name, decode_json, expanded, is_file_name, is_hidden, name_on_disk, read_file
 from steadydetr.data.video import VIDEO_SUFFIXES, frames, is_video
 from steadydetr.files import claim_folder, printable, replacing
 from steadydetr.limits import DEFAULT_LIMITS, Limits
@@ -66,9 +66,9 @@ def list_sources(paths: Iterable[Path | str], image_folder: Path | None = None, 
         if is_address(given):
             sources.append(ImageFile(given, len(sources) + 1, given))
             continue
-        path = Path(given)
+        path = expanded(given)
         if os.path.isdir(path):
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES})
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in {*IMAGE_SUFFIXES, *VIDEO_SUFFIXES} and not is_hidden(p.name))
             if not found:
                 raise ValueError(f"the folder {path} holds no image ({', '.join(sorted(IMAGE_SUFFIXES))}) and no video")
             sources += [ImageFile(p, len(sources) + i + 1, str(p)) for i, p in enumerate(found)]
@@ -90,11 +90,11 @@ def _read_list(path: Path, folder: DataFolder) -> list[ImageFile]:
         raise ValueError(f"{printable(path)} is not a COCO image list: {error}") from error
     found: dict[int | str, ImageFile] = {}
     for entry in listed.images:
-        file = folder.root / entry.file_name
         if entry.id in found:
             raise ValueError(f"{printable(path)}: image id {entry.id} is used twice: their detections could not be told apart")
         if not is_file_name(entry.file_name):
             raise ValueError(f"{printable(path)}: image {entry.id}: {printable(repr(entry.file_name))} cannot be the name of a file")
+        file = folder.root / name_on_disk(folder.root, entry.file_name)
         folder.check_inside(file)
         found[entry.id] = ImageFile(file, entry.id, entry.file_name)
     files = list(found.values())

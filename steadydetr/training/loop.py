@@ -48,6 +48,11 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
+    with torch.random.fork_rng():  # the caller's own draws do not depend on the seeds of the steps
+        return _train(recipe, output, resume, device)
+
+
+def _train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"], device: str | None) -> dict[str, Any]:
     run = prepare(recipe, Path(output).expanduser(), resume, device)
     with report_lost_process(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress, keep_not_finite_batches(run):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
+from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
@@ -48,8 +49,7 @@ class Coco(DataLayout):
             raise kind(f"{message} Name one with --data.train-split or --data.val-split")
         name = matching[0].stem.removeprefix("instances_")
         places = [root / name, root / "images" / name, root / "images", root]
-        images = next((place for place in places if place.is_dir()), root)
-        return read_coco(matching[0], images, f"{root.name}-{name}", self.folder(where), report)
+        return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report)
 
     def _files(self, where: str, split: str) -> list[Path]:
         """The annotation file of that very split, or else those whose split begins like it."""
@@ -80,7 +80,7 @@ class Roboflow(DataLayout):
             both = " and ".join(f"{name}/" for name in names)
             raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
         folder = root / names[0]
-        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
+        return read_coco(folder / ROBOFLOW, [folder], f"{root.name}-{names[0]}", self.folder(where), report)
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
@@ -98,7 +98,7 @@ class CocoImage(msgspec.Struct, gc=False):
 
 class CocoAnnotation(msgspec.Struct, gc=False):
     image_id: Name
-    category_id: Id
+    category_id: Id | float | str  # whole numbers once the file is read
     bbox: tuple[float, float, float, float]
     id: Any = None  # many exports have texts here; it is used only to name the annotation
     area: Number = None
@@ -125,19 +125,21 @@ class RawFile(msgspec.Struct):
     annotations: list[msgspec.Raw]
 
 
-def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+def read_coco(path: Path, places: Sequence[Path], name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
     """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have.
 
     Args:
-        folder: what the file names are relative to.
-        source: the data folder; `folder` if not given.
+        places: folders that the file names may be relative to; the first that holds the images is taken.
+        source: the data folder; that folder if not given.
         report: takes what is wrong with an entry, which is then left out.
 
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
+    data = _decode((source or DataFolder(path.parent)).read_list(path), path, report)
+    folder = _image_folder(places, data.images)
     source = source or DataFolder(folder)
-    data = _decode(source.read_list(path), path, report)
+    data.annotations = list(_with_category_ids(data.annotations, path, report))
     categories = list(_usable_categories(data, path, report))
     images, sizes = _usable_images(data, path, folder, source, report)
     if not categories or not images:
@@ -145,7 +147,7 @@ def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = N
     image_ids = id_array([image.id for image in images])
     total = len(data.annotations)
     positions = find_ids(image_ids, id_array(a.image_id for a in data.annotations))
-    labels = find_ids(id_array(c.id for c in categories), id_array(a.category_id for a in data.annotations))
+    labels = find_ids(id_array(c.id for c in categories), id_array(int(a.category_id) for a in data.annotations))
     _report_references(data, (positions < 0) | (labels < 0), path, report)
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
@@ -168,6 +170,27 @@ def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = N
         annotation_ids=_annotation_ids(data, path, report)[order],
     )
     return FolderDataset(index, folder, name, source)
+
+
+def _image_folder(places: Sequence[Path], images: Sequence[CocoImage]) -> Path:
+    """The first of the folders that holds one of the first images: their names may begin with the folder's own, `train/1.png`."""
+    there = [place for place in places if place.is_dir()] or list(places[-1:])
+    names = [image.file_name for image in images[:20] if is_file_name(image.file_name)]
+    return next((p for p in there if any(os.path.lexists(p / name_on_disk(p, name)) for name in names)), there[0])
+
+
+def _with_category_ids(annotations: list[CocoAnnotation], path: Path, report: Report) -> Iterator[CocoAnnotation]:
+    """The annotations with whole numbers as ids of categories, which some tools write as "3" or 3.0; what is no number is reported."""
+    for number, annotation in enumerate(annotations):
+        if type(annotation.category_id) is not int:
+            try:
+                value = msgspec.convert(annotation.category_id, Id, strict=False)
+            except msgspec.ValidationError as error:
+                wrong = f"is not as a COCO annotation file has it: {error} - at `category_id`"
+                report(fault("not COCO", path, f"annotations[{number}]", wrong))
+                continue
+            annotation = msgspec.structs.replace(annotation, category_id=value)
+        yield annotation
 
 
 def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
@@ -267,6 +290,7 @@ def _usable_images(
         if not is_file_name(image.file_name):
             report(fault("impossible file name", path, entry, f"file_name {image.file_name!r} cannot be the name of a file"))
             continue
+        image = msgspec.structs.replace(image, file_name=name_on_disk(folder, image.file_name))
         try:
             size = _size(image) or source.picture_size(folder / image.file_name)
         except ValueError as error:

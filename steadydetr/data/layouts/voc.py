@@ -18,7 +18,7 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name
+from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name, is_hidden
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 
@@ -116,7 +116,7 @@ def _object(entry: ElementTree.Element, where: str, wrong: list[str]) -> tuple[s
     )
     # a box that ends where it starts is a slip of the annotator, not one pixel: kept as it is, and dropped in training
     low = 1 if x1 > x0 and y1 > y0 else 0
-    return name, (x0 - low, y0 - low, x1, y1), (entry.findtext("difficult") or "").strip() == "1"
+    return name, (x0 - low, y0 - low, x1, y1), (entry.findtext("difficult") or "").strip().lower() in ("1", "true", "yes")
 
 
 def _number(text: str, where: str, wrong: list[str]) -> float:
@@ -196,7 +196,7 @@ def _stems(folder: Path) -> Iterable[str]:
     for parent, _, files in os.walk(folder):
         place = os.path.relpath(parent, folder)
         for file in files:
-            if file.endswith(".xml"):
+            if file.endswith(".xml") and not is_hidden(file):
                 yield os.path.normpath(os.path.join(place, file[:-4])).replace(os.sep, "/")
 
 
