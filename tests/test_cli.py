@@ -24,7 +24,7 @@ from steadydetr.equations.stable import half_sine
 from steadydetr.kinds import nearest
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Weights
-from steadydetr.nn.backbone import SmallBackboneConfig, TimmBackboneConfig
+from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 from steadydetr.objectives import Denoising, Objective, SetPrediction
 from steadydetr.recipe_index import recipe_lines
 from steadydetr.recipes import find, names

@@ -16,7 +16,7 @@ from steadydetr.detectors import DeformableDETRConfig, DetectorConfig, DINOConfi
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Average, Frozen
+from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,

@@ -29,7 +29,7 @@ from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import FixedSize
 from steadydetr.detectors import DINOConfig
 from steadydetr.files import write_json
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.runs.models import load_models
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes

@@ -26,10 +26,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, find_checkpoint, replaced_place
-from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
-from steadydetr.data.transforms import EvalTransform, ShortestSide
-from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.config import FORMAT, check_format, from_plain, holds_foreign_part, to_plain
+from steadydetr.detectors import Detector
 from steadydetr.files import (
     UNFINISHED,
     listed,
@@ -42,30 +42,11 @@ from steadydetr.files import (
     write_json,
 )
 from steadydetr.finite import tensors_in, where_not_finite
-from steadydetr.kinds import register
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
 STATE, PROGRESS = "training_state.pt", "progress.pt"
 PARAMETERS_PER_TENSOR = 8  # that a detector may make while it is built, for every tensor in its file
 STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # names and types in a training state
-
-
-@register("detector-card")
-@dataclass(frozen=True)
-class DetectorCard:
-    """What config.json holds: all that is needed beside the weights to use a detector."""
-
-    detector: DetectorConfig
-    classes: tuple[str, ...]  # names of the classes, in the order of their logits
-    category_ids: tuple[int, ...]  # of the same classes in the annotations of the data, and therefore in COCO results
-    resize: EvalTransform = ShortestSide()
-    top: int = 300  # detections of an image at most
-    nms: float | None = None  # IoU above which the lower-scored of two detections of a class is removed; None: none is
-
-    def __post_init__(self) -> None:
-        if len(self.classes) != len(self.category_ids) or not self.classes:
-            raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
-        check_within("card", self, top=(1, 10**6), nms=(0, 1))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
 """The detectors: one file each, one frozen config each."""
 
-from steadydetr.detectors.base import Detector, DetectorConfig, postprocess
-from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR, DABDeformableDETRConfig
-from steadydetr.detectors.deformable import TransformerConfig
-from steadydetr.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
-from steadydetr.detectors.dino import DINO, DINOConfig
+from steadydetr.detectors.base import Detector, postprocess
+from steadydetr.detectors.configs import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
+from steadydetr.detectors.deformable_detr import DeformableDETR
+from steadydetr.detectors.dino import DINO
 
 __all__ = [
     "DINO",

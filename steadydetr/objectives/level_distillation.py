@@ -55,11 +55,6 @@ class LevelDistillation(Objective):
             losses.add(f"{self.name}/{part}", total / context.batch.global_totals.images, weight)
 
 
-def align(student: int, teacher: int) -> nn.Module:
-    """A linear layer from the student's channels to the teacher's; nothing where their numbers are the same."""
-    return nn.Linear(student, teacher) if student != teacher else nn.Identity()
-
-
 def square_sum(values: Tensor, padding: Tensor) -> Tensor:
     """The sum of squares over all valid tokens: [B, L, d] -> [1]."""
     return values.masked_fill(padding[..., None], 0).square().sum().reshape(1)
