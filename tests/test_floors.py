@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "steadydetr"
 NAME = PACKAGE.name
 
 FLOORS: dict[int, tuple[str, ...]] = {
-    0: ("files", "structures", "finite", "boxes", "kinds", "config", "limits", "old_formats", "recipe_index", "tensor_files"),
+    0: ("files", "structures", "finite", "boxes", "kinds", "config", "limits", "old_formats", "recipe_index", "tensor_files", "lazy"),
     1: ("equations", "nn", "data"),
     2: ("detectors",),
     3: ("checkpoints",),

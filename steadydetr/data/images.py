@@ -9,17 +9,17 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
+from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
-Picture = File | Image.Image | ArrayLike
+Picture: TypeAlias = "File | Image.Image | ArrayLike"
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # the EXIF tag

@@ -7,17 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+from typing import TYPE_CHECKING
 
 from steadydetr.config import check_within
-from steadydetr.data.transform_steps import RandomIoUCrop, RandomShortestSize, RandomSizeCrop, ResizeShortest, Transpose
 from steadydetr.kinds import register
+from steadydetr.lazy import np, torch, tv_tensors, v2
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
 FIRST_SIDES, CROP = (400, 500, 600), (384, 600)  # of DETR: shorter sides before the crop, and least and most sides of the crop
@@ -87,6 +85,8 @@ class DetrTransform(TrainTransform):
         return np.stack((scale, scale), 1)
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomShortestSize, RandomSizeCrop
+
         resize = RandomShortestSize(list(self.shortest), self.longest)
         cropped = v2.Compose([RandomShortestSize(list(FIRST_SIDES), LONGEST), RandomSizeCrop(*CROP), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
@@ -115,6 +115,8 @@ class FixedSizeTransform(TrainTransform):
         return np.maximum(sides, sides[::-1] if self.transpose else 0) / sizes
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomIoUCrop, Transpose
+
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)]
         if self.transpose:
             steps.append(v2.RandomApply([Transpose()], self.transpose))
@@ -136,6 +138,8 @@ class ShortestSide(EvalTransform):
         check_within("data.resize", self, shortest=SIDE, longest=SIDE)
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import ResizeShortest
+
         return ResizeShortest(self.shortest, max_size=self.longest)
 
 
@@ -159,7 +163,7 @@ def apply(transform: v2.Transform, sample: Sample) -> Sample:
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
     out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
-    return Sample(out["image"].as_subclass(Tensor), out["boxes"].as_subclass(Tensor), out["labels"])
+    return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
 
 
 @contextmanager

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import exponential, identity, modulation, rescale_modulation, rescale_targets
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.matching import PairwiseTerms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClassCost(ABC):

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from steadydetr.checkpoints.folder import LoadedDetector, load_detector
-from steadydetr.detectors.base import Detector
 from steadydetr.detectors.configs import DetectorConfig
 from steadydetr.kinds import changeable, register
-from steadydetr.learning.frozen import Average, Frozen, fingerprint
+
+if TYPE_CHECKING:
+    from steadydetr.checkpoints.folder import LoadedDetector
+    from steadydetr.detectors.base import Detector
+    from steadydetr.learning.frozen import Average, Frozen
 
 HORIZON = 0.028  # share of a run's steps that an average reaches back: 1 / (1 - 0.9996) = 2,500 of the 89,000 steps of OD-DETR's 12 epochs
 
@@ -76,9 +79,13 @@ class EMATeacher(Teacher):
         return 0.9996 if total_steps is None else relative_decay(total_steps)
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Average[Detector]:
+        from steadydetr.learning.frozen import Average
+
         return Average(student, self.decay_for(total_steps))
 
     def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Average[Detector]:
+        from steadydetr.learning.frozen import Average
+
         return Average(student, self.decay_for(None))
 
 
@@ -100,6 +107,9 @@ class TrainedTeacher(Teacher):
         Raises:
             ValueError, FileNotFoundError: none is named, there is no such checkpoint, or it does not know a class of the data.
         """
+        from steadydetr.checkpoints.folder import load_detector
+        from steadydetr.learning.frozen import Frozen, fingerprint
+
         if not self.checkpoint:
             raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
         try:
@@ -113,6 +123,8 @@ class TrainedTeacher(Teacher):
         return Frozen(detector, mark)
 
     def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Frozen[Detector]:
+        from steadydetr.learning.frozen import Frozen
+
         return Frozen(architecture(self.checkpoint).without_pretrained().build(num_classes))
 
 

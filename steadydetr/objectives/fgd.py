@@ -6,17 +6,19 @@ Legend: B images, L tokens of a level, d channels of the teacher, G objects. Ter
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, cast
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.equations.distill import background, channel_attention, channel_weights, foreground, spatial_attention, spatial_weights
 from steadydetr.kinds import register
+from steadydetr.lazy import nn
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.level_distillation import LevelDistillation, square_sum
 from steadydetr.structures import Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fgd")

@@ -7,16 +7,17 @@ Terms are [1], summed over the images of the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, cast
 
 from steadydetr.equations.distill import channel_attention, channel_weights, spatial_attention, spatial_weights
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.level_distillation import LevelDistillation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
 

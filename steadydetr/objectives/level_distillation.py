@@ -11,16 +11,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-from torch import Tensor, nn
-
-from steadydetr.detectors.base import Detector
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import FeatureSource, Level, check_levels, common_strides, shared_levels
 from steadydetr.structures import Losses, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,17 @@ Legend: B images, L tokens of a level, d channels of the teacher. Terms are [1],
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.level_distillation import LevelDistillation, square_sum
 from steadydetr.structures import Batch, seed_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("mgd")

@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
-
-import numpy as np
-from numpy.typing import NDArray
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
@@ -20,6 +18,10 @@ from steadydetr.data.layouts.base import DataLayout, NoSplit, Report, fault, sto
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, is_file_name
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # fmt: off
 VOC_CLASSES = (
