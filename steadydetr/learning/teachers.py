@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.detectors.configs import DetectorConfig
 from steadydetr.kinds import changeable, register
 
@@ -33,6 +35,9 @@ class Teacher(ABC):
     def decay_for(self, total_steps: int | None) -> float | None:
         """The decay of its average in a run of so many steps, None: of unknown length. None where it is no average of the student."""
         return None
+
+    def check(self) -> None:  # noqa: B027
+        """Raise ValueError or FileNotFoundError where what it is made of is not there, which is told before anything begins."""
 
     @abstractmethod
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
@@ -101,6 +106,14 @@ class TrainedTeacher(Teacher):
     def name(self) -> str:
         return "teacher"
 
+    def check(self) -> None:
+        if not self.checkpoint:
+            raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
+        try:
+            find_checkpoint(Path(self.checkpoint).expanduser())
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"the teacher: {error}") from error
+
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
         """The detector in the checkpoint, whose class scores are reduced to the data's classes and brought into their order.
 
@@ -110,12 +123,8 @@ class TrainedTeacher(Teacher):
         from steadydetr.checkpoints.folder import load_detector
         from steadydetr.learning.frozen import Frozen, fingerprint
 
-        if not self.checkpoint:
-            raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
-        try:
-            loaded = load_detector(self.checkpoint)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"the teacher: {error}") from error
+        self.check()
+        loaded = load_detector(self.checkpoint)
         detector, mark = loaded.detector, fingerprint(loaded.detector)
         score_classes(loaded, loaded.card.classes[:classes] if isinstance(classes, int) else classes, self.checkpoint)
         if detector.num_classes != student.num_classes:
