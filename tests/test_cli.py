@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 import steadydetr
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.cli import COMMANDS, main, take_plugins
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
 from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.cli.words import take_flag
-from steadydetr.config import to_plain
+from steadydetr.config import FORMAT, to_plain
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
@@ -275,7 +276,8 @@ def test_recipes_are_shown_and_changed_without_torch(tmp_path: Path) -> None:
 
 def test_data_and_teachers_that_are_not_there_are_told_without_torch(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text("{}")
+    card = DetectorCard(find("small-dino").detector, ("a",), (1,))
+    (tmp_path / "run/config.json").write_text(json.dumps({"format": FORMAT} | to_plain(card)))
     (tmp_path / "run/model.safetensors").write_text("")
     trained = [["train", "small-dino"], ["distill", "small-dino", "--teacher", "run"], ["compare", "small-dino", "small-od-dino"]]
     commands = [[*words, "--data", "shapes+nowhere"] for words in [*trained, ["eval", "run"]]]
@@ -285,6 +287,10 @@ def test_data_and_teachers_that_are_not_there_are_told_without_torch(tmp_path: P
     said_without_what_is_slow(commands, "no layout of data was recognised", folder=tmp_path)
     said_without_what_is_slow([["distill", "small-dino", "--teacher", "rnu"]], "the teacher: rnu does not exist", folder=tmp_path)
     said_without_what_is_slow([["distill", "small-dino"]], "no teacher is named", folder=tmp_path)
+    (tmp_path / "run/config.json").write_text("{}")
+    said_without_what_is_slow(
+        [["eval", "run", "--data", "shapes"], ["stability", "run", "shapes"]], "config.json: an object", folder=tmp_path
+    )
 
 
 def test_every_recipe_is_made_without_torch() -> None:

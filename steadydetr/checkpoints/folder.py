@@ -26,16 +26,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, find_checkpoint, replaced_place
-from steadydetr.config import FORMAT, check_format, from_plain, holds_foreign_part, to_plain
+from steadydetr.config import FORMAT, check_format, holds_foreign_part, to_plain
 from steadydetr.detectors import Detector
 from steadydetr.files import (
     UNFINISHED,
     listed,
     one_line,
     printable,
-    read_json_object,
     remove_tree,
     umask,
     write_bytes,
@@ -170,18 +169,6 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     detector = card.detector.without_pretrained().build(len(card.classes))
     load_weights(detector, folder)
     return LoadedDetector(detector.eval().to(chosen), card)
-
-
-def read_card(folder: Path) -> DetectorCard:
-    """The card of a checkpoint folder.
-
-    Raises:
-        ValueError: config.json is damaged, of another version, or not that of a checkpoint.
-    """
-    card = from_plain(read_json_object(folder / CONFIG), printable(folder / CONFIG))
-    if not isinstance(card, DetectorCard):
-        raise ValueError(f"{folder / CONFIG} is not that of a checkpoint but a {type(card).__name__}")
-    return card
 
 
 def check_sizes(card: DetectorCard, folder: Path) -> None:

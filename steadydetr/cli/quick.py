@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.words import take_flag
 from steadydetr.files import printable
 from steadydetr.kinds import foreign_parts_expected, normal
@@ -54,6 +55,14 @@ def check_source(where: str, limits: Limits = DEFAULT_LIMITS) -> None:
     if not any(name in os.environ for name in RANKS):
         for place in joined_places(where):
             layout_of(place, limits)
+
+
+def check_use(checkpoint: Path, where: str, limits: Limits) -> None:
+    """Raise ValueError or FileNotFoundError where a checkpoint is not there or has a damaged card, or data are not there."""
+    from steadydetr.checkpoints.card import read_card
+
+    read_card(find_checkpoint(checkpoint.expanduser()))
+    check_source(where, limits)
 
 
 def check_ingredients(recipe: Recipe) -> None:
