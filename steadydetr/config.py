@@ -14,8 +14,6 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
 from steadydetr.files import read_json_object
 from steadydetr.kinds import CHANGEABLE, find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
@@ -114,6 +112,8 @@ def _hints(part: Any) -> dict[str, Any]:
 
 
 def _check_type(value: Any, expected: Any, where: str) -> None:
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type  # which takes a third of what recipes take to import
+
     shown = f"a {kind_of(type(value))}" if is_dataclass(value) else repr(value)[:100]
     if get_origin(expected) is Callable and not isinstance(value, FunctionType):
         raise ValueError(f"{where} = {shown}: the kind of a function belongs here")
