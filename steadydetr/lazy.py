@@ -1,4 +1,4 @@
-"""torch, torchvision and numpy, each imported when one of its names is first used.
+"""torch, torchvision, numpy and scipy's solver, each imported when one of its names is first used.
 
 Recipes, configs and objectives are described, made and read from files without them, so that `--help` and mistakes in a command come
 at once: importing torch takes seconds. The modules that such a command imports take these names from here; all others, such as those
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["F", "nn", "np", "torch", "tv_tensors", "v2"]
+__all__ = ["F", "nn", "np", "optimize", "torch", "tv_tensors", "v2"]
 
 
 class _AtUse(ModuleType):
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     import torch.nn.functional as F
+    from scipy import optimize
     from torch import nn
     from torchvision import tv_tensors
     from torchvision.transforms import v2
 else:
     np, torch, nn, F = _AtUse("numpy"), _AtUse("torch"), _AtUse("torch.nn"), _AtUse("torch.nn.functional")
-    tv_tensors, v2 = _AtUse("torchvision.tv_tensors"), _AtUse("torchvision.transforms.v2")
+    optimize, tv_tensors, v2 = _AtUse("scipy.optimize"), _AtUse("torchvision.tv_tensors"), _AtUse("torchvision.transforms.v2")
 
 
 def public_names(package: str, **homes: tuple[str, ...]) -> Callable[[str], Any]:

@@ -59,6 +59,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "training/optimiser.py": ("test_optimiser", "test_train"),
     "data/transforms.py": ("test_transforms", "test_data"),
     "data/transform_steps.py": ("test_transforms", "test_data"),
+    "data/config.py": ("test_loading", "test_data", "test_loading_processes"),
     "data/loading.py": ("test_loading", "test_data", "test_neighbours", "test_loading_processes"),
     "metrics/evaluation.py": ("test_metrics_by_hand", "test_evaluation", "test_finite", "test_neighbours"),
     "metrics/coco.py": ("test_metrics_by_hand", "test_evaluation"),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
 from steadydetr.finite import NotFiniteError, images_named
-from steadydetr.lazy import np, torch
+from steadydetr.lazy import np, optimize, torch
 from steadydetr.structures import Batch, Match, MatchResult, Stages, Targets
 
 if TYPE_CHECKING:
@@ -126,12 +126,10 @@ def _assign(cost: np.ndarray) -> np.ndarray:
     Rows in which everything is forbidden are left out: where there are more rows than columns, they could otherwise take a column from
     a row that may have it.
     """
-    from scipy.optimize import linear_sum_assignment
-
     columns = np.full(len(cost), -1, dtype=np.int64)
     possible = np.flatnonzero(cost.min(1) < FORBIDDEN / 2)
     if len(possible):
-        rows, chosen = linear_sum_assignment(cost if len(possible) == len(cost) else cost[possible])
+        rows, chosen = optimize.linear_sum_assignment(cost if len(possible) == len(cost) else cost[possible])
         columns[possible[rows]] = chosen
     return columns
 
