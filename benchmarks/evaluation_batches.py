@@ -17,7 +17,7 @@ from steadydetr.data.loading import Samples
 from steadydetr.data.transforms import ShortestSide
 from steadydetr.detectors import DeformableDETRConfig
 from steadydetr.metrics.evaluation import prediction_function
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.structures import Batch
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from training_step import Reader, Step, parse, print_parts, untrained
 
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation, SetPrediction
 from steadydetr.recipes import find
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from training_step import Reader, Step, parse, print_parts
 
-from steadydetr.learning.teachers import Average
+from steadydetr.learning.frozen import Average
 from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction
 from steadydetr.recipes import find
 

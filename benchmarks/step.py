@@ -17,7 +17,7 @@ from timing import paired, print_row
 
 from steadydetr.detectors import DeformableDETRConfig, TransformerConfig
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Targets

@@ -11,7 +11,7 @@ import torch
 from timing import paired
 
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe

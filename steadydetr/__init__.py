@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
     from steadydetr.data import open_data
@@ -30,25 +32,16 @@ __all__ = [
     "use",
 ]
 
-_HOMES = {
-    "Detections": "tools.detections",
-    "Predictor": "tools.predictor",
-    "Recipe": "recipes.base",
-    "distilled": "recipes.distill",
-    "load": "tools.predictor",
-    "open_data": "data",
-    "recipe": "recipes.base",
-    "register": "kinds",
-    "replay": "training.not_finite",
-    "train": "training.loop",
-    "use": "kinds",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Public names are imported when first used, so that `import steadydetr` costs nothing."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'steadydetr' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(f"steadydetr.{_HOMES[name]}"), name)
+__getattr__ = public_names(  # so that `import steadydetr` costs nothing
+    __name__,
+    data=("open_data",),
+    kinds=("register", "use"),
+    **{
+        "recipes.base": ("Recipe", "recipe"),
+        "recipes.distill": ("distilled",),
+        "tools.detections": ("Detections",),
+        "tools.predictor": ("Predictor", "load"),
+        "training.loop": ("train",),
+        "training.not_finite": ("replay",),
+    },
+)

@@ -10,11 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
+from pathlib import Path
 from types import FunctionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
-
+from steadydetr.files import read_json_object
 from steadydetr.kinds import CHANGEABLE, find_part, kind_of, nearest
 from steadydetr.old_formats import upgrade
 
@@ -112,6 +112,8 @@ def _hints(part: Any) -> dict[str, Any]:
 
 
 def _check_type(value: Any, expected: Any, where: str) -> None:
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type  # which takes a third of what recipes take to import
+
     shown = f"a {kind_of(type(value))}" if is_dataclass(value) else repr(value)[:100]
     if get_origin(expected) is Callable and not isinstance(value, FunctionType):
         raise ValueError(f"{where} = {shown}: the kind of a function belongs here")
@@ -203,3 +205,12 @@ def flat_strings(plain: Any, where: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(plain, list):
         for value in plain:
             yield from flat_strings(value, where)
+
+
+def read_recipe(path: Path) -> Any:
+    """The recipe in a file: the config.json of a run, or a recipe alone, as `steadydetr compare` writes it."""
+    content = read_json_object(path)
+    check_format(content, str(path))
+    plain = content.get("recipe", content)
+    refuse_network(plain, str(path))
+    return from_plain(plain, str(path))

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from steadydetr.files import listed
+from steadydetr.lazy import torch
 from steadydetr.structures import Batch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NAMED_TENSORS, NAMED_IMAGES = 3, 16  # how many a message names
 
@@ -55,7 +56,7 @@ def where_not_finite(tensors: Mapping[str, Tensor]) -> str:
 
 def tensors_in(content: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """The tensors in nested dictionaries and lists, by the keys that lead to them, joined by dots."""
-    if isinstance(content, Tensor):
+    if isinstance(content, torch.Tensor):
         yield name, content
     elif isinstance(content, Mapping | list | tuple):
         for key, value in content.items() if isinstance(content, Mapping) else enumerate(content):

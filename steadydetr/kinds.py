@@ -192,7 +192,8 @@ def normal(word: str) -> str:
 
 def load_own() -> None:
     """Import the recipes, and with them all parts of this package. Nowhere else does a module import what stands above it."""
-    importlib.import_module(f"{PACKAGE}.recipes")
+    for module in ("recipes", "checkpoints.card", "data.layouts"):
+        importlib.import_module(f"{PACKAGE}.{module}")
 
 
 def load_installed() -> None:

@@ -18,10 +18,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import torch
-from torch import Tensor
+from steadydetr.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 Levels = tuple[tuple[int, int], ...]  # (h, w) of every feature level, fine to coarse
 

@@ -13,7 +13,7 @@ import torch
 from steadydetr import kinds
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.learning.criterion import Criterion
-from steadydetr.nn.backbone import SmallBackboneConfig
+from steadydetr.nn.configs import SmallBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Stages, Targets

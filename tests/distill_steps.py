@@ -12,7 +12,7 @@ from torch import nn
 
 from steadydetr.detectors import DetectorConfig, DINOConfig
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
 from steadydetr.objectives.method import Method
 from tests import steps

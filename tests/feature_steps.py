@@ -12,7 +12,7 @@ from torch import Tensor
 from steadydetr.detectors import DetectorConfig
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import FGD, FGFI, FKD, MGD, FeatureDistillation, Objective, ReleasedFeatures, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses

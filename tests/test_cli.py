@@ -13,18 +13,20 @@ import pytest
 from PIL import Image
 
 import steadydetr
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.cli import COMMANDS, main, take_plugins
 from steadydetr.cli.overrides import choices, put
 from steadydetr.cli.parsing import find_function
 from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.cli.words import take_flag
+from steadydetr.config import FORMAT, to_plain
 from steadydetr.data import DetrTransform, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
 from steadydetr.kinds import nearest
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Weights
-from steadydetr.nn.backbone import SmallBackboneConfig, TimmBackboneConfig
+from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 from steadydetr.objectives import Denoising, Objective, SetPrediction
 from steadydetr.recipe_index import recipe_lines
 from steadydetr.recipes import find, names
@@ -256,6 +258,57 @@ def test_a_folder_that_holds_a_run_is_told_without_torch(tmp_path: Path) -> None
         (tmp_path / folder / "config.json").write_text("{}")
     commands = [["train", "quickstart"], ["train", "quickstart", "--output", "run"], ["distill", "small-dino", "--output=run"]]
     said_without_what_is_slow([*commands, ["train", "some.json", "--output", "run"]], "already holds a run: go on", folder=tmp_path)
+
+
+def test_recipes_are_shown_and_changed_without_torch(tmp_path: Path) -> None:
+    """Their help with every flag, and mistakes in flags and values."""
+    (tmp_path / "mine.json").write_text(json.dumps(to_plain(find("small-od-dino"))))
+    said_without_what_is_slow([["recipes", "small-dino"]], '"kind": "recipe"', '"kind": "small-backbone"')
+    named = [["train", "small-dino"], ["train", "mine.json"], ["cost", "small-dino"], ["distill", "small-distill-deformable-detr"]]
+    shown = ("--detector.queries", "--criterion.gamma", "--training.epochs", "--data.source")
+    said_without_what_is_slow([[*words, "--help"] for words in named], *shown, folder=tmp_path)
+    named += [["compare", "small-dino", "small-od-dino", "--"], ["compare", "small-dino", "small-od-dino", "--seeds", "2", "--"]]
+    wrong = {
+        "did you mean '--training.epochs'?": ["--trainin.epochs", "3"],
+        "invalid choice 'wave'": ["--training.schedule", "wave"],
+        "training.epochs = 0 must be": ["--training.epochs", "0"],
+        "did you mean 'hard'?": ["--criterion.class-target", "hrad"],
+        "has no field 'gama'": ["--criterion.class-cost", "focal", "--criterion.class-cost.gama", "2"],
+    }
+    for said, flags in wrong.items():
+        said_without_what_is_slow([[*words, *flags] for words in named], said, folder=tmp_path)
+
+
+def test_data_and_teachers_that_are_not_there_are_told_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    card = DetectorCard(find("small-dino").detector, ("a",), (1,))
+    (tmp_path / "run/config.json").write_text(json.dumps({"format": FORMAT} | to_plain(card)))
+    (tmp_path / "run/model.safetensors").write_text("")
+    trained = [["train", "small-dino"], ["distill", "small-dino", "--teacher", "run"], ["compare", "small-dino", "small-od-dino"]]
+    commands = [[*words, "--data", "shapes+nowhere"] for words in [*trained, ["eval", "run"]]]
+    commands += [["train", "small-dino", "--data.val-source", "nowhere"], ["stability", "run", "nowhere"], ["check", "nowhere"]]
+    said_without_what_is_slow(commands, "data nowhere: there is no such folder", folder=tmp_path)
+    (tmp_path / "nowhere").mkdir()
+    said_without_what_is_slow(commands, "no layout of data was recognised", folder=tmp_path)
+    said_without_what_is_slow([["distill", "small-dino", "--teacher", "rnu"]], "the teacher: rnu does not exist", folder=tmp_path)
+    said_without_what_is_slow([["distill", "small-dino"]], "no teacher is named", folder=tmp_path)
+    (tmp_path / "run/config.json").write_text("{}")
+    said_without_what_is_slow(
+        [["eval", "run", "--data", "shapes"], ["stability", "run", "shapes"]], "config.json: an object", folder=tmp_path
+    )
+
+
+def test_every_recipe_is_made_without_torch() -> None:
+    script = f"""
+import sys
+from steadydetr.config import from_plain, to_plain
+from steadydetr.kinds import load_own
+from steadydetr.recipes import find, names
+load_own()
+assert all(from_plain(to_plain(find(name))) == find(name) for name in names())
+assert not {{*{HEAVY!r}}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_list_of_recipes_is_that_of_the_recipes() -> None:

@@ -16,8 +16,8 @@ from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_la
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.learning.matching import FORBIDDEN, Problem, solve
-from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,

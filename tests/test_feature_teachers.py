@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.cli.training_arguments import read_training_arguments
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import FeatureDistillation, Objective, ReleasedFeatures
 from steadydetr.objectives.released_features import MOST_PAIRS
 from tests.conftest import CLASSES, DETECTORS, make_batch

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from steadydetr.equations import distill
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Average
+from steadydetr.learning.frozen import Average
 from steadydetr.objectives import FeatureDistillation, ReleasedFeatures, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, Totals

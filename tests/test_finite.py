@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, save_detector
 from steadydetr.config import from_plain, to_plain
 from steadydetr.finite import images_named, tensors_in, where_not_finite
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.preparation import prepare
 from tests.conftest import CLASSES, DETECTORS

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from steadydetr.detectors import TransformerConfig
-from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
+from steadydetr.nn.configs import FusionKind
+from steadydetr.nn.encoder import Encoder, EncoderLayer
 from tests.reference import stable as slow
 
 

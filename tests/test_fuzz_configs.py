@@ -30,11 +30,10 @@ from steadydetr import load
 from steadydetr.checkpoints.convert import convert_state_dict, load_foreign
 from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state, save_detector
 from steadydetr.cli import USER_ERRORS
-from steadydetr.config import to_plain
+from steadydetr.config import read_recipe, to_plain
 from steadydetr.data.transforms import FixedSize
 from steadydetr.drawing.report import page_sections
 from steadydetr.recipes import find
-from steadydetr.runs.folder import read_recipe
 from steadydetr.runs.models import average_state, load_models
 from steadydetr.runs.records import read_runs
 from tests.conftest import CLASSES, DETECTORS

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from steadydetr.detectors import DetectorConfig
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -31,6 +31,15 @@ RELEASED_KINDS = {*KINDS_OF_0_1.values()}
 def test_kinds_of_saved_files_never_change() -> None:
     load_own()
     assert set(own_kinds()) >= RELEASED_KINDS
+
+
+def test_the_fields_of_every_part_have_types_that_are_there() -> None:
+    """A name that only checkers have, such as Tensor, would leave the fields of a saved part unchecked."""
+    load_own()
+    for kind in own_kinds():
+        part = find_part(kind, "here")
+        if isinstance(part, type):
+            assert get_type_hints(part).keys() >= {field.name for field in fields(part)}
 
 
 def test_every_part_of_a_recipe_comes_back() -> None:

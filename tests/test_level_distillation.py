@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from steadydetr.detectors.deformable import token_anchors
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Average
+from steadydetr.learning.frozen import Average
 from steadydetr.objectives import FGD, SetPrediction
+from steadydetr.objectives.adapters import NonLocalBlock
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.fkd import NonLocalBlock
 from steadydetr.objectives.method import Method
 from steadydetr.objectives.mgd import random_by_token
 from steadydetr.structures import Memory

@@ -16,6 +16,10 @@ import pytest
 import torch
 
 import steadydetr
+import steadydetr.data
+import steadydetr.detectors
+from steadydetr import lazy
+from steadydetr.boxes import inverse_sigmoid
 from steadydetr.training import log
 from tests.test_train import tiny
 
@@ -89,3 +93,18 @@ def test_a_run_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
         assert torch.equal(torch.get_rng_state(), states[-1])
         torch.rand(1)
     assert not torch.equal(*states)
+
+
+def test_what_is_imported_at_its_first_use_is_the_module_itself() -> None:
+    assert lazy.torch.zeros is torch.zeros and lazy.F.relu is torch.nn.functional.relu and lazy.nn.Linear is torch.nn.Linear
+    for package in (steadydetr, steadydetr.data, steadydetr.detectors):
+        assert all(getattr(package, name) is not None for name in package.__all__)
+        with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'DNIO'"):
+            _ = package.DNIO
+
+
+def test_what_is_imported_at_its_first_use_can_be_compiled() -> None:
+    """Without a break in the graph, because compiled layers of a plugin may use it."""
+    boxes = torch.rand(3, 4)
+    compiled = torch.compile(inverse_sigmoid, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(boxes), inverse_sigmoid(boxes), rtol=0, atol=0)

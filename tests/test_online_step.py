@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import scipy.optimize
 import torch
 from torch import Tensor
 
-import steadydetr.learning.matching
 from steadydetr.detectors import DeformableDETRConfig, DetectorConfig, DINOConfig
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Average, Frozen
+from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
@@ -357,7 +357,7 @@ def test_what_a_step_costs(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(owner, name, counting)
 
     count(torch.Tensor, "cpu")
-    count(steadydetr.learning.matching, "linear_sum_assignment")
+    count(scipy.optimize, "linear_sum_assignment")
     count(method.student, "decode")
     count(method.student, "encode")
     count(method.teaching["ema"], "decode")

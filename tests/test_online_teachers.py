@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from steadydetr.learning.frozen import Average
 from steadydetr.learning.matching import cheapest_queries, pairwise_terms
 from steadydetr.learning.predictions import TeacherOutput
-from steadydetr.learning.teachers import Average, EMATeacher
+from steadydetr.learning.teachers import EMATeacher
 from steadydetr.objectives.assignment_distillation import teacher_stages
 from steadydetr.objectives.matching_distillation import teacher_queries
 from steadydetr.structures import DecodedStages, Match, MatchedQueries, MatchResult, Memory, Queries

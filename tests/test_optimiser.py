@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.optimiser import clip_gradient, first_drop, gradient_norm, make_optimiser, parameter_groups, rate_factor, set_rate
 from tests.conftest import CLASSES, DETECTORS

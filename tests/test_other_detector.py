@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.data import DataConfig
-from steadydetr.detectors.base import Detector, DetectorConfig
+from steadydetr.detectors.base import Detector
+from steadydetr.detectors.configs import DetectorConfig
 from steadydetr.detectors.query_groups import join_groups
 from steadydetr.kinds import options
 from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.learning.predictions import match_batch
-from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.objectives import Denoising, MatchingDistillation, Objective, SetPrediction, TeacherInit

@@ -14,7 +14,7 @@ from steadydetr.cli import compare
 from steadydetr.config import differences, from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import (
     FGD,
     FGFI,

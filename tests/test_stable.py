@@ -17,7 +17,7 @@ from steadydetr.learning.class_terms import HardTarget, MatchedPairs, PositionMo
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import PairwiseTerms, pairwise_terms, solve
-from steadydetr.nn.encoder import FusionKind
+from steadydetr.nn.configs import FusionKind
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find

@@ -21,15 +21,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from steadydetr.checkpoints.card import read_card
 from steadydetr.checkpoints.convert import load_foreign
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, read_card, save_detector
+from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, save_detector
 from steadydetr.cli.training_arguments import find_or_read
 from steadydetr.config import to_plain
 from steadydetr.data.coco_classes import class_list
 from steadydetr.data.transforms import FixedSize
 from steadydetr.detectors import DINOConfig
 from steadydetr.files import write_json
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.runs.models import load_models
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes

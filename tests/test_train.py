@@ -160,7 +160,7 @@ def test_micro_batches_equal_the_whole_batch(tmp_path: Path) -> None:
 
 def without_batch_norm(recipe: Recipe) -> Recipe:
     """A timm backbone with frozen batch norm, small enough, and no dropout."""
-    from steadydetr.nn.backbone import TimmBackboneConfig
+    from steadydetr.nn.configs import TimmBackboneConfig
 
     backbone = TimmBackboneConfig("test_resnet", out_indices=(2, 3, 4), weights="none", frozen_stages=0)
     transformer = replace(recipe.detector.transformer, dropout=0.0)

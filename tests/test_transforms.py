@@ -9,7 +9,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, RandomSizeCrop, Sample, ShortestSide, apply, seeded
+from steadydetr.data.transform_steps import RandomSizeCrop
+from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, Sample, ShortestSide, apply, seeded
 
 Step = tuple[str, int, int]  # which transform, and the size of the image after it
 

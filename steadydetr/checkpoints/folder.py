@@ -26,46 +26,26 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, find_checkpoint, replaced_place
-from steadydetr.config import FORMAT, check_format, check_within, from_plain, holds_foreign_part, to_plain
-from steadydetr.data.transforms import EvalTransform, ShortestSide
-from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.config import FORMAT, check_format, holds_foreign_part, to_plain
+from steadydetr.detectors import Detector
 from steadydetr.files import (
     UNFINISHED,
     listed,
     one_line,
     printable,
-    read_json_object,
     remove_tree,
     umask,
     write_bytes,
     write_json,
 )
 from steadydetr.finite import tensors_in, where_not_finite
-from steadydetr.kinds import register
 from steadydetr.tensor_files import read_pickled, read_tensors, tensor_shapes
 
 STATE, PROGRESS = "training_state.pt", "progress.pt"
 PARAMETERS_PER_TENSOR = 8  # that a detector may make while it is built, for every tensor in its file
 STATE_PARTS: dict[str, Any] = {"method": dict, "optimiser": dict, "average": (dict, type(None))}  # names and types in a training state
-
-
-@register("detector-card")
-@dataclass(frozen=True)
-class DetectorCard:
-    """What config.json holds: all that is needed beside the weights to use a detector."""
-
-    detector: DetectorConfig
-    classes: tuple[str, ...]  # names of the classes, in the order of their logits
-    category_ids: tuple[int, ...]  # of the same classes in the annotations of the data, and therefore in COCO results
-    resize: EvalTransform = ShortestSide()
-    top: int = 300  # detections of an image at most
-    nms: float | None = None  # IoU above which the lower-scored of two detections of a class is removed; None: none is
-
-    def __post_init__(self) -> None:
-        if len(self.classes) != len(self.category_ids) or not self.classes:
-            raise ValueError(f"{len(self.classes)} classes and {len(self.category_ids)} category_ids: there must be as many, one at least")
-        check_within("card", self, top=(1, 10**6), nms=(0, 1))
 
 
 @dataclass(frozen=True)
@@ -189,18 +169,6 @@ def load_detector(path: str | Path, device: torch.device | str = "cpu") -> Loade
     detector = card.detector.without_pretrained().build(len(card.classes))
     load_weights(detector, folder)
     return LoadedDetector(detector.eval().to(chosen), card)
-
-
-def read_card(folder: Path) -> DetectorCard:
-    """The card of a checkpoint folder.
-
-    Raises:
-        ValueError: config.json is damaged, of another version, or not that of a checkpoint.
-    """
-    card = from_plain(read_json_object(folder / CONFIG), printable(folder / CONFIG))
-    if not isinstance(card, DetectorCard):
-        raise ValueError(f"{folder / CONFIG} is not that of a checkpoint but a {type(card).__name__}")
-    return card
 
 
 def check_sizes(card: DetectorCard, folder: Path) -> None:

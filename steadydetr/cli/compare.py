@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import shlex
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 from rich.table import Table
 
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import parse
-from steadydetr.cli.quick import check_recipe
+from steadydetr.cli.quick import check_ingredients, check_recipe
 from steadydetr.config import check_within
+
+if TYPE_CHECKING:
+    from steadydetr.recipes.base import Recipe
 
 DESCRIPTION = """Train several recipes with several seeds; tell mean, deviation and the paired difference to the first one.
 
@@ -58,22 +62,11 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))
     for text in arguments.recipes:
         check_recipe(shlex.split(text)[0].rpartition("=")[2])
+    entries = list(read_entries(arguments, shared))
     from steadydetr.checkpoints.folder import choose_device
-    from steadydetr.cli.training_arguments import read_training_arguments
     from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels
 
     choose_device(arguments.device)
-    data = [] if arguments.data is None else ["--data", arguments.data]
-    entries = []
-    for text in arguments.recipes:
-        name, *flags = shlex.split(text)
-        label, _, recipe = name.rpartition("=")
-        changed, others = read_training_arguments(recipe, [*data, *shared, *flags])
-        if (others.output, others.resume, others.device) != (None, "no", "auto"):
-            raise ValueError(
-                "--output, --resume and --device hold for all runs: give --output and --device before --; runs go on by themselves"
-            )
-        entries.append((label or recipe.replace(":", "-"), changed))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal, too, is passed on to the runs
     console = PlainConsole(soft_wrap=True)
     launch = shlex.split(arguments.launch) or TRAIN
@@ -86,3 +79,20 @@ def run(words: Sequence[str]) -> None:
         shown.add_row(*row)
     console.print(shown)
     console.print(f"{NOTE}\nSaved in {arguments.output}/comparison.md and .json")
+
+
+def read_entries(arguments: CompareArguments, shared: Sequence[str]) -> Iterator[tuple[str, Recipe]]:
+    """Label and recipe of every text among the arguments, with its own flags and those that all share."""
+    from steadydetr.cli.training_arguments import read_training_arguments
+
+    data = [] if arguments.data is None else ["--data", arguments.data]
+    for text in arguments.recipes:
+        name, *flags = shlex.split(text)
+        label, _, recipe = name.rpartition("=")
+        changed, others = read_training_arguments(recipe, [*data, *shared, *flags])
+        if (others.output, others.resume, others.device) != (None, "no", "auto"):
+            raise ValueError(
+                "--output, --resume and --device hold for all runs: give --output and --device before --; runs go on by themselves"
+            )
+        check_ingredients(changed)
+        yield label or recipe.replace(":", "-"), changed

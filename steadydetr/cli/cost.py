@@ -25,10 +25,11 @@ def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr cost deformable-detr-r50-50ep")
     check_recipe(name)
     from steadydetr.cli.cost_arguments import read_cost_arguments, tables
-    from steadydetr.tools.cost import measure_cost
 
     arguments = read_cost_arguments(name, rest, USAGE)
     refuse_existing(arguments.output, arguments.overwrite)
+    from steadydetr.tools.cost import measure_cost
+
     cost = measure_cost(arguments.recipe, arguments.size, arguments.teacher, arguments.classes)
     for table in tables(cost):
         PlainConsole().print(table)

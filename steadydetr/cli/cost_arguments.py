@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.table import Table
@@ -15,7 +15,9 @@ from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.cli.training_arguments import find_or_read
 from steadydetr.config import check_within
 from steadydetr.recipes.base import Recipe
-from steadydetr.tools.cost import Cost
+
+if TYPE_CHECKING:
+    from steadydetr.tools.cost import Cost
 
 
 @dataclass(frozen=True)

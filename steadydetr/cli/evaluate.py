@@ -11,9 +11,9 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.quick import check_use
 from steadydetr.config import check_within
 from steadydetr.files import printable, refuse_existing
 from steadydetr.limits import Limits
@@ -51,7 +51,7 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(EvalArguments, words, "eval", DESCRIPTION)
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
     refuse_existing(arguments.output, arguments.overwrite)
-    find_checkpoint(arguments.checkpoint.expanduser())
+    check_use(arguments.checkpoint, arguments.data, arguments.limits)
     from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 

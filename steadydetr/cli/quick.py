@@ -8,12 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.words import take_flag
 from steadydetr.files import printable
 from steadydetr.kinds import foreign_parts_expected, normal
+from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.recipe_index import no_such_recipe, recipe_lines
 from steadydetr.runs.occupied import refuse_another_run
+
+if TYPE_CHECKING:
+    from steadydetr.recipes.base import Recipe
 
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # by which launchers tell a process that it may be one of several
 
@@ -37,6 +43,34 @@ def check_new_run(words: Sequence[str], default: str = "") -> None:
     asked = {word.partition("=")[0] for word in words}
     if folder and not asked & {"--resume", "--help", "-h"} and not any(name in os.environ for name in RANKS):
         refuse_another_run(Path(folder).expanduser())
+
+
+def check_source(where: str, limits: Limits = DEFAULT_LIMITS) -> None:
+    """Raise ValueError for a place of data at which there is no folder, or one whose layout is not recognised.
+
+    Of several processes the main one looks, later.
+    """
+    from steadydetr.data.opening import joined_places, layout_of
+
+    if not any(name in os.environ for name in RANKS):
+        for place in joined_places(where):
+            layout_of(place, limits)
+
+
+def check_use(checkpoint: Path, where: str, limits: Limits) -> None:
+    """Raise ValueError or FileNotFoundError where a checkpoint is not there or has a damaged card, or data are not there."""
+    from steadydetr.checkpoints.card import read_card
+
+    read_card(find_checkpoint(checkpoint.expanduser()))
+    check_source(where, limits)
+
+
+def check_ingredients(recipe: Recipe) -> None:
+    """Raise ValueError or FileNotFoundError where data or a trained teacher of the recipe are not where it says."""
+    for where in filter(None, (recipe.data.source, recipe.data.val_source)):
+        check_source(where, recipe.data)
+    for teacher in recipe.teachers:
+        teacher.check()
 
 
 def check_places(places: Iterable[str | Path], what: str) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
-from steadydetr.cli.quick import check_recipe
+from steadydetr.cli.quick import check_recipe, check_use
 from steadydetr.config import check_within
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.limits import Limits
@@ -60,6 +60,7 @@ def run(words: Sequence[str]) -> None:
     find_checkpoint(arguments.checkpoint.expanduser())
     if arguments.criterion:
         check_recipe(arguments.criterion)
+    check_use(arguments.checkpoint, arguments.data, arguments.limits)
     from steadydetr.recipes import find
     from steadydetr.tools.evaluate import measure_checkpoint
 

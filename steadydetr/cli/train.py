@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from steadydetr.cli.quick import check_new_run, check_recipe
+from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe
 from steadydetr.cli.words import take_recipe
 from steadydetr.files import listed, printable
 from steadydetr.kinds import normal
@@ -49,6 +49,7 @@ RESUME: dict[str, bool | Literal["auto"]] = {"no": False, "yes": True, "auto": "
 
 def start(recipe: Recipe, arguments: TrainArguments) -> None:
     """Train, and show what came of it."""
+    check_ingredients(recipe)
     from accelerate import PartialState
 
     from steadydetr.training.loop import train

@@ -11,10 +11,9 @@ import tyro
 
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import parse
-from steadydetr.config import to_plain
+from steadydetr.config import read_recipe, to_plain
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
-from steadydetr.runs.folder import read_recipe
 
 Resume = Literal["no", "yes", "auto"]
 

@@ -1,11 +1,19 @@
 """Data sets: COCO, Pascal VOC and generated shapes; loading, transforms and checks."""
 
-from steadydetr.data.dataset import Dataset, first_images, for_training
-from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.loading import DataConfig, EvalLoader, TrainLoader, pad_batch
-from steadydetr.data.opening import open_data
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from steadydetr.data.config import DataConfig
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, ShortestSide
+from steadydetr.lazy import public_names
 from steadydetr.limits import Limits
+
+if TYPE_CHECKING:
+    from steadydetr.data.dataset import Dataset, first_images, for_training
+    from steadydetr.data.index import AnnotationIndex
+    from steadydetr.data.loading import EvalLoader, TrainLoader, pad_batch
+    from steadydetr.data.opening import open_data
 
 __all__ = [
     "AnnotationIndex",
@@ -23,3 +31,11 @@ __all__ = [
     "open_data",
     "pad_batch",
 ]
+
+__getattr__ = public_names(
+    __name__,
+    dataset=("Dataset", "first_images", "for_training"),
+    index=("AnnotationIndex",),
+    loading=("EvalLoader", "TrainLoader", "pad_batch"),
+    opening=("open_data",),
+)

@@ -9,8 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.images import decode_picture
@@ -19,6 +17,7 @@ from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Repo
 from steadydetr.data.opening import joined_places, layout_of
 from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
 from steadydetr.files import printable
+from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 DEEP, TURNED = "image of more than 8 bits", "turned image"  # kinds of findings that all images may share

@@ -6,16 +6,18 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import Decoded, remark
 from steadydetr.data.index import AnnotationIndex, join_indices
 from steadydetr.files import printable
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 class Dataset(Protocol):

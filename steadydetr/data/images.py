@@ -10,18 +10,20 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
+from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
-Picture = File | Image.Image | ArrayLike
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Picture: TypeAlias = "File | Image.Image | ArrayLike"
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = (

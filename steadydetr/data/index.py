@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from steadydetr.lazy import np
 
-Ids = NDArray[np.int64] | NDArray[np.object_]  # numbers of 64 bits, or else larger ones and texts as they are in the file
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Ids: TypeAlias = "NDArray[np.int64] | NDArray[np.object_]"  # numbers of 64 bits, or else larger ones and texts as they are in the file
 
 
 @dataclass(frozen=True)

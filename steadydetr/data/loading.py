@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
+from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
-from steadydetr.data.transforms import DetrTransform, EvalTransform, Sample, ShortestSide, TrainTransform, Transform, apply, seeded
+from steadydetr.data.transforms import Sample, Transform, apply, seeded
 from steadydetr.files import listed, printable
-from steadydetr.kinds import changeable, register
-from steadydetr.limits import Limits
 from steadydetr.structures import Batch, Targets, seed_of
 
 Key = tuple[int, int]  # position of an image, seed of its transform
-
-
-@register("data")
-@dataclass(frozen=True)
-class DataConfig(Limits):
-    """What is trained and evaluated on, what may be read of it, and how it is prepared."""
-
-    source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
-    val_source: str = changeable("")  # where validation images come from, if from another place
-    train_split: str = "train"
-    val_split: str = "val"
-    transform: TrainTransform = DetrTransform()
-    resize: EvalTransform = ShortestSide()
-    filter_empty: bool = False  # leave out training images without objects
-    limit: int | None = None  # only the first images of each split, for a trial
-    workers: int = changeable(4)  # processes that load images, per rank, at most its share of the processors; 0: none
-    unreadable: Literal["error", "skip"] = changeable("error")  # images that cannot be read; skip: left out, after one pass over all files
-    timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.workers < 0:
-            raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
-        if self.unreadable not in ("error", "skip"):
-            raise ValueError(f"data.unreadable = {self.unreadable!r} must be error or skip")
-        if not 0 <= self.timeout < math.inf:
-            raise ValueError(f"data.timeout = {self.timeout} must be a number of seconds; 0: no limit")
 
 
 READ_AT_ONCE = 32  # images that a loading process looks at before it answers

@@ -8,21 +8,23 @@ import re
 import time
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, TypeGuard
 from urllib.parse import quote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from steadydetr.data.reading import expanded
 from steadydetr.files import one_line, printable
+from steadydetr.lazy import np, torch
 from steadydetr.limits import Limits
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 File = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO  # a path or an address, or the content of an image file
-ArrayLike = NDArray[Any] | Tensor
+ArrayLike: TypeAlias = "NDArray[Any] | Tensor"
 TAKEN = "a path, an address (https://...), the bytes of an image file, a file opened with 'rb', a Pillow image, an array or a tensor"
 FETCH_SECONDS = 20.0  # that fetching an address may take
 
@@ -43,12 +45,12 @@ def is_address(value: object) -> TypeGuard[str]:
 
 
 def is_array(value: object) -> TypeGuard[ArrayLike]:
-    return isinstance(value, (np.ndarray, Tensor))
+    return isinstance(value, (np.ndarray, torch.Tensor))
 
 
 def is_one_picture(value: object) -> bool:
     """Whether a value stands for one image, or is at least no list of several."""
-    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, Tensor)
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor)
     return isinstance(value, one) or hasattr(value, "read")
 
 
@@ -108,7 +110,7 @@ def from_array(image: ArrayLike) -> Image.Image:
     Raises:
         ValueError: shape, type or values are others; says which are taken.
     """
-    pixels = _of_tensor(image) if isinstance(image, Tensor) else image
+    pixels = _of_tensor(image) if isinstance(image, torch.Tensor) else image
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
@@ -118,7 +120,7 @@ def from_array(image: ArrayLike) -> Image.Image:
 
 
 def _wanted(image: ArrayLike) -> str:
-    if isinstance(image, Tensor):
+    if isinstance(image, torch.Tensor):
         return "tensor must be [3, H, W] RGB or [H, W] grey, of uint8 or of floats in 0 .. 1"
     return "array must be [H, W, 3] RGB or [H, W] grey, of uint8"
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from steadydetr.data.index import AnnotationIndex
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 CLASSES = ("disc", "square", "triangle", "cross", "ring", "star")
 SMALL_SHARE = 0.4  # share of objects that are drawn small; above the promised 30%, because crowded images drop large ones first

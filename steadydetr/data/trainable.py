@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.files import listed, printable
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
 

@@ -7,18 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional as F
+from typing import TYPE_CHECKING
 
 from steadydetr.config import check_within
 from steadydetr.kinds import register
+from steadydetr.lazy import np, torch, tv_tensors, v2
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
 FIRST_SIDES, CROP = (400, 500, 600), (384, 600)  # of DETR: shorter sides before the crop, and least and most sides of the crop
@@ -88,6 +85,8 @@ class DetrTransform(TrainTransform):
         return np.stack((scale, scale), 1)
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomShortestSize, RandomSizeCrop
+
         resize = RandomShortestSize(list(self.shortest), self.longest)
         cropped = v2.Compose([RandomShortestSize(list(FIRST_SIDES), LONGEST), RandomSizeCrop(*CROP), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
@@ -116,6 +115,8 @@ class FixedSizeTransform(TrainTransform):
         return np.maximum(sides, sides[::-1] if self.transpose else 0) / sizes
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomIoUCrop, Transpose
+
         steps: list[v2.Transform] = [v2.RandomHorizontalFlip(self.flip)]
         if self.transpose:
             steps.append(v2.RandomApply([Transpose()], self.transpose))
@@ -137,6 +138,8 @@ class ShortestSide(EvalTransform):
         check_within("data.resize", self, shortest=SIDE, longest=SIDE)
 
     def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import ResizeShortest
+
         return ResizeShortest(self.shortest, max_size=self.longest)
 
 
@@ -155,74 +158,12 @@ class FixedSize(EvalTransform):
         return v2.Resize((self.height, self.width))
 
 
-class RandomShortestSize(v2.RandomShortestSize):
-    """The one of torchvision, which leaves nothing of the shorter side of a line scan: at least a pixel stays."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        params = super().make_params(flat_inputs)
-        return params | {"size": tuple(max(1, side) for side in params["size"])}
-
-
-class ResizeShortest(v2.Resize):
-    """The same for one size of the shorter side."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        height, width = F.get_size(inpt)
-        if min(height, width) * self.max_size >= max(height, width):
-            return super().transform(inpt, params)
-        size = [1, self.max_size] if height < width else [self.max_size, 1]
-        return self._call_kernel(F.resize, inpt, size, interpolation=self.interpolation, antialias=self.antialias)
-
-
-class RandomIoUCrop(v2.RandomIoUCrop):
-    """The one of torchvision, which divides by zero where it draws a crop of no pixels: images so thin stay as they are."""
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2._utils.query_size(flat_inputs)
-        return super().make_params(flat_inputs) if int(min(height, width) * self.min_scale) else {}
-
-
-class RandomSizeCrop(v2.Transform):
-    """Crop a random window, whose sides are drawn between `low` and `high` but are at most those of the image."""
-
-    def __init__(self, low: int, high: int) -> None:
-        super().__init__()
-        self.low, self.high = low, high
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2._utils.query_size(flat_inputs)
-        h, w = (_draw(min(self.low, side), min(self.high, side)) for side in (height, width))
-        return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
-
-
-class Transpose(v2.Transform):
-    """Swap x and y."""
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if isinstance(inpt, tv_tensors.BoundingBoxes):
-            height, width = inpt.canvas_size
-            return tv_tensors.BoundingBoxes(inpt[:, [1, 0, 3, 2]], format=inpt.format, canvas_size=(width, height))  # type: ignore[call-overload]
-        if not isinstance(inpt, tv_tensors.Image):
-            return inpt
-        swapped = inpt.transpose(-1, -2)
-        if 1 in swapped.shape:  # torch crashes where it resizes a long image of one column that lies in memory like a row
-            swapped = swapped.clone(memory_format=torch.contiguous_format)
-        return tv_tensors.wrap(swapped, like=inpt)
-
-
-def _draw(low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, ()))
-
-
 def apply(transform: v2.Transform, sample: Sample) -> Sample:
     """The transformed sample. Random numbers come from torch's generator."""
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
     out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
-    return Sample(out["image"].as_subclass(Tensor), out["boxes"].as_subclass(Tensor), out["labels"])
+    return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
 
 
 @contextmanager

@@ -1,10 +1,23 @@
-"""The detectors: one file each, one frozen config each."""
+"""The detectors: one file each, and their frozen configs in one."""
 
-from steadydetr.detectors.base import Detector, DetectorConfig, postprocess
-from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR, DABDeformableDETRConfig
-from steadydetr.detectors.deformable import TransformerConfig
-from steadydetr.detectors.deformable_detr import DeformableDETR, DeformableDETRConfig
-from steadydetr.detectors.dino import DINO, DINOConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from steadydetr.detectors.configs import (
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    DetectorConfig,
+    DINOConfig,
+    TransformerConfig,
+)
+from steadydetr.lazy import public_names
+
+if TYPE_CHECKING:
+    from steadydetr.detectors.base import Detector, postprocess
+    from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
+    from steadydetr.detectors.deformable_detr import DeformableDETR
+    from steadydetr.detectors.dino import DINO
 
 __all__ = [
     "DINO",
@@ -18,3 +31,11 @@ __all__ = [
     "TransformerConfig",
     "postprocess",
 ]
+
+__getattr__ = public_names(
+    __name__,
+    base=("Detector", "postprocess"),
+    dab_deformable_detr=("DABDeformableDETR",),
+    deformable_detr=("DeformableDETR",),
+    dino=("DINO",),
+)

@@ -9,51 +9,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
-from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.nn.named_tensors import NamedTensors
+from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class DetectorConfig(ABC):
-    """What a detector is built from: a frozen dataclass, which is saved beside its weights."""
-
-    @abstractmethod
-    def build(self, num_classes: int) -> Detector:
-        """The detector with its start weights, which are fetched where its backbone is a pretrained one."""
-
-    def without_pretrained(self) -> DetectorConfig:
-        """The same detector with random weights: nothing is fetched, because other weights are about to be loaded."""
-        return self
-
-    @property
-    def shares_heads(self) -> bool:
-        """Whether all decoder stages share one class and one box head. Files of other projects hold copies of them for every stage."""
-        return False
-
-    @classmethod
-    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """The config of the detector in another project's file, or None if the file is not one of this detector.
-
-        `steadydetr convert` asks every registered config that defines this method itself; one that inherits it is not asked. Exactly
-        one may recognise a file, so look for names that no other detector has.
-
-        Raises:
-            ValueError: it is this detector, but what a size is read from is missing; names it.
-        """
-        return None
-
-    def changed(self, **values: Any) -> Self:
-        """The same config with other values of some fields."""
-        return replace(self, **values)  # type: ignore[type-var]  # what derives from it is a dataclass
 
 
 class Detector(nn.Module, ABC):

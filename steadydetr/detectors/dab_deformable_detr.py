@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import nn
 
-from steadydetr.detectors.deformable import (
-    START_SIZE,
-    Decoder,
-    DeformableDetector,
-    DeformableDetectorConfig,
-    ProposalHead,
-    TransformerConfig,
-    infer_transformer,
-    select_tokens,
-)
-from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
+from steadydetr.detectors.configs import DABDeformableDETRConfig
+from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
-
-DAB_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0)
-
-
-@register("dab-deformable-detr")
-@dataclass(frozen=True)
-class DABDeformableDETRConfig(DeformableDetectorConfig):
-    """Defaults: the one-stage detector of detrex with R50."""
-
-    backbone: BackboneConfig = TimmBackboneConfig()
-    transformer: TransformerConfig = DAB_TRANSFORMER
-    queries: int = 300
-    two_stage: bool = False  # anchors and content from the encoder's best proposals
-
-    def build(self, num_classes: int) -> DABDeformableDETR:
-        return DABDeformableDETR(self, num_classes)
-
-    @classmethod
-    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """The decoder scales its position vectors, and has no norm after its layers, which DINO's has."""
-        if not tensors.has("decoder.position.scale.") or tensors.has("decoder.norm."):
-            return None
-        two_stage = tensors.has("proposal_")
-        return cls(
-            transformer=infer_transformer(tensors, DAB_TRANSFORMER),
-            backbone=infer_backbone(tensors),
-            queries=tensors.untraced.queries if two_stage else tensors.shape("query_content.weight")[0],
-            two_stage=two_stage,
-        )
 
 
 class DABDeformableDETR(DeformableDetector):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -15,18 +14,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.config import check_within
-from steadydetr.detectors.base import Detector, DetectorConfig
+from steadydetr.detectors.base import Detector
+from steadydetr.detectors.configs import TransformerConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
-from steadydetr.kinds import changeable, register
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention
-from steadydetr.nn.backbone import BackboneConfig
+from steadydetr.nn.configs import BackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
 from steadydetr.nn.deformable_attention import DeformableAttention
-from steadydetr.nn.encoder import Encoder, EncoderLayer, FusionKind
+from steadydetr.nn.encoder import Encoder, EncoderLayer
 from steadydetr.nn.layers import MLP, Neck, box_head, class_head
-from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import (
     DecodedStages,
@@ -40,77 +37,6 @@ from steadydetr.structures import (
     take_rows,
     without_autocast,
 )
-
-
-@register("transformer")
-@dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes of the deformable encoder and decoder; defaults: Deformable DETR's."""
-
-    width: int = 256
-    heads: int = 8
-    ffn: int = 1024
-    encoder_layers: int = 6
-    decoder_layers: int = 6
-    levels: int = 4  # feature levels; more than the backbone's maps adds strided convolutions
-    encoder_points: int = 4
-    decoder_points: int = 4
-    dropout: float = 0.1
-    temperature: float = 10000.0  # of the sine position of feature maps; 20 in DINO
-    position_offset: float = -0.5  # 0 in DINO
-    norm_groups: int = 32  # of the neck's GroupNorm; divides width
-    neck_bias: bool = True  # of the convolutions before GroupNorm; False in mmdet
-    fusion: FusionKind = "none"  # of the memory with what went into the encoder (Stable-DINO Sec. 3)
-    fusion_norm: bool = True  # LayerNorm after each fusion
-    share_decoder: bool = False  # one set of parameters, heads included, for all decoder stages
-    checkpointing: bool = changeable(False)  # recompute layers in the backward pass: less memory, same gradients
-
-    def __post_init__(self) -> None:
-        numbers = dict.fromkeys(("heads", "decoder_layers", "encoder_points", "decoder_points"), (1, 1000))
-        sizes = {"width": (4, 2**16), "norm_groups": (1, 2**16), "ffn": (1, 2**20), "levels": (1, 32), "encoder_layers": (0, 1000)}
-        check_within("transformer", self, **numbers, **sizes, dropout=(0, 1), temperature=(1e-3, 1e9), position_offset=(-1e6, 1e6))
-        for name, divisor in (("heads", self.heads), ("norm_groups", self.norm_groups)):
-            if self.width % divisor:
-                raise ValueError(f"transformer.width = {self.width} is no multiple of transformer.{name} = {divisor}")
-        if self.width % 4:
-            raise ValueError(f"transformer.width = {self.width} is no multiple of 4, which sine positions need")
-        if self.fusion != "none" and not self.encoder_layers:
-            raise ValueError(f"transformer.fusion = {self.fusion} needs an encoder, but transformer.encoder_layers is 0")
-
-
-def infer_transformer(tensors: NamedTensors, base: TransformerConfig) -> TransformerConfig:
-    """`base` with what the names and shapes in another project's file tell, and with the options for what they do not tell.
-
-    Raises:
-        ValueError: a tensor is missing whose shape tells a size; names it.
-    """
-    levels, width = tensors.shape("level_embed")
-    untraced, fusion = tensors.untraced, infer_fusion(tensors)
-    per_point = untraced.heads * levels
-    return replace(
-        base,
-        width=width,
-        heads=untraced.heads,
-        ffn=tensors.shape("encoder.layers.0.ffn.linear1.weight")[0],
-        encoder_layers=tensors.count("encoder.layers"),
-        decoder_layers=tensors.count("decoder.layers"),
-        levels=levels,
-        encoder_points=tensors.shape("encoder.layers.0.attention.attention_weights.bias")[0] // per_point,
-        decoder_points=tensors.shape("decoder.layers.0.cross_attention.attention_weights.bias")[0] // per_point,
-        temperature=base.temperature if untraced.temperature is None else untraced.temperature,
-        position_offset=base.position_offset if untraced.position_offset is None else untraced.position_offset,
-        fusion=fusion,
-        fusion_norm=fusion == "none" or tensors.has("encoder.fusions.0.norm.weight"),
-        neck_bias=bool(tensors.matching(r"neck\.convs\.\d+\.bias")),
-    )
-
-
-def infer_fusion(tensors: NamedTensors) -> FusionKind:
-    """Stable-DINO's memory fusion. Our names only number the fusions, so the keys of the released code are looked at."""
-    kinds = {"dense": "transformer.encoder.fusion_layer.", "simple": "transformer.fusion_run."}
-    found = [kind for kind, prefix in kinds.items() if any(key.startswith(prefix) for key in tensors.original_keys)]
-    return cast(FusionKind, "_".join(found) or "none")
-
 
 START_SIZE = -2.0  # logit of the sides that a box starts from where there are no proposals; 0 would be half the image
 
@@ -141,27 +67,6 @@ class Decoder(nn.Module):
         """Boxes of the first stage start with sides of `START_SIZE`."""
         with torch.no_grad():
             cast(MLP, self.box_heads[0]).output.bias[2:] = START_SIZE
-
-
-class DeformableDetectorConfig(DetectorConfig):
-    """The config of a detector of this family: a frozen dataclass with these fields and others."""
-
-    backbone: BackboneConfig
-    transformer: TransformerConfig
-    queries: int
-
-    def __post_init__(self) -> None:
-        check_within("detector", self, queries=(1, 10**6))
-
-    def without_pretrained(self) -> DeformableDetectorConfig:
-        return self.changed(backbone=self.backbone.without_pretrained())
-
-
-def with_transformer(config: DetectorConfig, **values: Any) -> DeformableDetectorConfig:
-    """The same detector with other values in `config.transformer`; a ValueError where it is not of this family."""
-    if not isinstance(config, DeformableDetectorConfig):
-        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no deformable transformer that could have it")
-    return config.changed(transformer=replace(config.transformer, **values))
 
 
 class DeformableDetector(Detector):

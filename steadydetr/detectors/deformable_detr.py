@@ -2,68 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Self
-
 import torch
 from torch import Tensor, nn
 
-from steadydetr.detectors.deformable import (
-    START_SIZE,
-    Decoder,
-    DeformableDetector,
-    DeformableDetectorConfig,
-    ProposalHead,
-    TransformerConfig,
-    infer_transformer,
-    select_tokens,
-)
-from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
-from steadydetr.nn.named_tensors import NamedTensors
+from steadydetr.detectors.configs import DeformableDETRConfig
+from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages, dense_proposals
-
-
-@register("deformable-detr")
-@dataclass(frozen=True)
-class DeformableDETRConfig(DeformableDetectorConfig):
-    """Defaults: the paper's plain detector. Two-stage needs `refine`."""
-
-    backbone: BackboneConfig = TimmBackboneConfig()
-    transformer: TransformerConfig = TransformerConfig()
-    queries: int = 300
-    refine: bool = False  # iterative box refinement
-    two_stage: bool = False  # queries from the encoder's best proposals
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.two_stage and not self.refine:
-            raise ValueError("detector.two_stage needs detector.refine: proposals are boxes that the decoder refines")
-
-    def build(self, num_classes: int) -> DeformableDETR:
-        return DeformableDETR(self, num_classes)
-
-    @property
-    def shares_heads(self) -> bool:
-        return not self.refine
-
-    @classmethod
-    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """Queries are learned as position and content, or made of proposals by a layer; the decoder computes no position vectors."""
-        queries = tensors.has("query_position_and_content", "query_reference.", "proposal_position.", "proposal_position_norm.")
-        if not queries or tensors.has("decoder.norm.", "decoder.position."):
-            return None
-        two_stage = tensors.has("proposal_")
-        # where boxes are refined, the original code names the box heads in the decoder too; in mmdet only different values tell
-        named_in_decoder = any(".decoder.bbox_embed." in key for key in tensors.original_keys)
-        return cls(
-            transformer=infer_transformer(tensors, TransformerConfig()),
-            backbone=infer_backbone(tensors),
-            queries=tensors.untraced.queries if two_stage else tensors.shape("query_position_and_content")[0],
-            refine=named_in_decoder or not tensors.heads_are_tied,
-            two_stage=two_stage,
-        )
 
 
 class DeformableDETR(DeformableDetector):

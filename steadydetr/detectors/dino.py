@@ -2,63 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Self
-
 from torch import Tensor, nn
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.detectors.deformable import (
-    Decoder,
-    DeformableDetector,
-    DeformableDetectorConfig,
-    ProposalHead,
-    TransformerConfig,
-    infer_transformer,
-    select_tokens,
-)
-from steadydetr.kinds import register
-from steadydetr.nn.backbone import BackboneConfig, TimmBackboneConfig, infer_backbone
+from steadydetr.detectors.configs import DINOConfig
+from steadydetr.detectors.deformable import Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.nn.named_tensors import NamedTensors
 from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
-
-DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
-
-
-@register("dino")
-@dataclass(frozen=True)
-class DINOConfig(DeformableDetectorConfig):
-    """Defaults: DINO 4-scale with R50. 5-scale: a backbone map more (stride 4) and `transformer.levels` 5."""
-
-    backbone: BackboneConfig = TimmBackboneConfig()
-    transformer: TransformerConfig = DINO_TRANSFORMER
-    queries: int = 900
-    mixed_selection: bool = True  # boxes from the encoder, content learned; False: content from the encoder too
-    look_forward_twice: bool = True
-    share_heads: bool = True  # one class and one box head for all decoder stages; False in detrex
-    spare_label: bool = True  # a row of the label embedding that stands for no class and is never drawn; False in detrex
-
-    def build(self, num_classes: int) -> DINO:
-        return DINO(self, num_classes)
-
-    @property
-    def shares_heads(self) -> bool:
-        return self.share_heads
-
-    @classmethod
-    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """A norm after the decoder's layers is what DINO alone has. detrex trains it with the sine position of Deformable DETR."""
-        if not tensors.has("decoder.norm."):
-            return None
-        base = replace(DINO_TRANSFORMER, temperature=10000.0, position_offset=-0.5) if tensors.layout == "detrex" else DINO_TRANSFORMER
-        return cls(
-            transformer=infer_transformer(tensors, base),
-            backbone=infer_backbone(tensors),
-            queries=tensors.shape("query_content.weight")[0],
-            share_heads=tensors.heads_are_tied,
-            spare_label=tensors.shape("label_content.weight")[0] > tensors.shape("class_heads.0.bias")[0],
-        )
 
 
 class DINO(DeformableDetector):

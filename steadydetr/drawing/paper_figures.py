@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from steadydetr.checkpoints.folder import LoadedDetector, choose_device, find_checkpoint, load_detector, read_card
+from steadydetr.checkpoints.card import read_card
+from steadydetr.checkpoints.folder import LoadedDetector, choose_device, find_checkpoint, load_detector
 from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector

@@ -5,10 +5,13 @@ Everything is elementwise. Logits are before the sigmoid.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import iou_giou, to_xyxy
+from steadydetr.lazy import F
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def classification_loss(logits: Tensor, target: Tensor, positive: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:

@@ -7,11 +7,13 @@ M queries of the teacher, K of its predictions of an image, N queries of the stu
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import iou_giou, to_xyxy
+from steadydetr.lazy import F, torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Hungarian-matching logits distillation, Eq. 2-4, and query-prior assignment distillation, Eq. 9
 

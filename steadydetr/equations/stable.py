@@ -6,11 +6,13 @@ Legend: P matched pairs, R problem rows (one for every stage and object), N quer
 from __future__ import annotations
 
 import math
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("identity")

@@ -5,15 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import exponential, identity, modulation, rescale_modulation, rescale_targets
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.matching import PairwiseTerms
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class ClassCost(ABC):
@@ -108,7 +109,7 @@ class PositionTarget(ClassTarget):
 
     exponent: float = 2.0
     score_exponent: float = 0.0  # a factor p^score_exponent, p the score
-    warp: Callable[[Tensor], Tensor] = identity
+    warp: Callable[[Any], Any] = identity  # of a tensor, value by value
     rescale: Literal["max", "one", "none"] = "max"  # stretch an image's targets until the largest is its largest IoU of any pair, or 1
 
     def __post_init__(self) -> None:

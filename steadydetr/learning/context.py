@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from steadydetr.detectors.base import Detector
+from steadydetr.lazy import nn
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
 from steadydetr.learning.predictions import TeacherOutput, predict
 from steadydetr.structures import Batch, Memory, Queries, Stages, Targets
+
+if TYPE_CHECKING:
+    from steadydetr.detectors.base import Detector
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
 from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CERTAIN_BACKGROUND = -1e4  # a logit for which the loss of background and its gradient are exactly 0
 
@@ -53,10 +55,9 @@ class Criterion:
         weights = self.cost_weights
         return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
 
-    @torch.no_grad()
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
         """The assignment problem of every stage with the targets of the batch; costs are in float32 or better."""
-        with without_autocast(stages.logits):
+        with torch.no_grad(), without_autocast(stages.logits):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)

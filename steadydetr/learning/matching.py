@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-
-import numpy as np
-import torch
-from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
-from steadydetr.data.loading_processes import cpu_share
 from steadydetr.finite import NotFiniteError, images_named
+from steadydetr.lazy import np, optimize, torch
 from steadydetr.structures import Batch, Match, MatchResult, Stages, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FORBIDDEN = 1e9  # the cost of pairs that must not be; finite, because the solver refuses problems without any finite entry
 LARGE = 2**16  # entries of one image's problem from which on threads are used; smaller ones are solved before a thread has started
@@ -112,6 +111,8 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
     if all(block.size < LARGE for block in blocks):
         chosen = [_assign(block) for block in blocks]
     else:
+        from steadydetr.data.loading_processes import cpu_share
+
         with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
             chosen = list(pool.map(_assign, blocks))
     columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
@@ -128,7 +129,7 @@ def _assign(cost: np.ndarray) -> np.ndarray:
     columns = np.full(len(cost), -1, dtype=np.int64)
     possible = np.flatnonzero(cost.min(1) < FORBIDDEN / 2)
     if len(possible):
-        rows, chosen = linear_sum_assignment(cost if len(possible) == len(cost) else cost[possible])
+        rows, chosen = optimize.linear_sum_assignment(cost if len(possible) == len(cost) else cost[possible])
         columns[possible[rows]] = chosen
     return columns
 

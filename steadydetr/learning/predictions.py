@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
-import torch
-from torch import Tensor
-
-from steadydetr.detectors.base import Detector, evaluating
+from steadydetr.lazy import torch
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import Problem, solve
 from steadydetr.structures import (
@@ -23,6 +20,11 @@ from steadydetr.structures import (
     Targets,
     take_rows,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 Counterparts = Literal["token", "rank"]
 
@@ -72,18 +74,19 @@ class TeacherOutput(MatchedPredictions):
         return query_of_token.gather(1, self.queries.token)
 
 
-@torch.no_grad()
 def predict(detector: Detector, batch: Batch) -> Predictions:
     """One pass of the detector's main queries, in the mode that the detector is in."""
-    memory = detector.encode(batch.images, batch.padding)
-    queries = detector.queries(memory)["main"]
-    return Predictions(memory, queries, detector.decode(memory, [QueryGroup("main", queries)])["main"])
+    with torch.no_grad():
+        memory = detector.encode(batch.images, batch.padding)
+        queries = detector.queries(memory)["main"]
+        return Predictions(memory, queries, detector.decode(memory, [QueryGroup("main", queries)])["main"])
 
 
-@torch.no_grad()
 def match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> MatchedPredictions:
     """The detector's predictions in evaluation mode, matched at every stage; with a two-stage detector its proposals are matched too."""
-    with evaluating(detector):
+    from steadydetr.detectors.base import evaluating
+
+    with torch.no_grad(), evaluating(detector):
         found, targets = predict(detector, batch), batch.targets
         proposals = detector.proposals(found.memory, found.queries)
     problems = [criterion.problem(found.stages, targets, "main")]

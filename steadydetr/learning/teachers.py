@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import nn
-
-from steadydetr.checkpoints.folder import LoadedDetector, load_detector
-from steadydetr.detectors.base import Detector, DetectorConfig
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.kinds import changeable, register
 
-Model = TypeVar("Model", bound=nn.Module)
+if TYPE_CHECKING:
+    from steadydetr.checkpoints.folder import LoadedDetector
+    from steadydetr.detectors.base import Detector, DetectorConfig
+    from steadydetr.learning.frozen import Average, Frozen
+
 HORIZON = 0.028  # share of a run's steps that an average reaches back: 1 / (1 - 0.9996) = 2,500 of the 89,000 steps of OD-DETR's 12 epochs
-
-
-class Frozen(nn.Module, Generic[Model]):
-    """A model that is always in evaluation mode and without gradients, even when the method around it is set to training mode."""
-
-    def __init__(self, model: Model, fingerprint: str = "") -> None:
-        super().__init__()
-        self.model: Model = model.requires_grad_(False).eval()
-        self.fingerprint = fingerprint  # a hash of its weights, "" where they change
-
-    def train(self, mode: bool = True) -> Frozen[Model]:
-        return super().train(False)
-
-
-class Average(Frozen[Model]):
-    """Exponential moving average of a detector's parameters and floating buffers; other buffers are copied."""
-
-    def __init__(self, model: Model, decay: float) -> None:
-        super().__init__(copy.deepcopy(model))
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """After the optimiser's step: average <- decay * average + (1 - decay) * model."""
-        mine, theirs = self.model.state_dict(), model.state_dict()
-        floating = [name for name, tensor in mine.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([mine[name] for name in floating], [theirs[name] for name in floating], 1 - self.decay)
-        for name in mine.keys() - set(floating):
-            mine[name].copy_(theirs[name])
 
 
 class Teacher(ABC):
@@ -64,6 +34,9 @@ class Teacher(ABC):
     def decay_for(self, total_steps: int | None) -> float | None:
         """The decay of its average in a run of so many steps, None: of unknown length. None where it is no average of the student."""
         return None
+
+    def check(self) -> None:  # noqa: B027
+        """Raise ValueError or FileNotFoundError where what it is made of is not there, which is told before anything begins."""
 
     @abstractmethod
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
@@ -110,9 +83,13 @@ class EMATeacher(Teacher):
         return 0.9996 if total_steps is None else relative_decay(total_steps)
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Average[Detector]:
+        from steadydetr.learning.frozen import Average
+
         return Average(student, self.decay_for(total_steps))
 
     def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Average[Detector]:
+        from steadydetr.learning.frozen import Average
+
         return Average(student, self.decay_for(None))
 
 
@@ -128,18 +105,25 @@ class TrainedTeacher(Teacher):
     def name(self) -> str:
         return "teacher"
 
+    def check(self) -> None:
+        if not self.checkpoint:
+            raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
+        try:
+            find_checkpoint(Path(self.checkpoint).expanduser())
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"the teacher: {error}") from error
+
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
         """The detector in the checkpoint, whose class scores are reduced to the data's classes and brought into their order.
 
         Raises:
             ValueError, FileNotFoundError: none is named, there is no such checkpoint, or it does not know a class of the data.
         """
-        if not self.checkpoint:
-            raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
-        try:
-            loaded = load_detector(self.checkpoint)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"the teacher: {error}") from error
+        from steadydetr.checkpoints.folder import load_detector
+        from steadydetr.learning.frozen import Frozen, fingerprint
+
+        self.check()
+        loaded = load_detector(self.checkpoint)
         detector, mark = loaded.detector, fingerprint(loaded.detector)
         score_classes(loaded, loaded.card.classes[:classes] if isinstance(classes, int) else classes, self.checkpoint)
         if detector.num_classes != student.num_classes:
@@ -147,6 +131,8 @@ class TrainedTeacher(Teacher):
         return Frozen(detector, mark)
 
     def build_untrained(self, student: Detector, num_classes: int, architecture: Callable[[str], DetectorConfig]) -> Frozen[Detector]:
+        from steadydetr.learning.frozen import Frozen
+
         return Frozen(architecture(self.checkpoint).without_pretrained().build(num_classes))
 
 
@@ -164,12 +150,3 @@ def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> 
         )
     if theirs != tuple(wanted):
         teacher.detector.keep_classes([theirs.index(label) for label in wanted])
-
-
-def fingerprint(model: nn.Module) -> str:
-    """SHA-256 of a model's weights, by which a resumed run checks that its teacher is the same."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from steadydetr.lazy import torch
 from steadydetr.structures import Memory
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def token_anchors(memory: Memory) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +16,11 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
-from steadydetr.config import check_within
 from steadydetr.files import one_line
 from steadydetr.finite import where_not_finite
-from steadydetr.kinds import changeable, register
-from steadydetr.nn.named_tensors import NamedTensors
+from steadydetr.nn.configs import BackboneConfig as BackboneConfig  # a backbone of another package imports it from here
+from steadydetr.nn.configs import SmallBackboneConfig as SmallBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.tensor_files import read_pickled, read_tensors
 
 
@@ -31,58 +29,6 @@ class Backbone(nn.Module):
 
     channels: list[int]  # of every map
     strides: list[int]  # of every map, in pixels
-
-
-class BackboneConfig(ABC):
-    """What a detector's backbone is built from: a frozen dataclass."""
-
-    @abstractmethod
-    def build(self) -> Backbone:
-        """The module, with its start weights."""
-
-    def without_pretrained(self) -> BackboneConfig:
-        """The same backbone with random weights: nothing is fetched, because other weights are about to be loaded."""
-        return self
-
-
-@register("timm-backbone", "timm", "timm-backbone", "backbone")
-@dataclass(frozen=True)
-class TimmBackboneConfig(BackboneConfig):
-    """A timm model. Defaults: ResNet-50 of ImageNet as DETRs train it, stem and first stage frozen, frozen batch norm."""
-
-    name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
-    out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
-    weights: str = changeable("hub")  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
-    frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
-    freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
-    drop_path: float = 0.0  # stochastic depth, where the model has it
-    output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
-
-    def __post_init__(self) -> None:
-        check_within("detector.backbone", self, drop_path=(0, 1))
-
-    def build(self) -> TimmBackbone:
-        return TimmBackbone(self)
-
-    def without_pretrained(self) -> TimmBackboneConfig:
-        return replace(self, weights="none")
-
-
-@register("small-backbone")
-@dataclass(frozen=True)
-class SmallBackboneConfig(BackboneConfig):
-    """One basic residual block a stage, trained from scratch with its own batch norm; maps of stride 8, 16, 32."""
-
-    stem: int = 32
-    channels: tuple[int, ...] = (48, 96, 160, 192)  # of strides 4, 8, 16, 32
-
-    def __post_init__(self) -> None:
-        check_within("detector.backbone", self, stem=(1, 2**14))
-        if len(self.channels) != 4 or not all(1 <= channels <= 2**14 for channels in self.channels):
-            raise ValueError(f"detector.backbone.channels = {self.channels[:9]} must be four numbers in 1 .. {2**14}")
-
-    def build(self) -> SmallBackbone:
-        return SmallBackbone(self)
 
 
 class TimmBackbone(Backbone):
@@ -334,37 +280,3 @@ class SmallBackbone(Backbone):
             x = stage(x)
             maps.append(x)
         return maps[1:]
-
-
-RESNETS = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50", (23, True): "resnet101", (36, True): "resnet152"}
-SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "large"}  # by the width and the blocks of the third stage
-SWIN_IMAGES = {7: 224, 12: 384}  # by the window's side; part of timm's names
-
-
-def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
-    """The ResNet or Swin in another project's file. Its weights are random, because the file brings them.
-
-    A file without a backbone is taken for one of a ResNet-50, as those of tests are.
-
-    Raises:
-        ValueError: no model of timm has these numbers of blocks or channels; says which.
-    """
-    maps = sum(1 for name in tensors.matching(r"neck\.convs\.\d+\.weight") if tensors.shape(name)[-1] == 1)
-    if tensors.has("backbone.body.layers_"):
-        indices = tuple(range(4 - maps, 4))
-        return TimmBackboneConfig(_swin_name(tensors), indices, weights="none", frozen_stages=0, output_norm=True)
-    blocks = tensors.count("backbone.body.layer3")
-    resnet = (blocks, any(".conv3." in name for name in tensors.names("backbone.body.")))
-    if blocks and resnet not in RESNETS:
-        raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
-    return TimmBackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
-
-
-def _swin_name(tensors: NamedTensors) -> str:
-    """timm's name of a Swin transformer. The table of relative positions has a row for every offset within a window, (2 side - 1)^2."""
-    table = tensors.shape("backbone.body.layers_0.blocks.0.attn.relative_position_bias_table")
-    window = (int(table[0] ** 0.5) + 1) // 2
-    width, blocks = tensors.shape("backbone.body.patch_embed.proj.weight")[0], tensors.count("backbone.body.layers_2.blocks")
-    if (width, blocks) not in SWINS or window not in SWIN_IMAGES:
-        raise ValueError(f"no known Swin has width {width}, {blocks} blocks in its third stage and windows of {window}")
-    return f"swin_{SWINS[width, blocks]}_patch4_window{window}_{SWIN_IMAGES[window]}"

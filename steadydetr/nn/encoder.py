@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from steadydetr.nn.configs import FusionKind
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import FeedForward
 from steadydetr.structures import Levels
-
-FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 
 class EncoderLayer(nn.Module):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor, nn
-
-from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import teacher_stages
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Weights
 from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
 from steadydetr.structures import Assignment, Losses, Match, Queries, QueryGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 
 @register("assignment-distillation")
@@ -117,10 +119,10 @@ class TeacherInit(Objective):
                 f" {named_shapes(given) or 'none'}"
             )
 
-    @torch.no_grad()
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        for mine, given in zip(student.learned_queries().values(), teachers[self.teacher].learned_queries().values(), strict=True):
-            mine.copy_(given)
+        with torch.no_grad():
+            for mine, given in zip(student.learned_queries().values(), teachers[self.teacher].learned_queries().values(), strict=True):
+                mine.copy_(given)
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         """None: it acts before the first step."""

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem, cheapest_queries
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
@@ -28,6 +25,11 @@ from steadydetr.structures import (
     Stages,
     take_rows,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 CHEAPEST = 2  # queries of each target
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from steadydetr.detectors.base import Detector
+from steadydetr.lazy import nn
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem
 from steadydetr.structures import DecodedStages, Losses, MatchResult, QueryGroup
+
+if TYPE_CHECKING:
+    from steadydetr.detectors.base import Detector
 
 Predicted = Mapping[str, DecodedStages]  # the predictions of all query groups of a step, by the group's name
 Matched = Mapping[str, MatchResult]  # the solutions of all assignment problems of a step, by the problem's name

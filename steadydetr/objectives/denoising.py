@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.config import check_within
-from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Weights
 from steadydetr.objectives.base import Matched, Objective, Predicted
@@ -33,6 +31,11 @@ from steadydetr.structures import (
     Targets,
     seed_of,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 
 @dataclass(frozen=True)

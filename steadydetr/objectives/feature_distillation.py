@@ -8,22 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Literal
 
 from steadydetr.boxes import iou_giou, to_xyxy
-from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import over_tokens, quality_score, token_error, weighted_squares
 from steadydetr.kinds import register
+from steadydetr.lazy import F, nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import paired_iou
 from steadydetr.learning.predictions import TeacherOutput
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import FeatureSource, Level, check_levels, shared_levels
 from steadydetr.structures import Losses, Match, Stages, Targets, take_rows, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 
 @register("feature-distillation")

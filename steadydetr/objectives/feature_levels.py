@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from steadydetr.detectors.base import Detector, evaluating
+from steadydetr.lazy import torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import require_teacher
 from steadydetr.structures import Losses, Memory, at_least_float32
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 FeatureSource = Literal["encoder", "inputs"]  # what comes out of the encoder, or what went into it
 
@@ -70,11 +72,12 @@ def odd_size(stride: int) -> tuple[int, int]:
     return 2 * stride + 1, 2 * stride - 1
 
 
-@torch.no_grad()
 def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int, int]]:
     """(h, w) of the map of every stride, from an empty image. Neither the model nor the random numbers of the run are changed."""
+    from steadydetr.detectors.base import evaluating
+
     images = detector.mean.new_zeros(1, 3, *size)
-    with evaluating(detector):
+    with torch.no_grad(), evaluating(detector):
         memory = detector.encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
     return dict(zip(detector.strides, memory.levels, strict=True))
 
@@ -127,7 +130,8 @@ def watched(tokens: Tensor, name: str, losses: Losses) -> Tensor:
         return tokens
     share = torch.zeros((), device=tokens.device)
     losses.measure(f"{name}/gradient_share", share)
-    mine, own = tokens.view_as(tokens), list[Tensor]()
+    mine = tokens.view_as(tokens)
+    own: list[Tensor] = []
 
     def measure_share(total: Tensor) -> None:
         gradient = own.pop() if own else torch.zeros_like(total)

@@ -6,18 +6,19 @@ Legend: B images, L tokens of a level, d channels of the teacher, G objects. Ter
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, cast
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.equations.distill import background, channel_attention, channel_weights, foreground, spatial_attention, spatial_weights
 from steadydetr.kinds import register
+from steadydetr.lazy import nn
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.level_distillation import LevelDistillation, align, square_sum
+from steadydetr.objectives.level_distillation import LevelDistillation, square_sum
 from steadydetr.structures import Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fgd")
@@ -37,6 +38,8 @@ class FGD(LevelDistillation):
         return "fgd"
 
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
+        from steadydetr.objectives.adapters import ContextBlock, align
+
         return nn.ModuleDict({"align": align(student, teacher), "student": ContextBlock(teacher), "teacher": ContextBlock(teacher)})
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
@@ -61,23 +64,6 @@ class FGD(LevelDistillation):
         """The attention of tokens [B, L] and of channels [B, d]."""
         spatial = spatial_weights(spatial_attention(features), padding, self.temperature)
         return spatial, channel_weights(channel_attention(features, padding), self.temperature)
-
-
-class ContextBlock(nn.Module):
-    """The global context block (Cao et al. 2019) of FGD: one context of the whole map is added to every token."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.where = nn.Linear(width, 1)
-        self.what = nn.Sequential(nn.Linear(width, width // 2), nn.LayerNorm(width // 2), nn.ReLU(), nn.Linear(width // 2, width))
-        nn.init.kaiming_normal_(self.where.weight, mode="fan_in")
-        for parameter in (self.where.bias, *self.what[3].parameters()):
-            nn.init.zeros_(parameter)
-
-    def forward(self, features: Tensor, padding: Tensor) -> Tensor:
-        """[B, L, d], [B, L] -> [B, L, d]."""
-        weights = self.where(features)[..., 0].masked_fill(padding, -torch.inf).softmax(-1)
-        return features + self.what(weights[:, None] @ features)
 
 
 def boxes_in_cells(targets: Targets, level: Level) -> Tensor:

@@ -6,16 +6,19 @@ Legend: B images, L tokens of a level. Terms are [1], summed over the images of 
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import iou_giou, to_xyxy
 from steadydetr.equations.distill import imitated
 from steadydetr.kinds import register
+from steadydetr.lazy import nn
 from steadydetr.learning.context import StepContext
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.level_distillation import LevelDistillation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("fgfi")

@@ -7,17 +7,17 @@ Terms are [1], summed over the images of the batch.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, cast
 
 from steadydetr.equations.distill import channel_attention, channel_weights, spatial_attention, spatial_weights
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.level_distillation import LevelDistillation, align
+from steadydetr.objectives.level_distillation import LevelDistillation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 COARSEST = 64  # FKD pools its maps to this stride, because its non-local block relates every cell to every other
 
@@ -37,6 +37,8 @@ class FKD(LevelDistillation):
         return "fkd"
 
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
+        from steadydetr.objectives.adapters import NonLocalBlock, align
+
         pool = max(COARSEST // stride, 1)
         return nn.ModuleDict(
             {
@@ -69,28 +71,3 @@ class FKD(LevelDistillation):
 def norms(values: Tensor) -> Tensor:
     """The norms of every image's values, summed: [B, ...] -> [1]."""
     return torch.linalg.vector_norm(values.flatten(1), dim=1).sum().reshape(1)
-
-
-class NonLocalBlock(nn.Module):
-    """Every cell of the pooled map attends to every other one (Wang et al. 2018, embedded Gaussian); the result is added to the cell."""
-
-    def __init__(self, width: int, pool: int) -> None:
-        super().__init__()
-        self.pool = pool
-        self.query, self.key, self.value = (nn.Linear(width, width // 2) for _ in range(3))
-        self.output = nn.Linear(width // 2, width)
-        nn.init.zeros_(self.output.weight)
-        nn.init.zeros_(self.output.bias)
-
-    def forward(self, features: Tensor, level: Level) -> tuple[Tensor, Tensor]:
-        """[B, L, d] -> cells [B, n, d], and whether a cell has no valid token [B, n, 1]."""
-        valid = (~level.padding).to(features.dtype)[..., None]
-        pooled, share = (self._pool(level.as_map(x)) for x in (features * valid, valid))
-        empty = share == 0
-        cells = pooled / share.masked_fill(empty, 1)
-        affinity = self.query(cells) @ self.key(cells).transpose(1, 2)
-        weights = affinity.masked_fill(empty.transpose(1, 2), -torch.inf).softmax(-1)
-        return cells + self.output(weights @ self.value(cells)), empty
-
-    def _pool(self, maps: Tensor) -> Tensor:
-        return F.avg_pool2d(maps, self.pool, ceil_mode=True).flatten(2).transpose(1, 2)

@@ -11,16 +11,18 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-import torch
-from torch import Tensor, nn
-
-from steadydetr.detectors.base import Detector
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_levels import FeatureSource, Level, check_levels, common_strides, shared_levels
 from steadydetr.structures import Losses, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,6 @@ class LevelDistillation(Objective):
         for part, (_, weight) in found[0].items():
             total = torch.stack([terms[part][0] for terms in found]).sum(0)
             losses.add(f"{self.name}/{part}", total / context.batch.global_totals.images, weight)
-
-
-def align(student: int, teacher: int) -> nn.Module:
-    """A linear layer from the student's channels to the teacher's; nothing where their numbers are the same."""
-    return nn.Linear(student, teacher) if student != teacher else nn.Identity()
 
 
 def square_sum(values: Tensor, padding: Tensor) -> Tensor:

@@ -11,22 +11,23 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-
-from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import FORBIDDEN, Problem
 from steadydetr.learning.predictions import TeacherOutput
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
 from steadydetr.structures import DecodedStages, Losses, MatchResult, take_rows, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 MOST_SCORED = 100  # positives of an image that are chosen by their score
 StageChoice = Literal["progressive", "group", "last"]
@@ -204,7 +205,7 @@ class LogitsDistillation(LogitsObjective):
 def matched_slots(teacher_output: TeacherOutput, stages: list[tuple[int, int]], counts: tuple[int, ...]) -> Slots:
     """The query that the teacher's match gives every object, one slot an object."""
     queries = teacher_output.matched_queries.at_stages([teacher for _, teacher in stages]).query.T  # [G, stage pairs]
-    slots = pad_sequence(queries.split(counts), batch_first=True, padding_value=-1).permute(2, 0, 1).flatten(0, 1)  # [F, K]
+    slots = nn.utils.rnn.pad_sequence(queries.split(counts), batch_first=True, padding_value=-1).permute(2, 0, 1).flatten(0, 1)  # [F, K]
     return Slots(slots.clamp(min=0), slots >= 0)
 
 

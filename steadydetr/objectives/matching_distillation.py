@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from steadydetr.equations.online import join_matches
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.matching import paired_iou
 from steadydetr.learning.predictions import Counterparts, TeacherOutput
 from steadydetr.structures import Assignment, Match, MatchedQueries, MatchResult, Queries, Stages, Targets
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONDITION = 0.5  # a further target is learned where the IoU is above it (StageInteractor)
 

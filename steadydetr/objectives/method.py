@@ -12,8 +12,8 @@ from steadydetr.config import to_plain
 from steadydetr.detectors.base import Detector
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
+from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.learning.matching import solve
-from steadydetr.learning.teachers import Average, Frozen
 from steadydetr.objectives.base import Objective
 from steadydetr.structures import Batch, Losses
 

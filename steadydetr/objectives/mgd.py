@@ -6,15 +6,17 @@ Legend: B images, L tokens of a level, d channels of the teacher. Terms are [1],
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from steadydetr.kinds import register
+from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.feature_levels import Level
-from steadydetr.objectives.level_distillation import LevelDistillation, align, square_sum
+from steadydetr.objectives.level_distillation import LevelDistillation, square_sum
 from steadydetr.structures import Batch, seed_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("mgd")
@@ -30,26 +32,13 @@ class MGD(LevelDistillation):
         return "mgd"
 
     def module(self, student: int, teacher: int, stride: int) -> nn.Module:
+        from steadydetr.objectives.adapters import Generator
+
         return Generator(student, teacher)
 
     def terms(self, module: nn.Module, level: Level, context: StepContext) -> dict[str, tuple[Tensor, float]]:
         kept = (random_by_token(context.batch, level) <= 1 - self.masked).to(level.student)
         return {"generated": (square_sum(module(level, kept) - level.teacher, level.padding), self.weight)}
-
-
-class Generator(nn.Module):
-    """Two convolutions that fill in what is left out of a map."""
-
-    def __init__(self, student: int, teacher: int) -> None:
-        super().__init__()
-        self.align = align(student, teacher)
-        self.first, self.second = (nn.Conv2d(teacher, teacher, 3, padding=1) for _ in range(2))
-
-    def forward(self, level: Level, kept: Tensor) -> Tensor:
-        """`kept`: [B, L], 0 where the student's token is left out -> [B, L, d]."""
-        padding = level.padding.unflatten(1, level.size)[:, None]
-        seen = level.as_map(self.align(level.student) * kept[..., None]).masked_fill(padding, 0)
-        return self.second(self.first(seen).relu().masked_fill(padding, 0)).flatten(2).transpose(1, 2)
 
 
 def random_by_token(batch: Batch, level: Level) -> Tensor:

@@ -10,11 +10,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
-
-from steadydetr.detectors.base import Detector
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
 from steadydetr.kinds import register
@@ -23,6 +20,11 @@ from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import paired_iou
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
 from steadydetr.structures import Losses, Match, QueryGroup, Stages, Targets, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 Position = Literal["teacher", "student"]
 

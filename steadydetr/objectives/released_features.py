@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from steadydetr.detectors.base import Detector
 from steadydetr.equations.distill import released_mask
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.context import StepContext
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.objectives.feature_distillation import best_iou
 from steadydetr.objectives.feature_levels import Level, check_levels, shared_levels
 from steadydetr.structures import DecodedStages, Losses, Targets, take_rows, without_autocast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from steadydetr.detectors.base import Detector
 
 MOST_PAIRS = 100  # pairs of a query and a class that are used, the best by score
 

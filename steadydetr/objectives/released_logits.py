@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.kinds import register
+from steadydetr.lazy import torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Weights
 from steadydetr.objectives.logits_distillation import LogitsObjective, Slots, StageChoice, StagePairs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("released-logits")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from steadydetr.detectors.base import Detector
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem
@@ -13,6 +13,9 @@ from steadydetr.learning.predictions import proposal_targets
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
 from steadydetr.structures import Assignment, DecodedStages, Losses, MatchedQueries, MatchResult, QueryGroup
+
+if TYPE_CHECKING:
+    from steadydetr.detectors.base import Detector
 
 
 @register("set-prediction", "set-prediction", "detection")

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from steadydetr.checkpoints.folder import find_checkpoint
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.config import check_within
 from steadydetr.data import DataConfig
-from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.detectors import DetectorConfig
 from steadydetr.kinds import PACKAGE, changeable, normal, register
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.teachers import Teacher
 from steadydetr.objectives import Objective
-from steadydetr.objectives.method import Method
-from steadydetr.runs.folder import run_criterion
 from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
+
+if TYPE_CHECKING:
+    from steadydetr.objectives.method import Method
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls them
 
@@ -59,7 +61,9 @@ class Recipe:
             classes: of the data set, whose names a trained teacher must know; or only their number.
             total_steps: of the run, from which the decay of an averaged teacher may be computed; None: unknown.
         """
-        student: Detector = self.detector.build(classes if isinstance(classes, int) else len(classes))
+        from steadydetr.objectives.method import Method
+
+        student = self.detector.build(classes if isinstance(classes, int) else len(classes))
         teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
         own = {teacher.name: self.criterion_of(teacher) for teacher in self.teachers if teacher.checkpoint}
         criteria = {name: criterion for name, criterion in own.items() if criterion.matcher != self.criterion.matcher}
@@ -70,4 +74,6 @@ class Recipe:
 
     def criterion_of(self, teacher: Teacher) -> Criterion:
         """What a teacher that was trained before is matched by: the criterion of its run, or that of this recipe where it has none."""
+        from steadydetr.runs.folder import run_criterion
+
         return run_criterion(find_checkpoint(Path(teacher.checkpoint).expanduser()), self.criterion)  # D-36

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.detectors import DINOConfig
-from steadydetr.detectors.dino import DINO_TRANSFORMER
+from steadydetr.detectors.configs import DINO_TRANSFORMER
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.schedules import COCO, for_epochs

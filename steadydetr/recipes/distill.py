@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig
-from steadydetr.detectors.deformable import with_transformer
+from steadydetr.detectors.configs import with_transformer
 from steadydetr.learning.teachers import TrainedTeacher
-from steadydetr.nn.backbone import TimmBackboneConfig
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation, Objective
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.deformable import deformable_detr_r50_50ep

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
-from steadydetr.detectors.deformable import with_transformer
+from steadydetr.detectors.configs import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
-from steadydetr.nn.backbone import SmallBackboneConfig
+from steadydetr.nn.configs import SmallBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled

@@ -30,7 +30,7 @@ from steadydetr.checkpoints.folder import (
     save_detector,
     save_progress,
 )
-from steadydetr.config import FORMAT, check_format, differences, from_plain, refuse_network, to_plain
+from steadydetr.config import FORMAT, check_format, differences, from_plain, to_plain
 from steadydetr.files import (
     claim_folder,
     folder_made_by,
@@ -298,15 +298,6 @@ def _places(config: RunConfig) -> dict[str, list[str]]:
         name: [str(Path(place).expanduser().resolve()) if Path(place).exists() else place for place in data.get(name, "").split("+")]
         for name in ("source", "val_source")
     }
-
-
-def read_recipe(path: Path) -> Any:
-    """The recipe in a file: the config.json of a run, or a recipe alone, as `steadydetr compare` writes it."""
-    content = read_json_object(path)
-    check_format(content, str(path))
-    plain = content.get("recipe", content)
-    refuse_network(plain, str(path))
-    return from_plain(plain, str(path))
 
 
 def run_criterion(checkpoint: Path, otherwise: Criterion | None = None) -> Criterion:

@@ -11,9 +11,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from steadydetr.runs.folder import Record, RunFolder
+if TYPE_CHECKING:
+    from steadydetr.runs.folder import Record, RunFolder
 
 
 class SinkWriter(ABC):

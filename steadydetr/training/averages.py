@@ -7,7 +7,7 @@ import copy
 from torch import nn
 
 from steadydetr.detectors import Detector
-from steadydetr.learning.teachers import Average
+from steadydetr.learning.frozen import Average
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.training.optimiser import first_drop

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
+from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import FolderDataset, parts_of, without_images
-from steadydetr.data.loading import DataConfig, find_unreadable
+from steadydetr.data.loading import find_unreadable
 from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
 from steadydetr.files import counted
 from steadydetr.finite import where_not_finite

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, SmallBackboneConfig, TimmBackboneConfig, freeze_batch_norm
+from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, freeze_batch_norm
+from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 
 SWIN = TimmBackboneConfig("swin_tiny_patch4_window7_224", (1, 2, 3), "none", frozen_stages=0, output_norm=True)
 

@@ -18,8 +18,8 @@ from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.equations.distill import pairwise_boxes, soft_label_cost
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.frozen import Frozen
 from steadydetr.learning.matching import Problem, solve
-from steadydetr.learning.teachers import Frozen
 from steadydetr.objectives import AssignmentDistillation, Objective, ReleasedLogits, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import DecodedStages, Losses, Memory, Queries, QueryGroup

@@ -12,7 +12,7 @@ from torch import Tensor
 from steadydetr.boxes import to_cxcywh
 from steadydetr.equations.distill import background, foreground, query_masks, released_mask
 from steadydetr.learning.criterion import Criterion
-from steadydetr.learning.teachers import Frozen
+from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import FGD, MGD, ReleasedFeatures, SetPrediction, mgd, released_features
 from steadydetr.objectives.feature_levels import Level
 from steadydetr.objectives.fgd import boxes_in_cells

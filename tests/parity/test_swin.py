@@ -10,7 +10,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from steadydetr.nn.backbone import PaddedSwinBlock, TimmBackbone, TimmBackboneConfig
+from steadydetr.nn.backbone import PaddedSwinBlock, TimmBackbone
+from steadydetr.nn.configs import TimmBackboneConfig
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,11 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
@@ -20,6 +18,10 @@ from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, f
 from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
 EXACT = 2**53  # below it numbers with a decimal point keep every digit

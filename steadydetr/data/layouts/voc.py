@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree
-
-import numpy as np
-from numpy.typing import NDArray
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
@@ -21,6 +19,10 @@ from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit,
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name, is_hidden
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # fmt: off
 VOC_CLASSES = (
