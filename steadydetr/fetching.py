@@ -197,8 +197,13 @@ def hub_folder(repository: str, revision: str | None = None, accept: Callable[[P
         ValueError: there is no such repository or revision, or it lacks a file; names what is missing.
         OSError: it is neither in the cache nor to be reached, or cannot be fetched.
     """
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     with hub_or_cache() as why:
         try:
@@ -213,8 +218,10 @@ def hub_folder(repository: str, revision: str | None = None, accept: Callable[[P
             raise ValueError(f"{repository} has no branch, tag or commit {revision}") from None
         except HFValidationError as error:
             raise ValueError(one_line(error, 300)) from None
-        except HfHubHTTPError as error:
-            raise ConnectionError(f"{repository} cannot be fetched ({one_line(error, 300)})") from None
+        except (ValueError, FileNotFoundError):
+            raise
+        except Exception as error:  # of the libraries by which it speaks to the network, which have changed more than once
+            raise ConnectionError(f"{repository} cannot be fetched ({type(error).__name__}: {one_line(error, 300)})") from None
     return folder
 
 

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import csv
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 from steadydetr.fetching import cache_folder, check_digest, fetch_file, hub_folder
-from steadydetr.kinds import nearest, normal
+from steadydetr.files import printable
+from steadydetr.kinds import did_you_mean, normal
 
 FILE = Path(__file__).parent / "official.tsv"
 HUB, BY_HAND = "hub:", "by hand: "  # how a place begins that is no https address
@@ -53,10 +55,12 @@ def official_weights() -> list[OfficialWeights]:
 
 def find_official(name: str) -> OfficialWeights:
     """The row of that name; a ValueError gives the nearest ones."""
-    rows = {row.name: row for row in official_weights()}
-    if normal(name) not in rows:
-        raise ValueError(f"no official weights are called {name!r}{nearest(normal(name), list(rows))} `steadydetr weights` lists all")
-    return rows[normal(name)]
+    rows, wanted = {row.name: row for row in official_weights()}, normal(name)
+    if wanted not in rows:
+        close = [known for known in rows if wanted in known][:3] or difflib.get_close_matches(wanted[:100], rows, cutoff=0.4)
+        meant = did_you_mean(close) if close else ";"
+        raise ValueError(f"no official weights are called {printable(name)!r}{meant} `steadydetr weights` lists all")
+    return rows[wanted]
 
 
 def fetch_official(row: OfficialWeights, accept: Callable[[Path], None] = lambda folder: None) -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +60,8 @@ def read_weights(where: str | Path, classes: str = "auto", **untraced: float) ->
         row = find_official(text)
     except ValueError as error:
         raise ValueError(f"there is no file or folder {printable(text)}, and {error}") from None
-    return _from_path(fetch_official(row, check_readable), row.name, classes, options_of(row) | untraced)
+    with _named(row.name):
+        return _from_path(fetch_official(row, check_readable), row.name, classes, options_of(row) | untraced)
 
 
 def _from_path(path: Path, where: str, classes: str, untraced: dict[str, float]) -> TrainedWeights:
@@ -77,13 +80,21 @@ def _from_hub(where: str, classes: str, untraced: dict[str, float]) -> TrainedWe
     found = REPOSITORY.fullmatch(where.removeprefix(HUB))
     if found is None:
         raise ValueError(f"{printable(where)} names no repository: write hub:owner/name, or hub:owner/name@revision")
+    with _named(where):
+        try:
+            folder = hub_folder(found["name"], found["revision"], check_readable)
+        except OSError as error:
+            raise ConnectionError(f"{where}: {error}. {bring_repository(found['name'])}") from None
+        return _from_path(folder, where, classes, untraced)
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    """Within the block, a ValueError names what the user named, and not only the file in a cache."""
     try:
-        folder = hub_folder(found["name"], found["revision"], check_readable)
-    except OSError as error:
-        raise ConnectionError(f"{where}: {error}. {bring_repository(found['name'])}") from None
+        yield
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
-    return _from_path(folder, where, classes, untraced)
 
 
 def check_readable(folder: Path) -> None:

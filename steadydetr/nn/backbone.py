@@ -131,15 +131,13 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     hub = config.weights == "hub"
     try:
         with hub_or_cache() if hub else nullcontext():
-            body: nn.Module = timm.create_model(
-                config.name, pretrained=hub, features_only=True, out_indices=config.out_indices, **options
-            )
+            body: nn.Module = timm.create_model(config.name, pretrained=hub, features_only=True, out_indices=config.out_indices, **options)
     except Exception as error:  # timm and the hub raise all kinds
         if hub:
             raise ValueError(
                 f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {one_line(error, 300)}). Without a"
-                f" network: bring model.safetensors of https://huggingface.co/timm/{config.name}, set detector.backbone.weights to that local"
-                " .safetensors or .pth file, or to none to start from random weights"
+                f" network: bring model.safetensors of https://huggingface.co/timm/{config.name} and set detector.backbone.weights to that"
+                " local .safetensors or .pth file, or to none to start from random weights"
             ) from error
         raise ValueError(
             f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]}: {one_line(error, 300)}"
