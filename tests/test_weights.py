@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -20,12 +21,25 @@ from steadydetr.cli import main
 from steadydetr.data.coco_classes import IDS, NAMES
 from steadydetr.data.transforms import FixedSize, ShortestSide
 from steadydetr.fetching import fetch_file
-from steadydetr.nn.named_tensors import Untraced
+from steadydetr.kinds import register
+from steadydetr.nn.named_tensors import NamedTensors, Untraced
 from tests.conftest import DETECTORS
 from tests.servers import closed_port, serving
-from tests.test_convert import LINEAR, LinearConfig, register
+from tests.test_convert import LINEAR, LinearConfig
 
 CARD = DetectorCard(DETECTORS["dino"], ("cat", "dog"), (3, 7), FixedSize(64, 48), top=50)
+
+
+@dataclass(frozen=True)
+class HeadsConfig(LinearConfig):
+    """Of a detector whose heads no tensor tells."""
+
+    heads: int = 8
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        plain = super().from_tensors(tensors)
+        return plain and cls(plain.width, tensors.untraced.heads)
 
 
 def save(folder: Path, value: float = 0.0) -> dict[str, torch.Tensor]:
@@ -59,16 +73,16 @@ def test_a_checkpoint_of_ours_that_is_damaged(tmp_path: Path) -> None:
 @pytest.fixture
 def linear(table: None, tmp_path: Path) -> Path:
     """A file of another project, of a detector with 5 classes whose layout is that of the originals."""
-    register("linear")(LinearConfig)
+    register("linear")(HeadsConfig)
     torch.save({"model": LINEAR}, tmp_path / "theirs.pth")
     return tmp_path / "theirs.pth"
 
 
 def test_a_file_of_another_project(linear: Path, tmp_path: Path) -> None:
     found = read_weights(linear)
-    assert found.card.detector == LinearConfig(4) and found.card.resize == ShortestSide()
+    assert found.card.detector == HeadsConfig(4, heads=8) and found.card.resize == ShortestSide()
     assert found.card.classes == tuple(f"class {i}" for i in range(5)) and found.card.category_ids == (1, 2, 3, 4, 5)
-    assert found.state.keys() == LinearConfig(4).build(5).state_dict().keys()
+    assert found.state.keys() == HeadsConfig(4).build(5).state_dict().keys()
     (tmp_path / "config.json").write_text('{"model_type": "of whatever it lies beside"}')
     (tmp_path / "names.txt").write_text("\n".join("abcde"))
     assert read_weights(linear, str(tmp_path / "names.txt")).card.classes == tuple("abcde")
@@ -155,7 +169,7 @@ def test_a_name_of_the_table(shelf: Any) -> None:
         place = put(f"{server.address}/theirs.pth")
         for name in ("linear", "Linear"):
             found = read_weights(name)
-            assert found.card.detector == LinearConfig(4) and found.where == "linear"
+            assert found.card.detector == HeadsConfig(4, heads=2) and found.where == "linear"
         assert server.asked == ["GET /theirs.pth"] and place.read_bytes() == content
 
 
@@ -183,7 +197,7 @@ def test_without_a_network_a_file_can_be_brought(shelf: Any) -> None:
     assert str(error.value) == f"linear: {reason}. Without a network, bring {address}/theirs.pth and put it at {place}"
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)
-    assert read_weights("linear").card.detector == LinearConfig(4)
+    assert read_weights("linear").card.detector == HeadsConfig(4, heads=2)
     place.write_bytes(b"another")
     with pytest.raises(ValueError, match=r"theirs\.pth has the SHA-256"):
         read_weights("linear")
@@ -198,7 +212,7 @@ def test_a_file_that_is_fetched_by_hand(shelf: Any) -> None:
         read_weights("linear")
     place.parent.mkdir(parents=True)
     place.write_bytes(content)
-    assert read_weights("linear").card.detector == LinearConfig(4)
+    assert read_weights("linear").card.detector == HeadsConfig(4, heads=2)
 
 
 # The command
