@@ -18,11 +18,12 @@ from torch import Tensor
 
 from steadydetr.checkpoints.finding import CONFIG, replaced_place
 from steadydetr.checkpoints.folder import DetectorCard, save_detector
+from steadydetr.checkpoints.hugging_face_config import HuggingFaceConfig, is_hugging_face, read_hugging_face_config
 from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME
-from steadydetr.data.coco_classes import class_list
+from steadydetr.data.coco_classes import NAMES, class_list
 from steadydetr.data.transforms import ShortestSide
-from steadydetr.detectors import Detector, DetectorConfig
+from steadydetr.detectors import DeformableDETRConfig, Detector, DetectorConfig
 from steadydetr.files import listed, printable, read_json_object
 from steadydetr.finite import where_not_finite
 from steadydetr.kinds import options
@@ -30,6 +31,7 @@ from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
 from steadydetr.tensor_files import read_pickled, read_tensors
 
 # what projects call the state dict in a file; averaged weights come first, because the numbers that are reported belong to them
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 WRAPPERS = ("ema_model", "ema_state", "ema_state_dict", "state_dict_ema", "teacher", "model", "state_dict")
 
 
@@ -178,8 +180,8 @@ def load_foreign(path: Path) -> dict[str, Tensor]:
     if is_ours(folder := path if path.is_dir() else path.parent):
         raise ValueError(f"{folder} is of steadydetr already and needs no conversion: `steadydetr eval {folder} --data DATA` takes it")
     if path.is_dir():
-        names = ("model.safetensors", "pytorch_model.bin")
-        path = next((path / name for name in names if (path / name).exists()), path / names[0])
+        places = [path / name for name in HUGGING_FACE_FILES]
+        path = next((place for place in places if place.exists()), places[0])
     if (parts := path.with_name(f"{path.name}.index.json")).exists() and not path.exists():
         raise ValueError(f"{parts} tells of a model in several files: save it in one, as by save_pretrained(..., max_shard_size='1000GB')")
     if not path.exists():
@@ -222,22 +224,69 @@ def unwrap(content: Any) -> dict[str, Any]:
     return dict(content) if isinstance(content, Mapping) else {}
 
 
-def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untraced = USUAL) -> Converted:
-    """Convert a checkpoint file and write it as one of ours.
+def config_beside(path: Path) -> HuggingFaceConfig | None:
+    """What the configs of transformers tell in a folder, or beside one of its files; None where there are none."""
+    folder = path if path.is_dir() else path.parent
+    asked = path.is_dir() or path.name in HUGGING_FACE_FILES
+    return read_hugging_face_config(folder) if asked and is_hugging_face(folder) else None
+
+
+def untraced_of(path: Path, **known: float) -> Untraced:
+    """What the tensors at `path` do not tell: fields that are known, then what a config beside them tells, then what is usual."""
+    told = config_beside(path)
+    return replace(told.untraced if told else USUAL, **known)  # type: ignore[arg-type]
+
+
+def read_foreign(path: Path, classes: str = "auto", untraced: Untraced | None = None) -> tuple[Converted, DetectorCard]:
+    """A checkpoint of another project, converted, and the card of its detector.
 
     Args:
-        classes: see `steadydetr.data.coco_classes.class_list`.
+        path: a file, or the folder of a Hugging Face model, whose configs are read too.
+        classes: see `steadydetr.data.coco_classes.class_list`; auto: the names that a config beside the file tells go first.
+        untraced: None: as `untraced_of` has it.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is not understood, or holds NaN or infinite values; names it.
+    """
+    told = config_beside(path)
+    state = load_foreign(path)
+    try:
+        converted = convert_state_dict(state, untraced=untraced or untraced_of(path))
+        config = converted.config
+        if told and isinstance(config, DeformableDETRConfig) and (told.refine, told.two_stage) != (config.refine, config.two_stage):
+            # equal heads of all stages need not be tied: so they are where training with refinement starts
+            converted = convert_state_dict(state, replace(config, refine=told.refine, two_stage=told.two_stage))
+    except ValueError as error:
+        raise ValueError(f"{printable(path)}: {error}") from None
+    if found := where_not_finite(converted.state):
+        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")
+    names, category_ids = _classes(classes, told, converted.num_classes, path)
+    return converted, DetectorCard(converted.config, names, category_ids, told.resize if told else ShortestSide())
+
+
+def _classes(classes: str, told: HuggingFaceConfig | None, rows: int, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Names and category ids for a detector with `rows` class rows; the ids of names that a config tells are the numbers of the rows."""
+    if classes != "auto" or told is None or told.classes is None or told.classes == NAMES:
+        return class_list(classes, rows)
+    if len(told.classes) != rows:
+        raise ValueError(f"{printable(path)} has {rows} class rows, but id2label in {CONFIG} names {len(told.classes)} classes")
+    return told.classes, tuple(range(rows))
+
+
+def convert_file(path: Path, output: Path, classes: str = "auto", untraced: Untraced | None = None) -> Converted:
+    """Convert a checkpoint and write it as one of ours. Arguments and errors as of `read_foreign`.
 
     Raises:
         FileExistsError: `output` is there already, or the hidden name beside it that a folder has while it is replaced.
-        ValueError: the file is not understood, or holds NaN or infinite values.
     """
+    check_free(output)
+    converted, card = read_foreign(path, classes, untraced)
+    save_detector(output, converted.state, card)
+    return converted
+
+
+def check_free(output: Path) -> None:
+    """Raise FileExistsError where a new checkpoint folder would meet something."""
     for place in (output, replaced_place(output)):
         if os.path.lexists(place):
             raise FileExistsError(f"{place} exists already: choose another folder")
-    converted = convert_state_dict(load_foreign(path), untraced=untraced)
-    if found := where_not_finite(converted.state):
-        raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")
-    names, category_ids = class_list(classes, converted.num_classes)
-    save_detector(output, converted.state, DetectorCard(converted.config, names, category_ids, ShortestSide()))
-    return converted

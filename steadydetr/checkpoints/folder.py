@@ -188,6 +188,19 @@ def check_sizes(card: DetectorCard, folder: Path) -> None:
     check_fit({name: tuple(tensor.shape) for name, tensor in planned.state_dict().items()}, shapes, folder / WEIGHTS)
 
 
+def read_checkpoint(folder: Path) -> tuple[DetectorCard, dict[str, Tensor]]:
+    """The card and the tensors of a checkpoint folder, which fit each other; no detector is built.
+
+    Raises:
+        ValueError: a file of it is damaged or of another version, they do not fit, or a value is not finite; says which.
+    """
+    card = read_card(folder)
+    check_sizes(card, folder)
+    state = read_tensors(folder / WEIGHTS)
+    _refuse_not_finite(state, folder / WEIGHTS)
+    return card, state
+
+
 @contextmanager
 def at_most_parameters(number: int) -> Iterator[None]:
     """Within the block, ValueError as soon as more than `number` parameters have been made, before they fill the memory."""

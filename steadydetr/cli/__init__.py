@@ -26,6 +26,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
+  steadydetr weights [NAME]                  list official checkpoints of other projects, or fetch one
   steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
 DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
@@ -48,6 +49,7 @@ COMMANDS = {
     "figures": "figures",
     "predict": "predict",
     "cost": "cost",
+    "weights": "weights",
     "convert": "convert",
 }
 USER_ERRORS = (ValueError, OSError, FloatingPointError, ImportError, EOFError, OverflowError)

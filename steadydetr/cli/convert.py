@@ -27,11 +27,13 @@ class ConvertArguments:
     output: tyro.conf.Positional[Path]
     """Folder for the converted checkpoint."""
     classes: str = "auto"
-    """coco (by the number of class rows: 80 in a row, or 91 original ids), a text file with one name a line, or auto."""
-    heads: int = 8
-    """Attention heads. Neither this nor the options below can be read from a file; the defaults are those of the official models."""
-    queries: int = 300
-    """Queries of two-stage Deformable DETR and DAB-Deformable-DETR."""
+    """coco (by the number of class rows: 80 in a row, or 91 original ids), a text file with one name a line, or auto: the names in the
+    config.json of Hugging Face, else coco where the rows fit, else numbers."""
+    heads: int | None = None
+    """Attention heads. Neither this nor the options below can be read from a file, only from the config.json of Hugging Face; where there
+    is none, the defaults are those of the official models, here 8."""
+    queries: int | None = None
+    """Queries of two-stage Deformable DETR and DAB-Deformable-DETR; 300."""
     temperature: float | None = None
     """Temperature of the sine position of feature maps, if not the project's usual one (detrex, DINO of 24 epochs: 20)."""
     position_offset: float | None = None
@@ -42,9 +44,10 @@ def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
     check_within("", arguments, heads=(1, 1000), queries=(1, 10**6))
     check_places([arguments.file], "file")
-    from steadydetr.checkpoints.convert import Untraced, convert_file
+    from steadydetr.checkpoints.convert import convert_file, untraced_of
 
-    untraced = Untraced(arguments.heads, arguments.queries, arguments.temperature, arguments.position_offset)
+    given = {name: getattr(arguments, name) for name in ("heads", "queries", "temperature", "position_offset")}
+    untraced = untraced_of(arguments.file, **{name: value for name, value in given.items() if value is not None})
     converted = convert_file(arguments.file, arguments.output, arguments.classes, untraced)
     detector = type(converted.config).__name__.removesuffix("Config")
     counts = f"{len(converted.state)} tensors, {converted.num_classes} classes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import nullcontext
 from difflib import get_close_matches
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from timm.layers import BatchNormAct2d, PatchEmbed
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch import Tensor, nn
 
+from steadydetr.fetching import hub_or_cache
 from steadydetr.files import one_line
 from steadydetr.finite import where_not_finite
 from steadydetr.nn.configs import BackboneConfig as BackboneConfig  # a backbone of another package imports it from here
@@ -72,15 +74,16 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     options = _any_image_size(config.name)
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
+    hub = config.weights == "hub"
     try:
-        body: nn.Module = timm.create_model(
-            config.name, pretrained=config.weights == "hub", features_only=True, out_indices=config.out_indices, **options
-        )
+        with hub_or_cache() if hub else nullcontext():
+            body: nn.Module = timm.create_model(config.name, pretrained=hub, features_only=True, out_indices=config.out_indices, **options)
     except Exception as error:  # timm and the hub raise all kinds
-        if config.weights == "hub":
+        if hub:
             raise ValueError(
                 f"the ImageNet weights of {config.name} could not be fetched ({type(error).__name__}: {one_line(error, 300)}). Without a"
-                " network: set detector.backbone.weights to a local .safetensors or .pth file, or to none to start from random weights"
+                f" network: bring model.safetensors of https://huggingface.co/timm/{config.name} and set detector.backbone.weights to that"
+                " local .safetensors or .pth file, or to none to start from random weights"
             ) from error
         raise ValueError(
             f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]}: {one_line(error, 300)}"

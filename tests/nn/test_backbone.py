@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, freeze_batch_norm
 from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
+from tests.servers import closed_port, use_hub
 
 SWIN = TimmBackboneConfig("swin_tiny_patch4_window7_224", (1, 2, 3), "none", frozen_stages=0, output_norm=True)
 
@@ -154,6 +156,16 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timm, "create_model", refuse)
     with pytest.raises(ValueError, match=r"could not be fetched.*no route to host.*local \.safetensors or \.pth file, or to none"):
         TimmBackboneConfig("test_resnet").build()
+
+
+def test_the_hub_is_not_asked_again_and_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where it cannot be reached, its client alone would sleep for 46 seconds between its tries."""
+    use_hub(monkeypatch, closed_port(), tmp_path)
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("it tries again"))
+    with pytest.raises(
+        ValueError, match=r"could not be fetched.*bring model\.safetensors of https://huggingface\.co/timm/resnet18\.a1_in1k"
+    ):
+        TimmBackboneConfig("resnet18.a1_in1k").build()
 
 
 def test_models_and_maps_that_are_not_there() -> None:
