@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from steadydetr.recipes.base import Recipe, recipe
     from steadydetr.recipes.distill import distilled
     from steadydetr.tools.detections import Detections
+    from steadydetr.tools.finetune import finetune
     from steadydetr.tools.predictor import Predictor, load
     from steadydetr.training.loop import train
     from steadydetr.training.not_finite import replay
@@ -21,6 +22,7 @@ __all__ = [
     "Recipe",
     "__version__",
     "distilled",
+    "finetune",
     "load",
     "open_data",
     "recipe",
@@ -35,6 +37,7 @@ _HOMES = {
     "Predictor": "tools.predictor",
     "Recipe": "recipes.base",
     "distilled": "recipes.distill",
+    "finetune": "tools.finetune",
     "load": "tools.predictor",
     "open_data": "data",
     "recipe": "recipes.base",

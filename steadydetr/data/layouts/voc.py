@@ -206,9 +206,7 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
         raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
     content, stems = source.read_list(path), []
     if encoding := foreign_encoding(content):
-        report(
-            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so")
-        )
+        report(Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so"))
     for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
         stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
