@@ -79,8 +79,8 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str], renamed: Sequence[
     Raises:
         ValueError: a word of `renamed` names no class, or several classes of the one are equal to one of the other; says which.
     """
-    there = _by_name(theirs, ours)
-    there |= dict(_renames(theirs, ours, renamed))
+    given = dict(_renames(theirs, ours, renamed))
+    there = {name: label for name, label in _by_name(theirs, ours).items() if label not in given.values()} | given
     pairs = [(label, there[name]) for label, name in enumerate(ours) if name in there]
     used = {label for _, label in pairs}
     if len(used) < len(pairs):
