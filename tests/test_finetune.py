@@ -247,8 +247,8 @@ def test_a_teacher_over_a_share_of_the_run_keeps_its_length(tmp_path: Path) -> N
         train(longer, tmp_path / "run", resume=True, device="cpu")
 
 
-def card(config: DetectorConfig, resize: Any = FixedSize(64, 64)) -> DetectorCard:
-    return DetectorCard(config, ("a", "b"), (1, 2), resize)
+def card(config: DetectorConfig) -> DetectorCard:
+    return DetectorCard(config, ("a", "b"), (1, 2), FixedSize(64, 64))
 
 
 @pytest.mark.parametrize("name", DETECTORS)
@@ -275,7 +275,7 @@ def test_few_images_are_gone_through_more_often(images: int) -> None:
 
 
 def test_images_keep_the_size_of_the_weights() -> None:
-    data = finetuned(card(DETECTORS["dino"], ShortestSide(800, 1333)), Start("w"), 100).data
+    data = finetuned(replace(card(DETECTORS["dino"]), resize=ShortestSide(800, 1333)), Start("w"), 100).data
     assert data.resize == ShortestSide(800, 1333)
     assert data.transform == replace(find("dino-4scale-r50-12ep").data.transform)
 
@@ -301,18 +301,8 @@ def test_finetune_in_python(tmp_path: Path) -> None:
     assert summary["finished"] and load_detector(tmp_path / "run").card.classes == open_data("shapes").index.classes
 
 
-QUICKLY = [
-    "--data.workers",
-    "0",
-    "--training.epochs",
-    "1",
-    "--training.epoch-steps",
-    "2",
-    "--training.stability-images",
-    "0",
-    "--device",
-    "cpu",
-]
+SHORT = {"--data.workers": "0", "--training.epochs": "1", "--training.epoch-steps": "2", "--training.stability-images": "0"}
+QUICKLY = [word for flag in SHORT.items() for word in flag] + ["--device", "cpu"]
 
 
 def test_finetune_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
