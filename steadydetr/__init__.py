@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from steadydetr.recipes.base import Recipe, recipe
     from steadydetr.recipes.distill import distilled
     from steadydetr.tools.detections import Detections
+    from steadydetr.tools.finetune import finetune
     from steadydetr.tools.predictor import Predictor, load
     from steadydetr.training.loop import train
     from steadydetr.training.not_finite import replay
@@ -23,6 +24,7 @@ __all__ = [
     "Recipe",
     "__version__",
     "distilled",
+    "finetune",
     "load",
     "open_data",
     "recipe",
@@ -40,6 +42,7 @@ __getattr__ = public_names(  # so that `import steadydetr` costs nothing
         "recipes.base": ("Recipe", "recipe"),
         "recipes.distill": ("distilled",),
         "tools.detections": ("Detections",),
+        "tools.finetune": ("finetune",),
         "tools.predictor": ("Predictor", "load"),
         "training.loop": ("train",),
         "training.not_finite": ("replay",),

@@ -18,18 +18,8 @@ NAME = PACKAGE.name
 ADDRESSES_OF_0_1 = ("evaluation", "detections", "predict")  # modules that only say where their names stand today
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        "boxes",
-        "config",
-        "fetching",
-        "files",
-        "finite",
-        "kinds",
-        "lazy",
-        "limits",
-        "old_formats",
-        "recipe_index",
-        "structures",
-        "tensor_files",
+        *("boxes", "config", "fetching", "files", "finite", "kinds"),
+        *("lazy", "limits", "old_formats", "recipe_index", "structures", "tensor_files"),
     ),
     1: ("equations", "nn", "data"),
     2: ("detectors",),

@@ -18,6 +18,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr check DATA                      look for what is wrong with a data set before training
   steadydetr recipes [NAME]                  list the recipes, or show one in full
   steadydetr train RECIPE --data DATA        train one; every field of a recipe is a flag
+  steadydetr finetune WEIGHTS --data DATA    train a trained detector on, for the classes of your data
   steadydetr distill RECIPE --teacher RUN    train one with a trained detector as its teacher
   steadydetr eval CHECKPOINT --data DATA     COCO and VOC metrics of a run, its best or last, or a converted checkpoint
   steadydetr stability CHECKPOINT DATA       how steadily its queries keep their targets, between stages and models
@@ -41,6 +42,7 @@ COMMANDS = {
     "check": "check",
     "recipes": "recipes",
     "train": "train",
+    "finetune": "finetune",
     "distill": "distill",
     "eval": "evaluate",
     "stability": "stability",
@@ -72,7 +74,9 @@ LESS_MEMORY = {  # what lowers the memory that a command takes
     "figures": "use --device cpu",
     "cost": "lower --size",
 }
-LESS_MEMORY |= dict.fromkeys(("distill", "compare"), LESS_MEMORY["train"]) | dict.fromkeys(("eval", "stability"), LESS_MEMORY["predict"])
+LESS_MEMORY |= dict.fromkeys(("finetune", "distill", "compare"), LESS_MEMORY["train"]) | dict.fromkeys(
+    ("eval", "stability"), LESS_MEMORY["predict"]
+)
 BUG = """
 steadydetr {command}: this is a mistake in steadydetr itself or in a plugin, not in what you gave it. Please report the text above, with
 the command and what `pip list` says of steadydetr and torch."""

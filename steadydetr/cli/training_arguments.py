@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from steadydetr.checkpoints.start import Start
 from steadydetr.cli.overrides import choices, choose
-from steadydetr.cli.parsing import parse
+from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import read_recipe, to_plain
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
@@ -23,6 +24,14 @@ class TrainArguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str | None = None
     """Folder of the data set, or shapes; several are joined by +. Shorthand of --data.source."""
+    weights: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Trained weights to start from: a run, a checkpoint, a file of another project, hub:owner/name, or a name of `steadydetr weights`."""
+    classes: tuple[str, ...] = ()
+    """Classes of these weights that the data call otherwise, as theirs=ours. Shorthand of --start.classes."""
+    keep_classes: Overwrite = False
+    """Keep the classes of these weights that the data do not have. Shorthand of --start.keep-classes."""
+    allow_partial: tuple[str, ...] = ()
+    """Parts that may start anew where these weights do not fit. Shorthand of --start.allow-partial."""
     output: Path | None = None
     """Folder of the run; runs/RECIPE if not given. An existing run is never overwritten."""
     resume: Resume = "no"
@@ -45,13 +54,28 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     words = _with_resume_value(words)
     arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
     recipe = arguments.recipe
-    if start.reported and recipe.reported == start.reported and _learns_something_else(recipe, start):
+    recipe = replace(recipe, start=_start(recipe.start, arguments))
+    if start.reported and recipe.reported == start.reported and (recipe.start.weights or _learns_something_else(recipe, start)):
         recipe = replace(recipe, reported="")
     if arguments.data is not None:
         recipe = replace(recipe, data=replace(recipe.data, source=arguments.data))
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def _start(start: Start, arguments: TrainArguments) -> Start:
+    """What the run starts from, as the shorthands say."""
+    given: dict[str, Any] = {
+        "weights": arguments.weights,
+        "classes": arguments.classes,
+        "keep_classes": arguments.keep_classes,
+        "allow_partial": arguments.allow_partial,
+    }
+    start = replace(start, **{name: value for name, value in given.items() if value})
+    if start != Start() and not start.weights:
+        raise ValueError("there are no weights whose classes or parts could be kept: name them by --from")
+    return start
 
 
 def _learns_something_else(recipe: Recipe, start: Recipe) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -169,6 +169,12 @@ def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None
     if not len(positions):
         raise ValueError(f"{dataset.name} has no image to train on")
     return Subset(index.keep_images(positions), dataset, positions), dropped
+
+
+def with_classes(dataset: Dataset, classes: tuple[str, ...], category_ids: tuple[int, ...]) -> Dataset:
+    """The data set with further classes after its own."""
+    index = replace(dataset.index, classes=classes, category_ids=category_ids)
+    return Subset(index, dataset, np.arange(len(index)))
 
 
 def without_images(dataset: Dataset, positions: Collection[int]) -> Dataset:

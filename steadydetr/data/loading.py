@@ -187,18 +187,27 @@ class Loader:
 
 
 class TrainLoader(Loader):
-    """Shuffled training batches, a function of (seed, epoch, step) alone.
+    """Shuffled training batches, a function of seed and step alone.
 
     Args:
         batch_size: images per optimiser step, over all ranks and micro-batches.
         accumulation: micro-batches per step on each rank.
+        epoch_steps: of an epoch, which then goes over a part of the data, or over more than once; 0: one pass.
 
     Raises:
         ValueError: `batch_size` is no multiple of world * accumulation, or exceeds the number of images.
     """
 
     def __init__(
-        self, dataset: Dataset, config: DataConfig, batch_size: int, accumulation: int = 1, rank: int = 0, world: int = 1, seed: int = 0
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        accumulation: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        seed: int = 0,
+        epoch_steps: int = 0,
     ) -> None:
         shares = world * accumulation
         if batch_size % shares:
@@ -206,7 +215,8 @@ class TrainLoader(Loader):
         if batch_size > len(dataset.index):
             raise ValueError(f"training.batch_size = {batch_size}, but {dataset.name} has only {len(dataset.index)} images to train on")
         self.batch_size, self.accumulation, self.rank, self.world, self.seed = batch_size, accumulation, rank, world, seed
-        self.steps_per_epoch = len(dataset.index) // batch_size
+        self.steps_per_pass = len(dataset.index) // batch_size
+        self.steps_per_epoch = epoch_steps or self.steps_per_pass
         super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation)
 
     def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
@@ -220,15 +230,22 @@ class TrainLoader(Loader):
 
     def _keys(self, epoch: int, start_step: int) -> Iterator[list[Key]]:
         """The keys of every micro-batch of this rank, one after the other."""
-        order = torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(epoch, 0))).tolist()
-        per = self.batch_size // (self.world * self.accumulation)
-        for step in range(start_step, self.steps_per_epoch):
+        per, order, before = self.batch_size // (self.world * self.accumulation), list[int](), -1
+        for step in range(epoch * self.steps_per_epoch + start_step, (epoch + 1) * self.steps_per_epoch):
+            number, step_of_pass = divmod(step, self.steps_per_pass)
+            if number != before:
+                order, before = self._order(number), number
             for micro in range(self.accumulation):
-                start = step * self.batch_size + (micro * self.world + self.rank) * per
-                yield [(position, self._seed(epoch, position + 1)) for position in order[start : start + per]]
+                start = step_of_pass * self.batch_size + (micro * self.world + self.rank) * per
+                yield [(position, self._seed(number, position + 1)) for position in order[start : start + per]]
 
-    def _seed(self, epoch: int, item: int) -> int:
-        return seed_of(self.seed, epoch, item)
+    def _order(self, number: int) -> list[int]:
+        """The positions of all images in the order of a pass."""
+        return torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(number, 0))).tolist()
+
+    def _seed(self, number: int, item: int) -> int:
+        """Of the order of a pass (item 0), or of the augmentation of an image in it."""
+        return seed_of(self.seed, number, item)
 
 
 class EvalLoader(Loader):

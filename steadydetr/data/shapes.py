@@ -30,12 +30,15 @@ class ShapesConfig:
     images: int | None = None  # None: 3200 to train, 400 to validate
     seed: int = 0
     most: int = 12  # objects of an image
+    classes: int = len(CLASSES)  # the first so many outlines
 
     def __post_init__(self) -> None:
         if self.size < 64:
             raise ValueError(f"shapes:size={self.size} is too small to tell outlines apart; at least 64")
         if not 1 <= self.most <= 12:
             raise ValueError(f"shapes:most={self.most} must lie in 1..12")
+        if not 1 <= self.classes <= len(CLASSES):
+            raise ValueError(f"shapes:classes={self.classes} must lie in 1..{len(CLASSES)}")
         if self.images is not None and self.images < 1:
             raise ValueError(f"shapes:images={self.images} must be positive")
 
@@ -71,8 +74,8 @@ class ShapesDataset:
             boxes_xyxy=boxes,
             labels=np.array([patch.label for patch in patches], dtype=np.int32),
             areas=np.array([patch.mask.sum() for patch in patches], dtype=np.float32),
-            classes=CLASSES,
-            category_ids=tuple(range(1, len(CLASSES) + 1)),
+            classes=CLASSES[: self.config.classes],
+            category_ids=tuple(range(1, self.config.classes + 1)),
         )
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
@@ -99,7 +102,7 @@ class ShapesDataset:
         owner = np.full((size, size), -1, dtype=np.int16)
         placed: list[tuple[int, int, int, NDArray[np.bool_]]] = []
         for _ in range(rng.integers(1, self.config.most + 1)):
-            label = int(rng.integers(len(CLASSES)))
+            label = int(rng.integers(self.config.classes))
             side = _side(rng, size)
             mask = outline(label, side, rng.uniform(-0.3, 0.3))
             top, left = (int(rng.integers(0, size - length + 1)) for length in mask.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
+from steadydetr.kinds import nearest
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,6 +41,8 @@ class Detector(nn.Module, ABC):
     samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
 
+    frozen_parts: tuple[str, ...] = ()  # see `freeze`
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
@@ -50,6 +54,34 @@ class Detector(nn.Module, ABC):
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
         return pixels.contiguous(memory_format=torch.channels_last)
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Train these parts no more: their parameters get no gradient, and they stay in evaluation mode, with dropout and norms fixed.
+
+        Args:
+            parts: names of modules or parameters, such as backbone, encoder, decoder.layers.0.
+
+        Raises:
+            ValueError: there is no such part; names the nearest.
+        """
+        modules = {name for name, _ in self.named_modules()} - {""}
+        for part in parts:
+            frozen = [p for name, p in self.named_parameters() if name == part or name.startswith(f"{part}.")]
+            if not frozen:
+                names = sorted(modules | {name for name, _ in self.named_parameters()})
+                raise ValueError(f"training.freeze: {self.architecture} has no part {part!r} with parameters{nearest(part, names)}")
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+        self.frozen_parts = tuple(part for part in parts if part in modules)
+        if not any(parameter.requires_grad for parameter in self.parameters()):
+            raise ValueError(f"training.freeze = {', '.join(parts)} leaves nothing of {self.architecture} to train")
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for part in self.frozen_parts:
+            self.get_submodule(part).eval()
+        return self
 
     @property
     def architecture(self) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.start import Start
 from steadydetr.config import check_within
 from steadydetr.data import DataConfig
 from steadydetr.detectors import DetectorConfig
@@ -19,6 +20,7 @@ from steadydetr.runs.sinks import Sink
 from steadydetr.runs.training_config import TrainingConfig
 
 if TYPE_CHECKING:
+    from steadydetr.detectors import Detector
     from steadydetr.objectives.method import Method
 
 RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls them
@@ -44,6 +46,7 @@ class Recipe:
     objectives: tuple[Objective, ...]
     data: DataConfig
     training: TrainingConfig
+    start: Start = Start()  # trained weights to start from
     teachers: tuple[Teacher, ...] = ()  # whom objectives learn from, by their names
     top: int = 300  # detections kept of an image
     nms: float | None = None  # IoU of class-wise suppression after that; None: none, as DETRs are meant to be
@@ -54,16 +57,17 @@ class Recipe:
     def __post_init__(self) -> None:
         check_within("", self, top=(1, 10**6), nms=(0, 1))
 
-    def build(self, classes: int | Sequence[str], total_steps: int | None = None) -> Method:
+    def build(self, classes: int | Sequence[str], total_steps: int | None = None, student: Detector | None = None) -> Method:
         """The detector and its training method.
 
         Args:
             classes: of the data set, whose names a trained teacher must know; or only their number.
             total_steps: of the run, from which the decay of an averaged teacher may be computed; None: unknown.
+            student: the detector, if it is there already; `build_student` makes one otherwise, with random weights.
         """
         from steadydetr.objectives.method import Method
 
-        student = self.detector.build(classes if isinstance(classes, int) else len(classes))
+        student = student or self.build_student(classes if isinstance(classes, int) else len(classes))
         teachers = {teacher.name: teacher.build(student, classes, total_steps) for teacher in self.teachers}
         own = {teacher.name: self.criterion_of(teacher) for teacher in self.teachers if teacher.checkpoint}
         criteria = {name: criterion for name, criterion in own.items() if criterion.matcher != self.criterion.matcher}
@@ -71,6 +75,10 @@ class Recipe:
         if method.ema is not None:  # objectives may have changed the initial weights, as teacher-init does
             method.ema.model.load_state_dict(student.state_dict())
         return method
+
+    def build_student(self, num_classes: int) -> Detector:
+        """The detector with the weights that it has before those of `start` are loaded."""
+        return self.start.keeps_backbone(self.detector).build(num_classes)
 
     def criterion_of(self, teacher: Teacher) -> Criterion:
         """What a teacher that was trained before is matched by: the criterion of its run, or that of this recipe where it has none."""

@@ -4,6 +4,7 @@ config.json                        the resolved recipe, the classes of the data,
 metrics.jsonl                      a record, as one line, of every logged step, evaluation and measurement of stability
 last/, best/                       checkpoints; a run can be resumed from either
 ema/                               the averaged weights as a checkpoint of their own, where weights are averaged
+start.json                         what was taken from the weights that the run started from, if from any
 summary.json                       what the finished run came to
 curves.png, predictions.png, sampling.png    drawn when the run is finished
 .steadydetr, .lock                 whose folder it is, and whether a process is writing into it
@@ -50,6 +51,7 @@ from steadydetr.runs.occupied import AVERAGE, BEST, COMMAND, CONFIG, LAST, METRI
 from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
 from steadydetr.tensor_files import tensor_shapes
 
+START = "start.json"
 CURVES, PREDICTIONS, SAMPLING = "curves.png", "predictions.png", "sampling.png"
 ASIDE = "-unsaved"  # version 0.1 renamed a run that stopped before its first checkpoint to RUN-unsaved1
 REQUIRED_KEYS = {  # of a record, by its kind; records of other kinds are not checked
@@ -59,6 +61,7 @@ REQUIRED_KEYS = {  # of a record, by its kind; records of other kinds are not ch
 }
 NOT_PARAMETERS = ("running_mean", "running_var", "num_batches_tracked")  # statistics of batch norm
 Record = dict[str, Any]
+EPOCHS = "recipe.training.epochs:"  # how the line of `changes` begins that tells of another number of epochs
 
 
 @dataclass(frozen=True)
@@ -159,16 +162,23 @@ class RunFolder:
     def resume(self, config: RunConfig) -> Path | None:
         """The checkpoint to go on from: `last`, or `best` if there is no `last`; None if the run stopped before its first checkpoint.
 
+        Another number of epochs is taken where the rates until now are those of the longer run.
+
         Raises:
             ValueError: the run was started with another recipe, other classes or other data; says what differs.
         """
-        if changed := changes(self.read_config(), config):
-            kept = "a run that goes on keeps what it began with"
-            raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}")
+        before = self.read_config()
         try:
-            return self.find_checkpoint()
+            checkpoint = self.find_checkpoint()
         except FileNotFoundError:
-            return None
+            checkpoint = None
+        if changed := changes(before, config):
+            why_not = "" if checkpoint is None else why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
+            if why_not or any(not line.startswith(EPOCHS) for line in changed):
+                kept = "a run that goes on keeps what it began with"
+                more = f". {why_not}" if why_not and any(line.startswith(EPOCHS) for line in changed) else ""
+                raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}{more}")
+        return checkpoint
 
     def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
         """The records of metrics.jsonl in the order of the file; none where there is no such file yet.
@@ -251,6 +261,18 @@ class RunFolder:
         """Replace the progress in the run's checkpoint `name`, whose weights stay as they are."""
         save_progress(self.path / name, progress)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint to go on from."""
+        try:
+            return self.find_checkpoint().exists()
+        except FileNotFoundError:
+            return False
+
+    def write_start(self, start: Mapping[str, Any]) -> None:
+        """Write what the run took from the weights that it started from."""
+        write_json(self.path / START, dict(start))
+
     def best_progress(self) -> dict[str, Any] | None:
         """The progress that was saved with `best`, with its AP; None if there is no `best`."""
         try:
@@ -282,6 +304,25 @@ def changes(before: RunConfig, now: RunConfig) -> list[str]:
     """
     knows_data = bool(before.data)
     return differences(_decisive(before, knows_data), _decisive(now, knows_data))
+
+
+def why_not_longer(before: RunConfig, now: RunConfig, done: int) -> str:
+    """Why a run cannot go on with another number of epochs; empty where it would have come to the same weights until now.
+
+    Args:
+        done: epochs that the run has done.
+    """
+    old, new = before.recipe(), now.recipe()
+    past = [[drop for drop in recipe.training.drops if drop < done] for recipe in (old, new)]
+    if old.training.schedule != "step" or past[0] != past[1]:
+        reason = "its learning rate was laid out for its first number of epochs"
+    elif any(teacher.decay_for(10**3) != teacher.decay_for(10**6) for teacher in old.teachers):
+        reason = "its teacher is an average over a share of all its steps"
+    elif new.training.epochs < done:
+        reason = f"it has done {done} epochs"
+    else:
+        return ""
+    return f"The number of epochs cannot change, because {reason}: start a new run from its weights, by --from instead of --resume"
 
 
 def _decisive(config: RunConfig, knows_data: bool) -> dict[str, Any]:

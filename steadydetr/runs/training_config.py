@@ -16,11 +16,15 @@ class TrainingConfig:
     """Defaults: DINO's 12 epochs (lr x 0.1 at epoch 11, batch 16, backbone at a tenth of the rate)."""
 
     epochs: int = 12
+    epoch_steps: int = 0  # steps that are called an epoch here; 0: as many as one pass over the data takes
+    patience: int = changeable(0)  # evaluations without a better AP after which the run ends, its best being kept; 0: never
+    freeze: tuple[str, ...] = ()  # parts of the detector that are not trained: backbone, encoder, decoder.layers.0, ...
     batch_size: int = 16  # images per optimiser step, over all processes and micro-batches
     accumulation: int = changeable(1)  # micro-batches per step on each process
     lr: float = 1e-4
     weight_decay: float = 1e-4
     backbone_lr_factor: float = 0.1
+    encoder_lr_factor: float = 1.0  # of the encoder and of the neck before it
     offset_lr_factor: float = 1.0  # of sampling offsets and reference points; 0.1 in Deformable DETR
     decay_norms: bool = True  # False: no weight decay on norms, as in detrex
     decay_vectors: bool = True  # False: no weight decay on any bias or other one-dimensional parameter
@@ -41,8 +45,8 @@ class TrainingConfig:
     stability_steps: tuple[int, ...] = changeable(())  # also after these steps (Stable-DINO Fig. 3: 5000)
 
     def __post_init__(self) -> None:
-        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "offset_lr_factor", "clip"), (0, 10**9))
-        steps = dict.fromkeys(("warmup_steps", "save_every", "stability_images"), (0, 10**12))
+        rates = dict.fromkeys(("weight_decay", "backbone_lr_factor", "encoder_lr_factor", "offset_lr_factor", "clip"), (0, 10**9))
+        steps = dict.fromkeys(("warmup_steps", "save_every", "stability_images", "epoch_steps", "patience"), (0, 10**12))
         check_within("training", self, lr=(0, 10**6), seed=(0, 2**32 - 1), **rates, **steps)
         for name in ("epochs", "batch_size", "accumulation", "eval_every", "eval_batch_size", "log_every"):
             if not 1 <= getattr(self, name) <= 10**9:

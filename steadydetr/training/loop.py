@@ -57,6 +57,8 @@ def _train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"], d
     with report_lost_process(run.accelerator), run.lock, closing(run.log), closing(run.loader), closing(run.val_loader):
         with stop_on_signal(run), run.progress, keep_not_finite_batches(run):
             for epoch in range(run.state.epochs_done, recipe.training.epochs):
+                if no_better(run):
+                    break
                 train_epoch(run, epoch)
                 save(run, LAST)  # before the evaluation, so that nothing is lost whatever happens during it
                 if not run.stop:
@@ -200,6 +202,16 @@ def evaluate(run: Run, epoch: int) -> None:
         save(run, BEST, best)
     save_progress(run)
     run.stop = any_process(run.accelerator, run.asked_to_stop)
+
+
+def no_better(run: Run) -> bool:
+    """Whether the last `training.patience` evaluations were not better than the best before, which is said."""
+    config, state = run.recipe.training, run.state
+    waited = (state.epochs_done - state.best_epoch) // config.eval_every
+    if not config.patience or state.best_ap <= 0 or waited < config.patience:
+        return False
+    run.log.say(f"AP has not risen for {waited} evaluations, as many as training.patience allows: best is that of epoch {state.best_epoch}")
+    return True
 
 
 def interrupted(run: Run) -> dict[str, Any]:

@@ -17,18 +17,21 @@ def parameter_groups(model: nn.Module, config: TrainingConfig) -> list[dict[str,
     """The trainable parameters, as groups of the same learning rate and weight decay, for the optimiser.
 
     The backbone's rate is multiplied by `backbone_lr_factor`, that of sampling offsets and reference points by `offset_lr_factor`
-    (Deformable DETR); a group's "lr_factor" says which. Norms or all vectors have no weight decay where the config says so.
+    (Deformable DETR), that of neck and encoder, besides, by `encoder_lr_factor`; a group's "lr_factor" says which. Norms or all vectors
+    have no weight decay where the config says so.
     """
     norm_parameters = {id(p) for module in model.modules() if isinstance(module, NORMS) for p in module.parameters(recurse=False)}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        factor = 1.0
-        if "backbone" in name.split("."):
+        factor, parts = 1.0, name.split(".")
+        if "backbone" in parts:
             factor = config.backbone_lr_factor
         elif any(part in name for part in OFFSETS):
             factor = config.offset_lr_factor
+        if not {"encoder", "neck"}.isdisjoint(parts):
+            factor *= config.encoder_lr_factor
         exempt = (not config.decay_norms and id(parameter) in norm_parameters) or (not config.decay_vectors and parameter.ndim <= 1)
         groups.setdefault((factor, 0.0 if exempt else config.weight_decay), []).append(parameter)
     return [{"params": p, "lr_factor": factor, "weight_decay": decay} for (factor, decay), p in groups.items()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -13,10 +13,13 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from steadydetr.checkpoints.start import joined_classes
+from steadydetr.checkpoints.transfer import Transfer
+from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
 from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import FolderDataset, parts_of, without_images
+from steadydetr.data.dataset import FolderDataset, parts_of, with_classes, without_images
 from steadydetr.data.loading import find_unreadable
 from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
 from steadydetr.files import counted
@@ -34,6 +37,7 @@ from steadydetr.training.processes import MainWork, main_decides, make_accelerat
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
 
+Classes = tuple[Sequence[str], Sequence[int]]  # names and category ids
 GRAPHS = 64  # that torch may compile of one function; its own limit of 8 is for one model
 LONG_HORIZON = 0.1  # share of the run's steps; an average over more steps lags far behind the trained weights
 
@@ -59,11 +63,16 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         main_decides(accelerator, lambda: folder.reopen(lock))
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
-    loader, val_loader = open_loaders(recipe, accelerator, progress.say)
+    weights = None if goes_on and folder.has_checkpoint else read_start(recipe, accelerator)
+    more_classes = classes_to_keep(recipe, folder, weights)
+    loader, val_loader = open_loaders(recipe, accelerator, progress.say, more_classes)
     val_data = val_loader.dataset
     total_steps = loader.steps_per_epoch * config.epochs
     set_seed(config.seed)
-    method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator))
+    transfers: list[Transfer] = []
+    method = together(
+        accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator, weights, transfers.append)
+    )
     averages = make_averages(recipe, method, loader.steps_per_epoch)
     optimiser = make_optimiser(method, config)
     run_config = make_run_config(recipe, loader.dataset, val_data)
@@ -92,18 +101,39 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         log=log,
         progress=progress,
     )
-    for sentence in (describe(run), *remarks(recipe, total_steps)):
+    for sentence in (describe(run), *describe_start(run, weights, transfers), *remarks(recipe, total_steps)):
         log.say(sentence)
     return run
 
 
-def open_loaders(recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None]) -> tuple[TrainLoader, EvalLoader]:
+def read_start(recipe: Recipe, accelerator: Accelerator) -> TrainedWeights | None:
+    """The weights that a new run starts from, in all processes; None if there are none."""
+    where = recipe.start.weights
+    return read_everywhere(accelerator, Path(where), lambda: read_weights(where)) if where else None
+
+
+def classes_to_keep(recipe: Recipe, folder: RunFolder, weights: TrainedWeights | None) -> Classes:
+    """The names and category ids that the classes of the data are joined with; none where these are all."""
+    if not recipe.start.keep_classes:
+        return (), ()
+    source = folder.read_config() if weights is None else weights.card  # a run that goes on has its classes already
+    return source.classes, source.category_ids
+
+
+def open_loaders(
+    recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None], more_classes: Classes = ((), ())
+) -> tuple[TrainLoader, EvalLoader]:
     """The loaders of this process's shares of the training and of the validation data."""
     config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
     unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say))
     train_data, val_data = together(accelerator, lambda: open_both(recipe, say, unreadable))
+    if more_classes[0]:
+        index = train_data.index
+        classes = joined_classes(index.classes, index.category_ids, *more_classes, recipe.start.classes)
+        train_data, val_data = with_classes(train_data, *classes), with_classes(val_data, *classes)
     loader = together(
-        accelerator, lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed)
+        accelerator,
+        lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps),
     )
     return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
 
@@ -199,9 +229,26 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
     return [*found, *explain_limit(val_data.index)]
 
 
-def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator) -> Method:
-    """The method of a recipe, on the device of this process."""
-    method = recipe.build(classes, total_steps)
+def build_method(
+    recipe: Recipe,
+    classes: Sequence[str],
+    total_steps: int,
+    accelerator: Accelerator,
+    weights: TrainedWeights | None = None,
+    report: Callable[[Transfer], None] = lambda _: None,
+) -> Method:
+    """The method of a recipe, on the device of this process.
+
+    Args:
+        weights: to start from.
+        report: takes what became of them.
+    """
+    student = recipe.build_student(len(classes))
+    if weights is not None:
+        report(recipe.start.load(student, recipe.detector, classes, weights))
+    method = recipe.build(classes, total_steps, student)
+    if recipe.training.freeze:
+        method.student.freeze(recipe.training.freeze)
     if found := where_not_finite(method.state_dict()):
         raise ValueError(f"the weights to start with are not finite: {found}. A file that they are read from is damaged")
     if recipe.training.sync_batch_norm:
@@ -273,6 +320,16 @@ def describe(run: Run) -> str:
         f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
         f" {counted(epochs, 'epoch')}, {counted(run.loader.steps_per_epoch * epochs, 'step')}{start}"
     )
+
+
+def describe_start(run: Run, weights: TrainedWeights | None, transfers: Sequence[Transfer]) -> Iterator[str]:
+    """What the run starts from; the main process also saves it."""
+    for transfer in transfers:
+        if weights is not None:
+            yield f"It starts from {weights.where}:"
+            yield from (f"  {sentence}" for sentence in transfer.sentences())
+            if run.accelerator.is_main_process:
+                run.folder.write_start({"weights": weights.where} | transfer.as_plain())
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:

@@ -1,0 +1,86 @@
+"""`steadydetr finetune`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, cast, get_args
+
+from steadydetr.cli.quick import check_new_run
+from steadydetr.cli.words import take_flag
+from steadydetr.kinds import nearest
+
+if TYPE_CHECKING:
+    from steadydetr.checkpoints.weights import TrainedWeights
+    from steadydetr.recipes.base import Recipe
+    from steadydetr.recipes.finetuning import FinetuneMethod
+
+USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [--dry-run] [flags]
+
+  steadydetr finetune runs/quickstart --data path/to/mine            a run of ours: its best weights
+  steadydetr finetune dino_r50_4scale_12ep.pth --data path/to/mine   a file of another project, which is converted on the way
+  steadydetr finetune hub:SenseTime/deformable-detr --data path/to/mine
+  steadydetr finetune NAME --data path/to/mine                       a name of `steadydetr weights`
+  steadydetr finetune WEIGHTS --data path/to/mine --dry-run          show what would be done, and stop
+
+The recipe is made from the weights (architecture, size of images, losses) and the number of images (steps, batch, rates). Every field of
+it is a flag, as in `steadydetr train`: --training.epochs 30 --training.freeze backbone --detector.queries 300.
+--method adds OD-DETR (od), the loss and cost of Stable-DINO (stable), or both (steady).
+Classes keep their weights where their names agree, whatever their case, spaces, hyphens and underscores; --classes automobile=car maps
+others, --keep-classes keeps those that the data do not have. Nothing else starts anew unless --allow-partial names it."""
+
+
+def run(words: Sequence[str]) -> None:
+    if not words or {"-h", "--help"} & set(words[:1]):
+        print(USAGE)
+        return
+    if words[0].startswith("-"):
+        raise ValueError("name the weights first, as in `steadydetr finetune runs/quickstart --data path/to/mine`")
+    where, rest = words[0], list(words[1:])
+    check_new_run(rest)
+    method, rest = take_method(rest)
+    dry, rest = "--dry-run" in rest, [word for word in rest if word not in ("--dry-run", "--dry_run")]
+    from steadydetr.checkpoints.start import Start
+    from steadydetr.checkpoints.weights import read_weights
+    from steadydetr.cli.train import start
+    from steadydetr.cli.training_arguments import override
+    from steadydetr.recipes.finetuning import finetuned
+    from steadydetr.tools.finetune import finetune_recipe, recipe_before
+
+    weights = read_weights(where)
+    first = finetuned(weights.card, Start(where), 1000, method, recipe_before(where))
+    asked, _ = override(first, rest, f"finetune {where}")  # where the data are, before the schedule can be made for them
+    if "--data" not in {word.partition("=")[0] for word in rest} and asked.data.source == first.data.source:
+        raise ValueError("--data is missing: the folder of the images to train on, as in `steadydetr finetune runs/quickstart --data mine`")
+    recipe, arguments = override(finetune_recipe(weights, Start(where), asked.data, method), rest, f"finetune {where}")
+    if dry:
+        show(recipe, weights)
+    else:
+        start(recipe, arguments)
+
+
+def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:
+    """What --method names, and the other words."""
+    from steadydetr.recipes.finetuning import FinetuneMethod
+
+    method, rest = take_flag(words, "--method")
+    known = get_args(FinetuneMethod)
+    if method is not None and method not in known:
+        raise ValueError(f"--method {method}: there is no such method{nearest(method, known)}")
+    return cast("FinetuneMethod", method or "plain"), rest
+
+
+def show(recipe: Recipe, weights: TrainedWeights) -> None:
+    """The recipe, and what the detector would take from the weights."""
+    from steadydetr.cli.console import PlainConsole
+    from steadydetr.config import to_plain
+    from steadydetr.training.preparation import open_both
+
+    console = PlainConsole(soft_wrap=True, highlight=False)
+    classes = open_both(recipe, console.print)[0].index.classes
+    student = recipe.build_student(len(classes))
+    transfer = recipe.start.load(student, recipe.detector, classes, weights)
+    console.print_json(json.dumps(to_plain(replace(recipe))))
+    for sentence in (f"{recipe.name} would start from {weights.where}:", *transfer.sentences()):
+        console.print(sentence)
