@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -58,6 +60,8 @@ def start(recipe: Recipe, arguments: TrainArguments) -> None:
     resume = RESUME[arguments.resume]
     summary = train(recipe, output, resume, arguments.device)
     if summary["finished"] and PartialState().is_main_process:
+        if not sys.stdout.isatty():
+            print(json.dumps(summary))  # a line for programs, which version 0.1 ended with
         show_result(output.expanduser())
 
 
