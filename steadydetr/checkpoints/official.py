@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.fetching import cache_folder, check_digest, fetch_file, hub_folder
 from steadydetr.files import printable
 from steadydetr.kinds import did_you_mean, normal
@@ -61,6 +62,25 @@ def find_official(name: str) -> OfficialWeights:
         meant = did_you_mean(close) if close else ";"
         raise ValueError(f"no official weights are called {printable(name)!r}{meant} `steadydetr weights` lists all")
     return rows[wanted]
+
+
+def check_weights(where: str) -> None:
+    """Raise ValueError or FileNotFoundError for WEIGHTS that are plainly not there. None are read, and nothing is fetched."""
+    path = Path(where).expanduser()
+    if where.startswith(HUB) or path.is_file() or (path / "pytorch_model.bin").exists():
+        return
+    if path.exists() or len(path.parts) > 1:
+        find_checkpoint(path)
+    else:
+        named_weights(where)
+
+
+def named_weights(where: str) -> OfficialWeights:
+    """The row that WEIGHTS mean which are no path."""
+    try:
+        return find_official(where)
+    except ValueError as error:
+        raise ValueError(f"there is no file or folder {printable(where)}, and {error}") from None
 
 
 def fetch_official(row: OfficialWeights, accept: Callable[[Path], None] = lambda folder: None) -> Path:

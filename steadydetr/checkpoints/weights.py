@@ -13,9 +13,9 @@ from torch import Tensor
 
 from steadydetr.checkpoints.convert import HUGGING_FACE_FILES, is_ours, read_foreign, untraced_of
 from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
-from steadydetr.checkpoints.folder import DetectorCard, read_checkpoint
+from steadydetr.checkpoints.folder import DetectorCard, LoadedDetector, load_state, read_checkpoint
 from steadydetr.checkpoints.hugging_face_config import read_hugging_face_config
-from steadydetr.checkpoints.official import HUB, OfficialWeights, bring_repository, fetch_official, find_official
+from steadydetr.checkpoints.official import HUB, OfficialWeights, bring_repository, fetch_official, named_weights
 from steadydetr.fetching import hub_folder
 from steadydetr.files import printable
 
@@ -30,6 +30,12 @@ class TrainedWeights:
     card: DetectorCard
     state: dict[str, Tensor]  # all tensors of the detector, by our names
     where: str  # as messages name it
+
+    def build(self) -> LoadedDetector:
+        """The detector itself, in evaluation mode."""
+        detector = self.card.detector.without_pretrained().build(len(self.card.classes))
+        load_state(detector, self.state, Path(self.where))
+        return LoadedDetector(detector.eval(), self.card)
 
 
 def read_weights(where: str | Path, classes: str = "auto", **untraced: float) -> TrainedWeights:
@@ -56,10 +62,7 @@ def read_weights(where: str | Path, classes: str = "auto", **untraced: float) ->
         return _from_path(path, text, classes, untraced)
     if "/" in text or os.sep in text or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         raise FileNotFoundError(f"there is no file or folder {printable(text)}: name {KINDS}")
-    try:
-        row = find_official(text)
-    except ValueError as error:
-        raise ValueError(f"there is no file or folder {printable(text)}, and {error}") from None
+    row = named_weights(text)
     with _named(row.name):
         return _from_path(fetch_official(row, check_readable), row.name, classes, options_of(row) | untraced)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from steadydetr.cli.quick import check_new_run
@@ -41,10 +42,14 @@ def run(words: Sequence[str]) -> None:
     check_new_run(rest)
     method, rest = take_method(rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word not in ("--dry-run", "--dry_run")]
-    from steadydetr.checkpoints.start import Start
-    from steadydetr.checkpoints.weights import read_weights
     from steadydetr.cli.train import start
     from steadydetr.cli.training_arguments import override
+
+    if (before := started_run(rest)) is not None:
+        start(*override(before, rest, f"finetune {where}"))
+        return
+    from steadydetr.checkpoints.start import Start
+    from steadydetr.checkpoints.weights import read_weights
     from steadydetr.recipes.finetuning import finetuned
     from steadydetr.tools.finetune import finetune_recipe, recipe_before
 
@@ -58,6 +63,19 @@ def run(words: Sequence[str]) -> None:
         show(recipe, weights)
     else:
         start(recipe, arguments)
+
+
+def started_run(words: Sequence[str]) -> Recipe | None:
+    """The recipe of the run in --output that is to go on, for which the weights are not needed any more; None for a new run."""
+    from steadydetr.recipes.base import Recipe
+    from steadydetr.runs.folder import RunFolder
+
+    output, rest = take_flag(words, "--output")
+    folder = RunFolder(Path(output or ".").expanduser())
+    if not output or "--resume" not in {word.partition("=")[0] for word in rest} or not folder.holds_run:
+        return None
+    recipe = folder.read_config().recipe()
+    return recipe if isinstance(recipe, Recipe) else None
 
 
 def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.official import check_weights
 from steadydetr.kinds import changeable, register
 
 if TYPE_CHECKING:
@@ -99,7 +98,8 @@ class TrainedTeacher(Teacher):
     """A detector that was trained before, and is frozen (DETRDistill): of any architecture, as long as it knows the classes."""
 
     trained_before = True
-    checkpoint: str = changeable("")  # a run, of which the best is taken, a checkpoint folder, or a converted checkpoint
+    checkpoint: str = changeable("")  # a run, a checkpoint of ours or of another project, hub:owner/name, or a name of `steadydetr weights`
+    classes: tuple[str, ...] = ()  # theirs=ours, for classes that the data call otherwise
 
     @property
     def name(self) -> str:
@@ -109,9 +109,9 @@ class TrainedTeacher(Teacher):
         if not self.checkpoint:
             raise ValueError("no teacher is named: `steadydetr distill RECIPE --teacher CHECKPOINT`, or --teachers.teacher.checkpoint")
         try:
-            find_checkpoint(Path(self.checkpoint).expanduser())
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f"the teacher: {error}") from error
+            check_weights(self.checkpoint)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(f"the teacher: {error}") from error
 
     def build(self, student: Detector, classes: int | Sequence[str], total_steps: int | None) -> Frozen[Detector]:
         """The detector in the checkpoint, whose class scores are reduced to the data's classes and brought into their order.
@@ -119,13 +119,13 @@ class TrainedTeacher(Teacher):
         Raises:
             ValueError, FileNotFoundError: none is named, there is no such checkpoint, or it does not know a class of the data.
         """
-        from steadydetr.checkpoints.folder import load_detector
+        from steadydetr.checkpoints.weights import read_weights
         from steadydetr.learning.frozen import Frozen, fingerprint
 
         self.check()
-        loaded = load_detector(self.checkpoint)
+        loaded = read_weights(self.checkpoint).build()
         detector, mark = loaded.detector, fingerprint(loaded.detector)
-        score_classes(loaded, loaded.card.classes[:classes] if isinstance(classes, int) else classes, self.checkpoint)
+        score_classes(loaded, loaded.card.classes[:classes] if isinstance(classes, int) else classes, self.checkpoint, self.classes)
         if detector.num_classes != student.num_classes:
             raise ValueError(f"the teacher {self.checkpoint} has {detector.num_classes} classes, the student {student.num_classes}")
         return Frozen(detector, mark)
@@ -136,17 +136,21 @@ class TrainedTeacher(Teacher):
         return Frozen(architecture(self.checkpoint).without_pretrained().build(num_classes))
 
 
-def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str) -> None:
-    """Reduce the teacher's scores to the classes of the data, in their order.
+def score_classes(teacher: LoadedDetector, wanted: Sequence[str], name: str, renamed: Sequence[str] = ()) -> None:
+    """Reduce the teacher's scores to the classes of the data, in their order; they are matched by name, as `match_classes` does.
 
     Raises:
         ValueError: it does not know one of them. `name` is what the message calls the teacher, its checkpoint.
     """
+    from steadydetr.checkpoints.transfer import match_classes
+
     theirs = teacher.card.classes  # D-42
-    if unknown := [label for label in wanted if label not in theirs]:
+    match = match_classes(theirs, wanted, renamed)
+    if match.started:
         raise ValueError(
-            f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {unknown[:20]} of the data:"
-            " it must have been trained on all of them"
+            f"the teacher {name} knows the classes {list(theirs)[:20]}, but not {list(match.started)[:20]} of the data: it must have been"
+            " trained on all of them. One that it calls otherwise is named by --teachers.teacher.classes theirs=ours"
         )
-    if theirs != tuple(wanted):
-        teacher.detector.keep_classes([theirs.index(label) for label in wanted])
+    labels = [label for _, label in match.pairs]
+    if labels != list(range(len(theirs))):
+        teacher.detector.keep_classes(labels)

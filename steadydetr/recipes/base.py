@@ -84,4 +84,8 @@ class Recipe:
         """What a teacher that was trained before is matched by: the criterion of its run, or that of this recipe where it has none."""
         from steadydetr.runs.folder import run_criterion
 
-        return run_criterion(find_checkpoint(Path(teacher.checkpoint).expanduser()), self.criterion)  # D-36
+        try:
+            folder = find_checkpoint(Path(teacher.checkpoint).expanduser())
+        except FileNotFoundError:  # it is no checkpoint of ours
+            return self.criterion
+        return run_criterion(folder, self.criterion)  # D-36

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from steadydetr.checkpoints.card import read_card
-from steadydetr.checkpoints.folder import find_checkpoint
+from steadydetr.checkpoints.weights import read_weights
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.detectors.base import evaluating
 from steadydetr.objectives import Objective
@@ -158,7 +156,7 @@ def detector_of(teacher: str) -> DetectorConfig:
         raise ValueError("the recipe learns from a trained teacher: name its recipe or checkpoint by --teacher")
     if teacher.replace("_", "-") in names():
         return find(teacher).detector
-    return read_card(find_checkpoint(Path(teacher).expanduser())).detector
+    return read_weights(teacher).card.detector
 
 
 def measure_size(detector: Detector, batch: Batch) -> Size:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import pad_batch
 from steadydetr.finite import prefix_errors
 from steadydetr.metrics.table import SUMMARY_NAMES
@@ -218,7 +219,8 @@ def interrupted(run: Run) -> dict[str, Any]:
     """Tell the user how to go on with a run that was asked to stop; gives a short summary."""
     folder = run.folder.path
     again = shlex.join(["steadydetr", "train", str(folder / CONFIG), "--output", str(folder), "--resume"])
-    run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume, or with: {again}")
+    other = "" if NETWORK_PLACE.match(run.recipe.start.weights) else f", or with: {again}"  # a file may not name such a place
+    run.log.say(f"Stopped and saved at step {run.state.step}. Go on with the same command and --resume{other}")
     return {"finished": False, "step": run.state.step, "output": str(folder)}
 
 
