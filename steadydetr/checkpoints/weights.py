@@ -11,9 +11,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.convert import HUGGING_FACE_FILES, is_ours, read_foreign, untraced_of
 from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
-from steadydetr.checkpoints.folder import DetectorCard, read_checkpoint
+from steadydetr.checkpoints.folder import read_checkpoint
 from steadydetr.checkpoints.hugging_face_config import read_hugging_face_config
 from steadydetr.checkpoints.official import HUB, OfficialWeights, bring_repository, fetch_official, find_official
 from steadydetr.fetching import hub_folder

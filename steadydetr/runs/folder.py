@@ -22,15 +22,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import (
-    WEIGHTS,
-    DetectorCard,
-    find_checkpoint,
-    load_progress,
-    restore_replaced,
-    save_detector,
-    save_progress,
-)
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
+from steadydetr.checkpoints.folder import load_progress, restore_replaced, save_detector, save_progress
 from steadydetr.config import FORMAT, check_format, differences, from_plain, to_plain
 from steadydetr.files import (
     claim_folder,

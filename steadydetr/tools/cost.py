@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from steadydetr.checkpoints.card import read_card
-from steadydetr.checkpoints.folder import find_checkpoint
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.detectors.base import evaluating
 from steadydetr.objectives import Objective
