@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from steadydetr.checkpoints.card import DetectorCard
-from steadydetr.checkpoints.start import Start, joined_classes
-from steadydetr.checkpoints.transfer import Transfer, folded, match_classes, transfer
+from steadydetr.checkpoints.class_names import folded, joined_classes, match_classes
+from steadydetr.checkpoints.start import Start
+from steadydetr.checkpoints.transfer import Transfer, transfer
 from steadydetr.checkpoints.weights import TrainedWeights
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, Detector, DetectorConfig, DINOConfig, TransformerConfig
 from steadydetr.nn.configs import SmallBackboneConfig
