@@ -161,11 +161,7 @@ class RunFolder:
         Raises:
             ValueError: the run was started with another recipe, other classes or other data; says what differs.
         """
-        before = self.read_config()
-        try:
-            checkpoint = self.find_checkpoint()
-        except FileNotFoundError:
-            checkpoint = None
+        before, checkpoint = self.read_config(), self.latest_checkpoint
         if changed := changes(before, config):
             why_not = "" if checkpoint is None else why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
             if why_not or any(not line.startswith(EPOCHS) for line in changed):
@@ -240,6 +236,14 @@ class RunFolder:
         """The run's latest checkpoint: `last`, or `best` if there is no `last`; a FileNotFoundError says what was looked for."""
         return find_checkpoint(self.path, prefer=(LAST, BEST))
 
+    @property
+    def latest_checkpoint(self) -> Path | None:
+        """The same; None if there is none yet."""
+        try:
+            return self.find_checkpoint()
+        except FileNotFoundError:
+            return None
+
     def save_checkpoint(
         self,
         name: str,
@@ -254,14 +258,6 @@ class RunFolder:
     def save_progress(self, name: str, progress: Mapping[str, Any]) -> None:
         """Replace the progress in the run's checkpoint `name`, whose weights stay as they are."""
         save_progress(self.path / name, progress)
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        try:
-            return self.find_checkpoint().exists()
-        except FileNotFoundError:
-            return False
 
     def write_start(self, start: Mapping[str, Any]) -> None:
         """Write what the run took from the weights that it started from."""
