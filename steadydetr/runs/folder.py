@@ -162,12 +162,13 @@ class RunFolder:
             ValueError: the run was started with another recipe, other classes or other data; says what differs.
         """
         before, checkpoint = self.read_config(), self.latest_checkpoint
-        if changed := changes(before, config):
-            why_not = "" if checkpoint is None else why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
-            if why_not or any(not line.startswith(EPOCHS) for line in changed):
-                kept = "a run that goes on keeps what it began with"
-                more = f". {why_not}" if why_not and any(line.startswith(EPOCHS) for line in changed) else ""
-                raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}{more}")
+        changed = changes(before, config)
+        of_length, why_not = [line for line in changed if line.startswith(EPOCHS)], ""
+        if of_length and checkpoint is not None:
+            why_not = why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
+        if changed != of_length or why_not:
+            kept, more = "a run that goes on keeps what it began with", f". {why_not}" if why_not else ""
+            raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}{more}")
         return checkpoint
 
     def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
