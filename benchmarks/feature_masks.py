@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.checkpoints.folder import find_checkpoint, load_detector
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.folder import load_detector
 from steadydetr.data import DataConfig, open_data
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.learning.criterion import Criterion

@@ -130,13 +130,17 @@ def _download(address: str, file: IO[bytes], most: int, scheme: str) -> str:
                     file.write(part)
                     advance(len(part))
     except (OSError, HTTPException) as error:
-        why = one_line(getattr(error, "reason", None) or error, 200) or type(error).__name__
-        raise ConnectionError(f"{address} cannot be fetched ({why})") from None
+        raise ConnectionError(f"{address} cannot be fetched ({network_reason(error)})") from None
     if max(size, read) > most:
         raise ValueError(f"{address} has more than {most / 1e6:.0f} MB, which it should not: it was not kept")
     if read < size:
         raise ConnectionError(f"{address} ended after {read} of {size} bytes")
     return digest.hexdigest()
+
+
+def network_reason(error: Exception) -> str:
+    """Why something of the network cannot be had, in one line, from an error of urllib."""
+    return one_line(getattr(error, "reason", None) or error, 200) or type(error).__name__
 
 
 @contextmanager

@@ -27,19 +27,18 @@ JSON_DEPTH = 64  # how deep objects and lists may be nested; far deeper ones wou
 # Reading
 
 
-def read_bytes(path: Path, limit: int | None = None) -> bytes:
+def read_bytes(path: Path, limit: int | None = None, option: str = "") -> bytes:
     """The content of a regular file.
 
     Args:
         limit: bytes that it may have at most.
+        option: by which the user sets the limit, in MiB; empty: it is fixed.
 
     Raises:
         ValueError: it is a folder, a pipe or a device, which could block for ever, or it is longer than `limit`; names it.
         OSError: it is not there or may not be read.
     """
-    size = check_regular(path)
-    if limit is not None and size > limit:
-        raise ValueError(f"{printable(path)} has {size / 2**20:.0f} MiB; at most {limit / 2**20:.0f} are read")
+    check_regular(path, limit, option)
     return path.read_bytes()
 
 
@@ -82,13 +81,17 @@ def _depth_exceeds(value: Any, depth: int) -> bool:
     return bool(layer)
 
 
-def check_regular(path: Path) -> int:
-    """The size in bytes of a regular file; links are followed. A ValueError says what else is there."""
+def check_regular(path: Path, limit: int | None = None, option: str = "") -> int:
+    """The size in bytes of a regular file; links are followed. Raises what `read_bytes` raises, without reading the file."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
         what = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise ValueError(f"{printable(path)} is {what}, not a file")
+    if limit is not None and status.st_size > limit:
+        most = f"{limit / 2**20:.0f}"
+        allowed = f", more than {option} = {most} allows" if option else f"; at most {most} are read"
+        raise ValueError(f"{printable(path)} has {status.st_size / 2**20:.0f} MiB{allowed}")
     return status.st_size
 
 

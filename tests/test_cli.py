@@ -252,6 +252,13 @@ def test_typos_in_names_are_told_without_torch(tmp_path: Path) -> None:
     said_without_what_is_slow([["eval", "run", "--dota", "x"], ["eval", "run", "--data", "x", "--batch-size", "z"]], "--", folder=tmp_path)
 
 
+def test_a_file_in_the_place_of_a_runs_folder_is_called_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine").write_text("a file")
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "quickstart", "--output", str(tmp_path / "mine")])
+    assert "mine is not a folder: choose another --output" in capsys.readouterr().err
+
+
 def test_a_folder_that_holds_a_run_is_told_without_torch(tmp_path: Path) -> None:
     for folder in ("run", "runs/quickstart"):
         (tmp_path / folder).mkdir(parents=True)

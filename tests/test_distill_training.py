@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.config import to_plain
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform, open_data

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from steadydetr.checkpoints.folder import choose_device
 from steadydetr.cli import main
 from steadydetr.config import from_plain, to_plain
+from steadydetr.devices import choose_device
 from steadydetr.files import one_line, parse_json, read_json
 from steadydetr.recipes import find
 from steadydetr.training.processes import DEVICE, _device_named, make_accelerator

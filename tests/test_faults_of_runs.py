@@ -19,7 +19,8 @@ import steadydetr.training.loop
 import steadydetr.training.pictures
 import steadydetr.training.run
 import steadydetr.training.validation
-from steadydetr.checkpoints.folder import find_checkpoint, load_detector, save_detector
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.cli.train import default_output
 from steadydetr.files import MARKER, UNFINISHED, claim_folder, is_free

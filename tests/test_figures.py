@@ -15,7 +15,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.cli.figures import DESCRIPTION
 from steadydetr.data import DataConfig, FixedSize, open_data

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import steadydetr.training.loop
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.checkpoints.start import Start
 from steadydetr.checkpoints.weights import read_weights
 from steadydetr.cli import main

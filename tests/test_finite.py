@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_detector, load_training_state, save_detector
 from steadydetr.config import from_plain, to_plain
 from steadydetr.finite import images_named, tensors_in, where_not_finite
 from steadydetr.nn.configs import TimmBackboneConfig

@@ -18,7 +18,7 @@ NAME = PACKAGE.name
 ADDRESSES_OF_0_1 = ("evaluation", "detections", "predict")  # modules that only say where their names stand today
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
-        *("boxes", "config", "fetching", "files", "finite", "kinds"),
+        *("boxes", "config", "devices", "fetching", "files", "finite", "kinds"),
         *("lazy", "limits", "old_formats", "recipe_index", "structures", "tensor_files"),
     ),
     1: ("equations", "nn", "data"),

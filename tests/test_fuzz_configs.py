@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from steadydetr import load
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.convert import convert_state_dict, load_foreign
-from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state, save_detector
+from steadydetr.checkpoints.folder import load_progress, load_training_state, save_detector
 from steadydetr.cli import USER_ERRORS
 from steadydetr.config import read_recipe, to_plain
 from steadydetr.data.transforms import FixedSize

@@ -305,10 +305,10 @@ def test_check_shows_whole_names_in_a_narrow_terminal(
     coco_folder(tmp_path, coco_with(image={"file_name": f"{name}.png"}, category={"name": name}))
     with pytest.raises(SystemExit, match="1"):
         check_command.run([str(tmp_path), "--splits", "train"])
-    tables = capsys.readouterr().out.split("missing image")
-    for table, whole in zip(tables, (name, f"{name}.png"), strict=True):
-        lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
-        assert whole in "".join(cells[0] for cells in lines if cells)
+    table, findings = capsys.readouterr().out.split("missing image")
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines()]
+    assert name in "".join(cells[0] for cells in lines if cells)
+    assert f"{name}.png" in findings
 
 
 def test_check_takes_limits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.data import DataConfig, Dataset, EvalLoader, FixedSize, open_data
 from steadydetr.data.loading import batches_of_one_size
 from steadydetr.data.transforms import EvalTransform, ShortestSide

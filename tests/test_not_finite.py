@@ -19,7 +19,7 @@ from torch import Tensor
 
 import steadydetr.data.loading
 import steadydetr.tools.predictor
-import steadydetr.training.loop
+import steadydetr.training.step
 from steadydetr import register
 from steadydetr.checkpoints.folder import load_progress
 from steadydetr.data.transforms import FixedSize
@@ -108,13 +108,13 @@ def spoil_second_step(run: Run, monkeypatch: pytest.MonkeyPatch) -> tuple[tuple[
     ids = list(run.loader.epoch(0))[1][-1].image_ids
     BAD.add(ids[1])
     met: dict[str, Any] = {}
-    original = steadydetr.training.loop.check_step
+    original = steadydetr.training.step.check_step
 
     def check(run: Run, losses: list[dict[str, float]], norm: float) -> None:
         met.update(losses=losses, weights={name: value.clone() for name, value in weights_of(run)})
         original(run, losses, norm)
 
-    monkeypatch.setattr(steadydetr.training.loop, "check_step", check)
+    monkeypatch.setattr(steadydetr.training.step, "check_step", check)
     return ids, met
 
 

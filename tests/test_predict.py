@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 import steadydetr
-from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint, load_detector, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.data import FixedSize
 from steadydetr.tools.evaluate import align_classes, evaluate_checkpoint
 from steadydetr.tools.image_files import list_sources, picture_names, predict_files

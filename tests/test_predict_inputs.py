@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 import steadydetr
-from steadydetr.checkpoints.folder import DetectorCard, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import save_detector
 from steadydetr.cli import main
 from steadydetr.cli.predict import PredictArguments
 from steadydetr.data import FixedSize, ShortestSide

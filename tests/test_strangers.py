@@ -21,9 +21,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from steadydetr.checkpoints.card import read_card
+from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.convert import load_foreign
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, load_training_state, save_detector
+from steadydetr.checkpoints.folder import load_detector, load_training_state, save_detector
 from steadydetr.cli.training_arguments import find_or_read
 from steadydetr.config import to_plain
 from steadydetr.data.coco_classes import class_list

@@ -85,7 +85,8 @@ def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch._dynamo.config, "cache_size_limit", 8)
     for asked, teachers in ((False, (EMATeacher(),)), (True, ()), (True, (EMATeacher(),))):
         compiled.clear()
-        method = build_method(replace(tiny(compile=asked), teachers=teachers), ("a", "b"), 10, Accelerator(cpu=True))
+        recipe = replace(tiny(compile=asked), teachers=teachers)
+        method = build_method(recipe, ("a", "b"), 10, Accelerator(cpu=True), recipe.build_student(2))
         detectors = (method.student, *method.teaching.values()) if asked else ()
         layers = [layer for one in detectors for layer in (*one.encoder.layers, *one.decoder.layers)]  # type: ignore[misc, union-attr]
         assert list(map(id, compiled)) == list(map(id, layers))

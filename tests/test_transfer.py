@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import DetectorCard
-from steadydetr.checkpoints.start import Start, joined_classes
-from steadydetr.checkpoints.transfer import Transfer, folded, match_classes, transfer
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.class_names import folded, joined_classes, match_classes
+from steadydetr.checkpoints.start import Start
+from steadydetr.checkpoints.transfer import Transfer, transfer
 from steadydetr.checkpoints.weights import TrainedWeights
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, Detector, DetectorConfig, DINOConfig, TransformerConfig
-from steadydetr.nn.backbone import SmallBackboneConfig
+from steadydetr.nn.configs import SmallBackboneConfig
 
 BACKBONE = SmallBackboneConfig(8, (8, 8, 16, 16))
 TRANSFORMER = TransformerConfig(

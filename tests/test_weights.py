@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from steadydetr.checkpoints import official
-from steadydetr.checkpoints.folder import DetectorCard, save_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import save_detector
 from steadydetr.checkpoints.official import BY_HAND, HUB, find_official, official_weights
 from steadydetr.checkpoints.weights import options_of, read_weights
 from steadydetr.cli import main

@@ -69,6 +69,10 @@ def test_options_of_what_is_not_there(words: str, said: str, capsys: pytest.Capt
         ("train small-dino --optimizer adam", "there is no option --optimizer; `steadydetr train small-dino --help`"),
         ("train small-dino more", "'more' is left over: it belongs to no option"),
         ("train small-dino -x", "there is no option -x"),
+        (
+            "train small-dino --training.sead 1",
+            "there is no option --training.sead; did you mean '--training.seed' or '--training.schedule'",
+        ),
         ("compare small-dino small-stable-dino --seed 3", "did you mean '--seeds'?"),
         ("compare small-dino small-stable-dino -- --epochs 3", "did you mean '--training.epochs'"),
         ("report x --outptu y", "did you mean '--output'?"),

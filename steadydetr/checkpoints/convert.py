@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.finding import CONFIG, replaced_place
-from steadydetr.checkpoints.folder import DetectorCard, save_detector
+from steadydetr.checkpoints.folder import save_detector
 from steadydetr.checkpoints.hugging_face_config import HuggingFaceConfig, is_hugging_face, read_hugging_face_config
 from steadydetr.checkpoints.key_maps import missing_copies, recognise, rename
 from steadydetr.checkpoints.layouts import BY_NAME

@@ -30,6 +30,7 @@ from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import CONFIG, WEIGHTS, find_checkpoint, replaced_place
 from steadydetr.config import FORMAT, check_format, holds_foreign_part, to_plain
 from steadydetr.detectors import Detector
+from steadydetr.devices import choose_device
 from steadydetr.files import (
     UNFINISHED,
     listed,
@@ -132,27 +133,6 @@ def restore_replaced(folder: Path) -> None:
     old = replaced_place(folder)
     if old.is_dir() and not old.is_symlink() and not os.path.lexists(folder):
         os.rename(old, folder)
-
-
-def choose_device(name: torch.device | str) -> torch.device:
-    """The device of that name; `auto` is the GPU if there is one, Apple's too, otherwise the CPU.
-
-    Raises:
-        ValueError: torch does not know it, or this machine has none; says what to use.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # each kind of device has errors of its own
-        if str(name).startswith("cuda"):
-            found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-            have = f"there is no GPU here that torch can use ({str(error).partition('.')[0]})"
-            have = f"this machine has the GPUs cuda:0 to cuda:{found - 1}" if found else have
-            raise ValueError(one_line(f"--device {name}: {have}; use --device cpu or auto", 400)) from None
-        raise ValueError(one_line(f"--device {name}: torch has no such device here; use --device cpu, cuda or auto", 400)) from None
-    return device
 
 
 def load_detector(path: str | Path, device: torch.device | str = "cpu") -> LoadedDetector:

@@ -94,11 +94,7 @@ def fetch_official(row: OfficialWeights, accept: Callable[[Path], None] = lambda
         ValueError: it is another file than the table says.
     """
     if row.where.startswith(HUB):
-        repository = row.where.removeprefix(HUB)
-        try:
-            folder = hub_folder(repository, accept=accept)
-        except OSError as error:
-            raise ConnectionError(f"{row.name}: {error}. {bring_repository(repository)}") from None
+        folder = fetch_repository(row.name, row.where.removeprefix(HUB), accept=accept)
         if row.sha256 and (folder / row.file).exists():
             check_digest(folder / row.file, row.sha256)
         return folder
@@ -114,6 +110,12 @@ def fetch_official(row: OfficialWeights, accept: Callable[[Path], None] = lambda
     return row.place
 
 
-def bring_repository(repository: str) -> str:
-    """What to do for a repository of the Hub where there is no network."""
-    return f"Without a network, bring config.json and model.safetensors of https://huggingface.co/{repository} in a folder, and name that"
+def fetch_repository(
+    called: str, repository: str, revision: str | None = None, accept: Callable[[Path], None] = lambda folder: None
+) -> Path:
+    """As `hub_folder`. Where it cannot be reached, the error says what the user called it, and what to bring."""
+    try:
+        return hub_folder(repository, revision, accept)
+    except OSError as error:
+        bring = f"bring config.json and model.safetensors of https://huggingface.co/{repository} in a folder, and name that"
+        raise ConnectionError(f"{called}: {error}. Without a network, {bring}") from None

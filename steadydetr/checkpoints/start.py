@@ -34,21 +34,3 @@ class Start:
     def keeps_backbone(self, config: DetectorConfig) -> DetectorConfig:
         """The config to build: without fetching the backbone's own weights, unless these are the ones to start with."""
         return config if "backbone" in self.allow_partial or not self.weights else config.without_pretrained()
-
-
-def joined_classes(
-    names: Sequence[str], ids: Sequence[int], old_names: Sequence[str], old_ids: Sequence[int], renamed: Sequence[str] = ()
-) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """The classes of the data and after them those of trained weights that the data do not have, with category ids that differ.
-
-    A class of the weights keeps its id where the data do not use that; otherwise it gets the next number that nobody uses.
-    """
-    from steadydetr.checkpoints.transfer import match_classes
-
-    dropped = set(match_classes(old_names, names, renamed).dropped)
-    found, used = list(ids), set(ids)
-    for name, number in zip(old_names, old_ids, strict=True):
-        if name in dropped:
-            found.append(number if number not in used else max(used | set(old_ids)) + 1)
-            used.add(found[-1])
-    return (*names, *(name for name in old_names if name in dropped)), tuple(found)

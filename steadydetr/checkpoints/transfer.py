@@ -7,32 +7,21 @@ values, with one more of them. So this holds for detectors of other packages too
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steadydetr.checkpoints.class_names import ClassMatch, Pairs, match_classes
 from steadydetr.checkpoints.weights import TrainedWeights
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.files import listed, printable
 from steadydetr.finite import where_not_finite
-from steadydetr.kinds import nearest
 
-Pairs = list[tuple[int, int]]  # of a row here and the row there that it takes its values from
 LEVEL_LISTS = ("neck.convs", "neck.norms")  # lists of modules with one for each level
-STAGE_LISTS = ("encoder.layers", "decoder.layers", "decoder.class_heads", "decoder.box_heads")  # and for each stage
-
-
-@dataclass(frozen=True)
-class ClassMatch:
-    """Which classes of the data a trained detector knows."""
-
-    pairs: Pairs  # label here, label there
-    kept: dict[str, str]  # by our name, theirs
-    started: tuple[str, ...]  # ours that it does not know
-    dropped: tuple[str, ...]  # theirs that are not ours
+DECODER_LISTS = ("decoder.layers", "decoder.class_heads", "decoder.box_heads")  # and for each stage of the decoder
 
 
 @dataclass(frozen=True)
@@ -61,70 +50,6 @@ class Transfer:
         """As JSON values."""
         classes = {name: getattr(self.classes, name) for name in ("kept", "started", "dropped")}
         return {"classes": classes, "remarks": self.remarks, "tensors_started": self.started, "tensors_dropped": self.dropped}
-
-
-def folded(name: str) -> str:
-    """A class name without case, spaces, hyphens and underscores: "Traffic_Light" and "traffic light" are one."""
-    return re.sub(r"[\s_-]+", "", name.casefold())
-
-
-def match_classes(theirs: Sequence[str], ours: Sequence[str], renamed: Sequence[str] = ()) -> ClassMatch:
-    """Match classes by their names, equal ones first, then those that are equal when folded.
-
-    Args:
-        theirs: of the trained detector, in the order of its logits.
-        ours: of the data.
-        renamed: "theirs=ours", for those that are named otherwise.
-
-    Raises:
-        ValueError: a word of `renamed` names no class, or several classes of the one are equal to one of the other; says which.
-    """
-    given = dict(_renames(theirs, ours, renamed))
-    there = {name: label for name, label in _by_name(theirs, ours).items() if label not in given.values()} | given
-    pairs = [(label, there[name]) for label, name in enumerate(ours) if name in there]
-    used = {label for _, label in pairs}
-    if len(used) < len(pairs):
-        doubled = [ours[label] for label, other in pairs if [old for _, old in pairs].count(other) > 1]
-        raise ValueError(
-            f"the classes {listed(doubled)} of the data are one class of the weights: say which it is, by --classes theirs=ours"
-        )
-    return ClassMatch(
-        pairs,
-        {ours[label]: theirs[other] for label, other in pairs},
-        tuple(name for name in ours if name not in there),
-        tuple(name for label, name in enumerate(theirs) if label not in used),
-    )
-
-
-def _by_name(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, int]:
-    """The label there, for each of our names that is known there."""
-    exact = {name: label for label, name in enumerate(theirs)}
-    alike: dict[str, list[int]] = {}
-    for name, label in exact.items():
-        alike.setdefault(folded(name), []).append(label)
-    found = {}
-    for name in ours:
-        close = [exact[name]] if name in exact else alike.get(folded(name), [])
-        if len(close) > 1:
-            names = listed(theirs[label] for label in close)
-            raise ValueError(f"class {name!r} of the data may be any of {names} of the weights: say which, by --classes theirs=ours")
-        if close and (name in exact or theirs[close[0]] not in ours):
-            found[name] = close[0]
-    return found
-
-
-def _renames(theirs: Sequence[str], ours: Sequence[str], renamed: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Our name and the label there of every "theirs=ours"; a name may hold the sign itself."""
-    for word in renamed:
-        cuts = [(word[: sign.start()].strip(), word[sign.end() :].strip()) for sign in re.finditer("=", word)]
-        if not cuts:
-            raise ValueError(f"--classes {word}: give the name in the weights and the name in the data, as in --classes automobile=car")
-        known = [(old, new) for old, new in cuts if old in theirs and new in ours]
-        if not known:
-            old, new = cuts[0]
-            wrong = f"the weights have no class {old!r}{nearest(old, theirs)}"
-            raise ValueError(f"--classes {word}: {wrong if old not in theirs else f'the data have no class {new!r}{nearest(new, ours)}'}")
-        yield known[0][1], theirs.index(known[0][0])
 
 
 @dataclass(frozen=True)
@@ -169,23 +94,40 @@ def transfer(
     """
     there = weights.card
     match = match_classes(there.classes if by_name else (), classes, renamed)
-    found = Transfer(match if by_name else replace(match, dropped=there.classes))
     sides = Sides(detector, config, untrained(there.detector, len(there.classes)), there.detector)
-    rows = {name: each for what in (class_rows, query_rows, level_rows) for name, each in what(sides, match, found.remarks).items()}
-    source = named_as_here(sides, weights.state, found.remarks)
-    target, taken, wrong = detector.state_dict(), dict[str, Tensor](), dict[str, str]()
+    queries = query_rows(sides)
+    rows = class_rows(sides, match.pairs) | queries | level_rows(sides)
+    taken, wrong = fitting(sides, named_as_here(sides, weights.state), rows)
+    allowed = [name for name in wrong if any(name == part or name.startswith(f"{part}.") for part in partial)]
+    refuse({name: what for name, what in wrong.items() if name not in allowed}, detector, weights)
+    if not_finite := where_not_finite(taken):
+        raise ValueError(f"{weights.where} is of no use: {not_finite} hold NaN or infinite values")
+    detector.load_state_dict(taken, strict=False)
+    here = detector.state_dict().keys()
+    return Transfer(
+        match if by_name else replace(match, dropped=there.classes),
+        [*query_remarks(sides, bool(queries)), *level_remarks(sides), *stage_remarks(sides)],
+        [name for name in allowed if name in here],
+        [name for name in allowed if name not in here],
+    )
+
+
+def fitting(sides: Sides, source: Mapping[str, Tensor], rows: Mapping[str, Rows]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that the detector here takes, and what is wrong with the others, both by name."""
+    target, taken, wrong = sides.here.state_dict(), dict[str, Tensor](), dict[str, str]()
     for name, value in target.items():
         if name not in source:
             if not name.endswith("num_batches_tracked") and not sides.is_new_level(name):
                 wrong[name] = f"{name} is missing"
-        elif (fitting := fit(value, source[name], rows.get(name))) is not None:
-            taken[name] = fitting
+        elif (found := fit(value, source[name], rows.get(name))) is not None:
+            taken[name] = found
         else:
             wrong[name] = f"{name} is {list(source[name].shape)} there and {list(value.shape)} here"
-    wrong |= {name: f"{name} is left over" for name in source.keys() - target.keys()}
-    for name in [name for name in wrong if any(name == part or name.startswith(f"{part}.") for part in partial)]:
-        (found.started if name in target else found.dropped).append(name)
-        del wrong[name]
+    return taken, wrong | {name: f"{name} is left over" for name in source.keys() - target.keys()}
+
+
+def refuse(wrong: Mapping[str, str], detector: Detector, weights: TrainedWeights) -> None:
+    """Raise ValueError if anything is wrong with tensors, and say what could be done."""
     if wrong:
         problems = printable(listed(sorted(wrong.values()), 10))
         raise ValueError(
@@ -193,10 +135,6 @@ def transfer(
             " Take the detector of the weights (`steadydetr finetune`), or allow these to start anew or to be left out: --allow-partial"
             f" {' '.join(sorted({part_of(name) for name in wrong})[:8])}"
         )
-    if not_finite := where_not_finite(taken):
-        raise ValueError(f"{weights.where} is of no use: {not_finite} hold NaN or infinite values")
-    detector.load_state_dict(taken, strict=False)
-    return found
 
 
 def fit(target: Tensor, value: Tensor, rows: Rows | None) -> Tensor | None:
@@ -241,21 +179,23 @@ class Sides:
     there: Detector
     config_there: DetectorConfig
 
-    def option(self, name: str) -> tuple[Any, Any]:
-        """The value of a field of both configs, or of their transformers; None where there is no such field."""
-        here, there = (
-            getattr(config, name, getattr(getattr(config, "transformer", None), name, None)) for config in (self.config, self.config_there)
-        )
-        return here, there
+    @property
+    def queries(self) -> tuple[int, int] | None:
+        """The numbers of queries here and there, if they differ."""
+        here, there = self.config.queries, self.config_there.queries
+        return None if here is None or there is None or here == there else (here, there)
 
-    def with_one_more(self, name: str) -> Detector:
-        """The detector here with one more of what a field of its config, or of its transformer, counts."""
-        if hasattr(self.config, name):
-            changed = self.config.changed(**{name: getattr(self.config, name) + 1})
-        else:
-            transformer = self.config.transformer  # type: ignore[attr-defined]
-            changed = self.config.changed(transformer=replace(transformer, **{name: getattr(transformer, name) + 1}))
-        return untrained(changed, self.here.num_classes)
+    @property
+    def has_other_levels(self) -> bool:
+        """Whether the feature levels differ, of two detectors that declare them."""
+        declared = self.config.levels is not None and self.config_there.levels is not None
+        return declared and self.here.strides != self.there.strides
+
+    @property
+    def stages(self) -> dict[str, tuple[int | None, int | None]]:
+        """The numbers of modules in lists that have one for each stage, here and there; None where a detector does not tell."""
+        decoder = (self.here.stages, self.there.stages)
+        return {"encoder.layers": (self.config.encoder_layers, self.config_there.encoder_layers), **dict.fromkeys(DECODER_LISTS, decoder)}
 
     @property
     def levels(self) -> Pairs:
@@ -264,11 +204,11 @@ class Sides:
 
     def is_new_level(self, name: str) -> bool:
         """Whether a tensor is one of the neck for a level that is not there."""
-        numbered = re.match(rf"({'|'.join(map(re.escape, LEVEL_LISTS))})\.(\d+)\.", name)
+        numbered = re.match(rf"({_any_of(LEVEL_LISTS)})\.(\d+)\.", name)
         return numbered is not None and int(numbered[2]) not in dict(self.levels)
 
 
-def class_rows(sides: Sides, match: ClassMatch, remarks: list[str]) -> dict[str, Rows]:
+def class_rows(sides: Sides, pairs: Pairs) -> dict[str, Rows]:
     """Rows of the classes by name; rows after those, such as DINO's label that stands for no class, stay in their order."""
     here, there, found = sides.here.num_classes, sides.there.num_classes, {}
     shapes, shapes_there = sides.here.state_dict(), sides.there.state_dict()
@@ -276,46 +216,67 @@ def class_rows(sides: Sides, match: ClassMatch, remarks: list[str]) -> dict[str,
         if name in shapes_there:
             total, total_there = shapes[name].shape[dim], shapes_there[name].shape[dim]
             spare = [(here + k, there + k) for k in range(min(total - here, total_there - there))]
-            found[name] = Rows(dim, 1, total, total_there, [*match.pairs, *spare])
+            found[name] = Rows(dim, 1, total, total_there, [*pairs, *spare])
     return found
 
 
-def query_rows(sides: Sides, match: ClassMatch, remarks: list[str]) -> dict[str, Rows]:
+def query_rows(sides: Sides) -> dict[str, Rows]:
     """Where the numbers of queries differ: the first ones."""
-    here, there = sides.option("queries")
-    if not isinstance(here, int) or not isinstance(there, int) or here == there:
+    if sides.queries is None:
         return {}
-    pairs = [(k, k) for k in range(min(here, there))]
-    found = {name: Rows(dim, 1, here, there, pairs) for name, (dim, _) in grown(sides.here, sides.with_one_more("queries")).items()}
-    ranks = ", which go with the best proposals" if getattr(sides.here, "proposal_head", None) is not None else ""
+    here, there = sides.queries
+    larger = grown(sides.here, untrained(sides.config.changed(queries=here + 1), sides.here.num_classes))
+    return {name: Rows(dim, 1, here, there, [(k, k) for k in range(min(here, there))]) for name, (dim, _) in larger.items()}
+
+
+def query_remarks(sides: Sides, have_rows: bool) -> Iterator[str]:
+    """What becomes of the queries where their numbers differ. Those without rows in any tensor are made of the image."""
+    if sides.queries is None:
+        return
+    here, there = sides.queries
+    if not have_rows:
+        yield f"{here} queries instead of {there}, which all come from the image"
+        return
     kept = f"the first {here} of {there} queries are kept" if here < there else f"all {there} queries are kept, {here - there} start anew"
-    remarks.append(f"{kept}{ranks}" if found else f"{here} queries instead of {there}, which all come from the image")
-    return found
+    proposals = any(name.startswith("proposal_head.") for name in sides.here.state_dict())
+    yield kept + ", which go with the best proposals" * proposals
 
 
-def level_rows(sides: Sides, match: ClassMatch, remarks: list[str]) -> dict[str, Rows]:
-    """Where the feature levels differ: those of the same stride."""
-    here, there = sides.here.strides, sides.there.strides
-    if here == there or None in sides.option("levels"):
+def level_rows(sides: Sides) -> dict[str, Rows]:
+    """Where the feature levels differ: those of the same stride. Where attention weighs levels, each head has rows of its own."""
+    if not sides.has_other_levels:
         return {}
-    heads, _ = sides.option("heads")
-    kept, new = (", ".join(str(stride) for stride in here if (stride in there) is known) for known in (True, False))
-    sentence = f"feature levels of stride {kept} are kept, of {', '.join(map(str, there))}"
-    remarks.append(f"{sentence}; {new} start anew" if new else sentence)
-    larger = grown(sides.here, sides.with_one_more("levels"))
-    return {name: Rows(dim, 1 if more == 1 else heads, len(here), len(there), sides.levels) for name, (dim, more) in larger.items()}
+    here, there = len(sides.here.strides), len(sides.there.strides)
+    larger = grown(sides.here, untrained(sides.config.with_levels(here + 1), sides.here.num_classes))
+    heads = sides.config.heads or 1
+    return {name: Rows(dim, 1 if more == 1 else heads, here, there, sides.levels) for name, (dim, more) in larger.items()}
 
 
-def named_as_here(sides: Sides, state: Mapping[str, Tensor], remarks: list[str]) -> dict[str, Tensor]:
+def level_remarks(sides: Sides) -> Iterator[str]:
+    """Which feature levels are kept where they differ."""
+    if sides.has_other_levels:
+        here, there = sides.here.strides, sides.there.strides
+        kept, new = (", ".join(str(stride) for stride in here if (stride in there) is known) for known in (True, False))
+        sentence = f"feature levels of stride {kept} are kept, of {', '.join(map(str, there))}"
+        yield f"{sentence}; {new} start anew" if new else sentence
+
+
+def stage_remarks(sides: Sides) -> Iterator[str]:
+    """Which stages are kept where there are fewer of them here."""
+    for parts, (here, there) in sides.stages.items():
+        if here is not None and there is not None and here < there and parts.endswith("layers"):
+            yield f"the first {here} of {there} {parts.replace('.', ' ')} are kept"
+
+
+def named_as_here(sides: Sides, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the trained detector by the names that they have here: of levels by stride, without stages that are not here.
 
     What all its stages share is copied for every stage where each has its own here.
     """
     number_here = {there: here for here, there in sides.levels}
-    limits = {"encoder.layers": sides.option("encoder_layers"), **dict.fromkeys(STAGE_LISTS[1:], (sides.here.stages, sides.there.stages))}
     named: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        numbered = re.fullmatch(rf"({'|'.join(map(re.escape, (*LEVEL_LISTS, *STAGE_LISTS)))})\.(\d+)\.(.+)", name)
+        numbered = re.fullmatch(rf"({_any_of((*LEVEL_LISTS, *sides.stages))})\.(\d+)\.(.+)", name)
         if numbered is None:
             named[name] = tensor
             continue
@@ -323,13 +284,17 @@ def named_as_here(sides: Sides, state: Mapping[str, Tensor], remarks: list[str])
         if parts in LEVEL_LISTS:
             if number in number_here:
                 named[f"{parts}.{number_here[number]}.{rest}"] = tensor
-        elif None in limits[parts] or number < limits[parts][0] or limits[parts][0] >= limits[parts][1]:
-            named[name] = tensor
-    for parts, (here, there) in limits.items():
-        if here is not None and there is not None and here < there and parts.endswith("layers"):
-            remarks.append(f"the first {here} of {there} {parts.replace('.', ' ')} are kept")
+        else:
+            here, there = sides.stages[parts]
+            if here is None or there is None or number < here or here >= there:
+                named[name] = tensor
     for name in sides.here.state_dict():
-        shared = re.sub(rf"^({'|'.join(map(re.escape, STAGE_LISTS[1:]))})\.\d+\.", r"\1.0.", name)
+        shared = re.sub(rf"^({_any_of(DECODER_LISTS)})\.\d+\.", r"\1.0.", name)
         if name not in named and shared in state and shared.replace(".0.", ".1.", 1) not in state:
             named[name] = state[shared]
     return named
+
+
+def _any_of(words: Iterable[str]) -> str:
+    """A pattern for any of the words."""
+    return "|".join(map(re.escape, words))

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from torch import Tensor
 
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.convert import HUGGING_FACE_FILES, is_ours, read_foreign, untraced_of
 from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
-from steadydetr.checkpoints.folder import DetectorCard, LoadedDetector, load_state, read_checkpoint
+from steadydetr.checkpoints.folder import LoadedDetector, load_state, read_checkpoint
 from steadydetr.checkpoints.hugging_face_config import read_hugging_face_config
-from steadydetr.checkpoints.official import HUB, OfficialWeights, bring_repository, fetch_official, named_weights
-from steadydetr.fetching import hub_folder
+from steadydetr.checkpoints.official import HUB, OfficialWeights, fetch_official, fetch_repository, named_weights
 from steadydetr.files import printable
 
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -84,11 +84,7 @@ def _from_hub(where: str, classes: str, untraced: dict[str, float]) -> TrainedWe
     if found is None:
         raise ValueError(f"{printable(where)} names no repository: write hub:owner/name, or hub:owner/name@revision")
     with _named(where):
-        try:
-            folder = hub_folder(found["name"], found["revision"], check_readable)
-        except OSError as error:
-            raise ConnectionError(f"{where}: {error}. {bring_repository(found['name'])}") from None
-        return _from_path(folder, where, classes, untraced)
+        return _from_path(fetch_repository(where, found["name"], found["revision"], check_readable), where, classes, untraced)
 
 
 @contextmanager

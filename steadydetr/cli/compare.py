@@ -63,7 +63,7 @@ def run(words: Sequence[str]) -> None:
     for text in arguments.recipes:
         check_recipe(shlex.split(text)[0].rpartition("=")[2])
     entries = list(read_entries(arguments, shared))
-    from steadydetr.checkpoints.folder import choose_device
+    from steadydetr.devices import choose_device
     from steadydetr.tools.compare import NOTE, TRAIN, compare_recipes, comparison_table, with_labels
 
     choose_device(arguments.device)

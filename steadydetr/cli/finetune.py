@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
@@ -54,8 +53,9 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.tools.finetune import finetune_recipe, recipe_before
 
     weights = read_weights(where)
-    first = finetuned(weights.card, Start(where), 1000, method, recipe_before(where))
-    asked, _ = override(first, rest, f"finetune {where}")  # where the data are, before the schedule can be made for them
+    # where the data are has to be known before the schedule can be made for their number, which is any until then
+    first = finetuned(weights.card, Start(where), images=1000, method=method, before=recipe_before(where))
+    asked, _ = override(first, rest, f"finetune {where}")
     if "--data" not in {word.partition("=")[0] for word in rest} and asked.data.source == first.data.source:
         raise ValueError("--data is missing: the folder of the images to train on, as in `steadydetr finetune runs/quickstart --data mine`")
     recipe, arguments = override(finetune_recipe(weights, Start(where), asked.data, method), rest, f"finetune {where}")
@@ -99,6 +99,6 @@ def show(recipe: Recipe, weights: TrainedWeights) -> None:
     classes = open_both(recipe, console.print)[0].index.classes
     student = recipe.build_student(len(classes))
     transfer = recipe.start.load(student, recipe.detector, classes, weights)
-    console.print_json(json.dumps(to_plain(replace(recipe))))
+    console.print_json(json.dumps(to_plain(recipe)))
     for sentence in (f"{recipe.name} would start from {weights.where}:", *transfer.sentences()):
         console.print(sentence)

@@ -62,7 +62,7 @@ def _flags(kind: type[T], command: str, description: str, default: T | None) -> 
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
         _ask_tyro(kind, ["--help"], command, description, default)
-    return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9.-]*", shown.getvalue())))
+    return list(dict.fromkeys(re.findall(r"--[a-z][a-z0-9-]*(?:\.[a-z0-9-]+)*", shown.getvalue())))
 
 
 def _not_understood(word: str, flags: Sequence[str], command: str) -> str:

@@ -43,7 +43,9 @@ class StabilityArguments:
     criterion: str = ""
     """Recipe whose matcher is used; the run's own if not given, for a converted checkpoint Deformable DETR's and DINO's."""
     batch_size: int = 4
+    """Images in one forward pass."""
     workers: int = 4
+    """Processes that load images."""
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps."""
     output: Path | None = None

@@ -118,6 +118,7 @@ def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
 
 
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
+    """Findings for boxes that training drops or clips."""
     boxes, image = index.boxes_xyxy, index.image_of_row
     height, width = index.sizes[image].T
     with np.errstate(invalid="ignore"):

@@ -26,20 +26,8 @@ if TYPE_CHECKING:
 Picture: TypeAlias = "File | Image.Image | ArrayLike"
 # What Pillow may open. It knows many more formats by content, whatever a file is called, and some run other programs: EPS Ghostscript.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".gif",
-    ".pgm",
-    ".ppm",
-)  # of files of these formats
+# how names of files of these formats end
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 ORIENTATION = 0x0112  # the EXIF tag
 TURNS = {  # what its values ask for
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -15,7 +15,8 @@ from urllib.request import Request, urlopen
 from PIL import Image
 
 from steadydetr.data.reading import expanded
-from steadydetr.files import one_line, printable
+from steadydetr.fetching import network_reason
+from steadydetr.files import printable
 from steadydetr.lazy import np, torch
 from steadydetr.limits import Limits
 
@@ -92,8 +93,7 @@ def fetch(address: str, most_mb: int) -> bytes:
                 if time.monotonic() > end:
                     raise TimeoutError(f"it takes more than {FETCH_SECONDS:g} seconds")
     except (OSError, HTTPException, ValueError) as error:  # no network, no such host or page, too slow, no address
-        why = one_line(getattr(error, "reason", None) or error, 200) or type(error).__name__
-        raise ValueError(f"cannot fetch {printable(address)}: {why}. Without a network, give a file instead") from None
+        raise ValueError(f"cannot fetch {printable(address)}: {network_reason(error)}. Without a network, give a file instead") from None
     return bytes(content)
 
 

@@ -7,13 +7,15 @@ import json
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 from xml.etree import ElementTree
 
 import msgspec
 
-from steadydetr.files import check_regular, printable
+from steadydetr.files import check_regular, printable, read_bytes
 
 T = TypeVar("T")
 MIB = 2**20
@@ -56,27 +58,26 @@ def read_file(path: Path, most_mb: int, option: str) -> bytes:
         FileNotFoundError: it is not there.
         ValueError: it cannot be read, is something else, or is longer; names it.
     """
-    check_file(path, most_mb, option)
-    try:
-        return path.read_bytes()
-    except (OSError, MemoryError) as error:
-        raise ValueError(f"cannot read {printable(path)}: {_reason(error)}") from error
+    with _named_errors(path):
+        return read_bytes(path, most_mb * MIB, option)
 
 
 def check_file(path: Path, most_mb: int, option: str) -> None:
     """Raise what `read_file` raises, without reading the file."""
+    with _named_errors(path):
+        check_regular(path, most_mb * MIB, option)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Within the block, an error of the system names the file, and is a ValueError unless there is no file."""
     try:
-        size = check_regular(path)
+        yield
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no file {printable(path)}") from None
-    except OSError as error:
-        raise ValueError(f"cannot read {printable(path)}: {_reason(error)}") from error
-    if size > most_mb * MIB:
-        raise ValueError(f"{printable(path)} has {size / MIB:.0f} MiB, more than {option} = {most_mb} allows")
-
-
-def _reason(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    except (OSError, MemoryError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+        raise ValueError(f"cannot read {printable(path)}: {reason}") from error
 
 
 def decode_text(data: bytes, path: Path, encoding: str = "") -> str:

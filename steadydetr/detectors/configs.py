@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 
 class DetectorConfig(ABC):
-    """What a detector is built from: a frozen dataclass, which is saved beside its weights."""
+    """What a detector is built from: a frozen dataclass, which is saved beside its weights.
+
+    It declares by these names, as fields or properties, the sizes that it has. None: it has no such size, or does not tell it.
+    """
+
+    queries: int | None = None
+    levels: int | None = None  # of features
+    heads: int | None = None  # of attention
+    encoder_layers: int | None = None
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:
@@ -52,6 +60,10 @@ class DetectorConfig(ABC):
     def changed(self, **values: Any) -> Self:
         """The same config with other values of some fields."""
         return replace(self, **values)  # type: ignore[type-var]  # what derives from it is a dataclass
+
+    def with_levels(self, levels: int) -> Self:
+        """The same config with another number of feature levels, of one that declares it."""
+        return self.changed(levels=levels)
 
 
 @register("transformer")
@@ -133,6 +145,21 @@ class DeformableDetectorConfig(DetectorConfig):
 
     def __post_init__(self) -> None:
         check_within("detector", self, queries=(1, 10**6))
+
+    @property
+    def levels(self) -> int:  # type: ignore[override]  # nothing writes it: configs are frozen
+        return self.transformer.levels
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return self.transformer.heads
+
+    @property
+    def encoder_layers(self) -> int:  # type: ignore[override]
+        return self.transformer.encoder_layers
+
+    def with_levels(self, levels: int) -> Self:
+        return self.changed(transformer=replace(self.transformer, levels=levels))
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from steadydetr.checkpoints.card import read_card
-from steadydetr.checkpoints.folder import LoadedDetector, choose_device, find_checkpoint, load_detector
+from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.folder import LoadedDetector, load_detector
 from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
 from steadydetr.detectors import Detector
+from steadydetr.devices import choose_device
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
 from steadydetr.drawing.panels import REPORT_FIGURES
 from steadydetr.drawing.plot import save_panel

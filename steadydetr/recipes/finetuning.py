@@ -112,7 +112,7 @@ def _od(recipe: Recipe) -> Recipe:
 
 def _stable(recipe: Recipe) -> Recipe:
     """Loss and cost alone: memory fusion would put layers between the encoder and what was trained to read it."""
-    few = getattr(recipe.detector, "queries", FEW_QUERIES) <= FEW_QUERIES
+    few = (recipe.detector.queries or FEW_QUERIES) <= FEW_QUERIES
     found = stable(recipe, "one" if few else "max", "", f"{recipe.name}-stable")
     return replace(found, detector=recipe.detector, training=recipe.training, notes=f"{recipe.notes}, with stable matching")
 

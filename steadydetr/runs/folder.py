@@ -22,15 +22,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from steadydetr.checkpoints.folder import (
-    WEIGHTS,
-    DetectorCard,
-    find_checkpoint,
-    load_progress,
-    restore_replaced,
-    save_detector,
-    save_progress,
-)
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
+from steadydetr.checkpoints.folder import load_progress, restore_replaced, save_detector, save_progress
 from steadydetr.config import FORMAT, check_format, differences, from_plain, to_plain
 from steadydetr.files import (
     claim_folder,
@@ -167,17 +161,14 @@ class RunFolder:
         Raises:
             ValueError: the run was started with another recipe, other classes or other data; says what differs.
         """
-        before = self.read_config()
-        try:
-            checkpoint = self.find_checkpoint()
-        except FileNotFoundError:
-            checkpoint = None
-        if changed := changes(before, config):
-            why_not = "" if checkpoint is None else why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
-            if why_not or any(not line.startswith(EPOCHS) for line in changed):
-                kept = "a run that goes on keeps what it began with"
-                more = f". {why_not}" if why_not and any(line.startswith(EPOCHS) for line in changed) else ""
-                raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}{more}")
+        before, checkpoint = self.read_config(), self.latest_checkpoint
+        changed = changes(before, config)
+        of_length, why_not = [line for line in changed if line.startswith(EPOCHS)], ""
+        if of_length and checkpoint is not None:
+            why_not = why_not_longer(before, config, int(load_progress(checkpoint).get("epochs_done", 0)))
+        if changed != of_length or why_not:
+            kept, more = "a run that goes on keeps what it began with", f". {why_not}" if why_not else ""
+            raise ValueError(f"{self.path} was started otherwise, and {kept}. Differences: {'; '.join(changed)}{more}")
         return checkpoint
 
     def read_records(self, left_out: list[str] | None = None) -> Iterator[Record]:
@@ -246,6 +237,14 @@ class RunFolder:
         """The run's latest checkpoint: `last`, or `best` if there is no `last`; a FileNotFoundError says what was looked for."""
         return find_checkpoint(self.path, prefer=(LAST, BEST))
 
+    @property
+    def latest_checkpoint(self) -> Path | None:
+        """The same; None if there is none yet."""
+        try:
+            return self.find_checkpoint()
+        except FileNotFoundError:
+            return None
+
     def save_checkpoint(
         self,
         name: str,
@@ -260,14 +259,6 @@ class RunFolder:
     def save_progress(self, name: str, progress: Mapping[str, Any]) -> None:
         """Replace the progress in the run's checkpoint `name`, whose weights stay as they are."""
         save_progress(self.path / name, progress)
-
-    @property
-    def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
-        try:
-            return self.find_checkpoint().exists()
-        except FileNotFoundError:
-            return False
 
     def write_start(self, start: Mapping[str, Any]) -> None:
         """Write what the run took from the weights that it started from."""

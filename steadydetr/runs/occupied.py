@@ -20,7 +20,8 @@ def refuse_another_run(folder: Path) -> None:
     if (folder / CONFIG).exists():
         raise FileExistsError(f"{folder} already holds a run: go on with it by --resume, or choose another --output")
     if folder_made_by(folder) != COMMAND and not is_free(folder):
-        raise FileExistsError(f"{folder} is not empty, and what it holds is no run: choose another --output")
+        what = "not empty, and what it holds is no run" if folder.is_dir() else "not a folder"
+        raise FileExistsError(f"{folder} is {what}: choose another --output")
     if left := [name for name in (LAST, BEST, AVERAGE, METRICS, SUMMARY) if os.path.lexists(folder / name)]:
         what = f"{folder} holds {listed(left)} of a run, but its {CONFIG} is gone"
         raise FileExistsError(f"{what}: bring that back to go on by --resume, or choose another --output")

@@ -9,8 +9,8 @@ import numpy as np
 from rich.progress import track
 from torch import Tensor
 
-from steadydetr.checkpoints.card import read_card
-from steadydetr.checkpoints.folder import DetectorCard, find_checkpoint
+from steadydetr.checkpoints.card import DetectorCard, read_card
+from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import prefix_errors

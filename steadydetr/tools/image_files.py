@@ -14,7 +14,7 @@ import msgspec
 from PIL import Image
 from rich.progress import track
 
-from steadydetr.checkpoints.folder import DetectorCard
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES, open_picture
 from steadydetr.data.picture_inputs import is_address

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from steadydetr.checkpoints.folder import DetectorCard, choose_device, load_detector
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_detector
 from steadydetr.data.images import Picture, open_picture
 from steadydetr.data.loading import LoadedSample, batches_of_one_size, collate
 from steadydetr.data.picture_inputs import TAKEN, is_one_picture
@@ -21,6 +22,7 @@ from steadydetr.data.transforms import Sample, apply
 from steadydetr.data.video import frames, is_video
 from steadydetr.detectors import Detector
 from steadydetr.detectors.base import evaluating
+from steadydetr.devices import choose_device
 from steadydetr.finite import NotFiniteError
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.evaluation import prediction_function

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -10,10 +10,11 @@ from typing import Literal
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from steadydetr.checkpoints.start import joined_classes
+from steadydetr.checkpoints.class_names import joined_classes
 from steadydetr.checkpoints.transfer import Transfer
 from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.config import check_savable, to_plain
@@ -22,6 +23,7 @@ from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import FolderDataset, parts_of, with_classes, without_images
 from steadydetr.data.loading import find_unreadable
 from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
+from steadydetr.detectors import Detector
 from steadydetr.files import counted
 from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
@@ -56,34 +58,23 @@ def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"], device: str | None) -> Run:
-    config = recipe.training
-    accelerator = make_accelerator(config.precision, device)
-    goes_on = main_decides(accelerator, lambda: folder.goes_on(resume))
-    if goes_on:
-        main_decides(accelerator, lambda: folder.reopen(lock))
+    accelerator = make_accelerator(recipe.training.precision, device)
+    goes_on = main_decides(accelerator, lambda: reopen_if_it_goes_on(folder, lock, resume))
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
-    weights = None if goes_on and folder.has_checkpoint else read_start(recipe, accelerator)
-    more_classes = classes_to_keep(recipe, folder, weights)
-    loader, val_loader = open_loaders(recipe, accelerator, progress.say, more_classes)
-    val_data = val_loader.dataset
-    total_steps = loader.steps_per_epoch * config.epochs
-    set_seed(config.seed)
-    transfers: list[Transfer] = []
-    method = together(
-        accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator, weights, transfers.append)
-    )
+    weights = None if goes_on and folder.latest_checkpoint else read_start(recipe, accelerator)
+    loader, val_loader = open_loaders(recipe, accelerator, progress.say, classes_to_keep(recipe, folder, weights))
+    val_data, total_steps = val_loader.dataset, loader.steps_per_epoch * recipe.training.epochs
+    set_seed(recipe.training.seed)
+    student, transfer = together(accelerator, lambda: build_student(recipe, val_data.index.classes, weights))
+    method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator, student))
     averages = make_averages(recipe, method, loader.steps_per_epoch)
-    optimiser = make_optimiser(method, config)
+    optimiser = make_optimiser(method, recipe.training)
     run_config = make_run_config(recipe, loader.dataset, val_data)
     checkpoint = main_decides(accelerator, lambda: folder.resume(run_config)) if goes_on else None
     state = State() if checkpoint is None else resume_state(checkpoint, folder, accelerator, method, averages, optimiser)
-    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
-    wrapped = accelerator.prepare_model(method)
+    wrapped = wrap(method, accelerator)
     progress.begin(total_steps, state.step)
-    log = open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress)
-    if goes_on and checkpoint is None:
-        log.say(f"{folder.path} was stopped before its first checkpoint, so it starts anew")
     run = Run(
         recipe=recipe,
         folder=folder,
@@ -98,12 +89,19 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         optimiser=optimiser,
         averages=averages,
         state=state,
-        log=log,
+        log=open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress),
         progress=progress,
     )
-    for sentence in (describe(run), *describe_start(run, weights, transfers), *remarks(recipe, total_steps)):
-        log.say(sentence)
+    introduce(run, goes_on and checkpoint is None, weights, transfer)
     return run
+
+
+def reopen_if_it_goes_on(folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"]) -> bool:
+    """Whether the folder's run goes on, whose lock is then taken."""
+    goes_on = folder.goes_on(resume)
+    if goes_on:
+        folder.reopen(lock)
+    return goes_on
 
 
 def read_start(recipe: Recipe, accelerator: Accelerator) -> TrainedWeights | None:
@@ -217,9 +215,9 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
         found.append(
             f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"
         )
-    queries = getattr(recipe.detector, "queries", None)  # what detectors of this package call it; that of a plugin may have no such field
+    queries = recipe.detector.queries
     most = int(max(data.index.counts.max() for data in (train_data, val_data)))
-    if isinstance(queries, int) and most > queries:
+    if queries is not None and most > queries:
         found.append(
             f"images hold up to {most} objects, the detector has {queries} queries, and each finds at most one object:"
             " raise --detector.queries"
@@ -229,23 +227,14 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
     return [*found, *explain_limit(val_data.index)]
 
 
-def build_method(
-    recipe: Recipe,
-    classes: Sequence[str],
-    total_steps: int,
-    accelerator: Accelerator,
-    weights: TrainedWeights | None = None,
-    report: Callable[[Transfer], None] = lambda _: None,
-) -> Method:
-    """The method of a recipe, on the device of this process.
-
-    Args:
-        weights: to start from.
-        report: takes what became of them.
-    """
+def build_student(recipe: Recipe, classes: Sequence[str], weights: TrainedWeights | None) -> tuple[Detector, Transfer | None]:
+    """The detector with its first weights, and what became of the ones to start from, if there are any."""
     student = recipe.build_student(len(classes))
-    if weights is not None:
-        report(recipe.start.load(student, recipe.detector, classes, weights))
+    return student, None if weights is None else recipe.start.load(student, recipe.detector, classes, weights)
+
+
+def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator, student: Detector) -> Method:
+    """The method of a recipe that trains this detector, on the device of this process."""
     method = recipe.build(classes, total_steps, student)
     if recipe.training.freeze:
         method.student.freeze(recipe.training.freeze)
@@ -273,6 +262,13 @@ def compile_layers(method: Method) -> None:
     for detector in (method.student, *method.teaching.values()):
         for part in detector.compiled_parts():
             part.compile()
+
+
+def wrap(method: Method, accelerator: Accelerator) -> nn.Module:
+    """The method, or what sums its gradients over the processes."""
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(method, method.unused_parameters)  # it would wait for them
+    wrapped: nn.Module = accelerator.prepare_model(method)
+    return wrapped
 
 
 def resume_state(
@@ -310,6 +306,25 @@ def open_log(
     return log
 
 
+def introduce(run: Run, anew: bool, weights: TrainedWeights | None, transfer: Transfer | None) -> None:
+    """Say what is about to be trained and from what it starts, which the main process also saves, and what is probably not meant.
+
+    Args:
+        anew: the run was stopped before its first checkpoint.
+    """
+    if anew:
+        run.log.say(f"{run.folder.path} was stopped before its first checkpoint, so it starts anew")
+    run.log.say(describe(run))
+    if weights is not None and transfer is not None:
+        run.log.say(f"It starts from {weights.where}:")
+        for sentence in transfer.sentences():
+            run.log.say(f"  {sentence}")
+        if run.accelerator.is_main_process:
+            run.folder.write_start({"weights": weights.where} | transfer.as_plain())
+    for sentence in remarks(run.recipe, run.loader.steps_per_epoch * run.recipe.training.epochs):
+        run.log.say(sentence)
+
+
 def describe(run: Run) -> str:
     """What is about to be trained, in one sentence."""
     epochs, data = run.recipe.training.epochs, run.loader.dataset
@@ -320,16 +335,6 @@ def describe(run: Run) -> str:
         f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
         f" {counted(epochs, 'epoch')}, {counted(run.loader.steps_per_epoch * epochs, 'step')}{start}"
     )
-
-
-def describe_start(run: Run, weights: TrainedWeights | None, transfers: Sequence[Transfer]) -> Iterator[str]:
-    """What the run starts from; the main process also saves it."""
-    for transfer in transfers:
-        if weights is not None:
-            yield f"It starts from {weights.where}:"
-            yield from (f"  {sentence}" for sentence in transfer.sentences())
-            if run.accelerator.is_main_process:
-                run.folder.write_start({"weights": weights.where} | transfer.as_plain())
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 from torch import distributed
 
-from steadydetr.checkpoints.folder import choose_device
+from steadydetr.devices import choose_device
 
 T = TypeVar("T")
 STEP_LIMIT = timedelta(minutes=30)  # that a process waits for the others in a step; more than loading may take (data.timeout)

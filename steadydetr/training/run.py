@@ -10,7 +10,8 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from steadydetr.checkpoints.folder import DetectorCard, load_progress, load_training_state
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.folder import load_progress, load_training_state
 from steadydetr.data import Dataset, EvalLoader, TrainLoader
 from steadydetr.detectors import Detector
 from steadydetr.files import one_line

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.convert import convert_file
-from steadydetr.checkpoints.folder import DetectorCard, load_detector, save_detector
+from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.cli import main
 from steadydetr.data.coco_classes import IDS, NAMES
