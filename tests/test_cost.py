@@ -134,7 +134,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("", "name a recipe first"),
         ("small-dino --teacher small-dino", "small-dino learns from no trained teacher"),
         ("small-dino --teachers.teacher trained-teacher", "name its recipe or checkpoint by --teacher"),
-        ("small-dino --teachers.teacher trained-teacher --teacher nowhere", "nowhere does not exist"),
+        ("small-dino --teachers.teacher trained-teacher --teacher nowhere", "no file or folder nowhere"),
     ],
 )
 def test_errors_say_what_to_do(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,6 +77,15 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
             assert ours == value, f"{path} of {name} is {ours}, but {TABLE['sources'][source]} has {value}"
 
 
+NEUTRAL: dict[str, Any] = {  # what training on from weights has options for, and papers do not use
+    "training.encoder_lr_factor": 1.0,
+    "training.epoch_steps": 0,
+    "training.freeze": [],
+    "training.patience": 0,
+    "teachers.teacher.classes": [],
+}
+
+
 @pytest.mark.parametrize("name", OF_PAPERS)
 def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
     """Down to the last field, save what only says how a run is logged and kept."""
@@ -87,8 +96,9 @@ def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
         *(f"data.{field}" for field in ("workers", "timeout", "unreadable")),
         "detector.transformer.checkpointing",
     }
-    missing = {path for path in leaves(find(name)) if path not in ours} - sources(name).keys()
+    missing = {path for path in leaves(find(name)) if path not in ours | NEUTRAL.keys()} - sources(name).keys()
     assert not missing, f"{name}: the source of {sorted(missing)} is not stated"
+    assert all(value_at(find(name), path) == value for path, value in NEUTRAL.items() if path in leaves(find(name)))
 
 
 def leaves(recipe: Recipe) -> Iterator[str]:

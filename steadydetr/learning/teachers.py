@@ -12,7 +12,7 @@ from steadydetr.kinds import changeable, register
 
 if TYPE_CHECKING:
     from steadydetr.checkpoints.folder import LoadedDetector
-    from steadydetr.detectors import Detector, DetectorConfig
+    from steadydetr.detectors.base import Detector, DetectorConfig
     from steadydetr.learning.frozen import Average, Frozen
 
 HORIZON = 0.028  # share of a run's steps that an average reaches back: 1 / (1 - 0.9996) = 2,500 of the 89,000 steps of OD-DETR's 12 epochs
