@@ -83,7 +83,7 @@ def test_old_classes_stay_and_a_resumed_run_needs_no_weights(tmp_path: Path, mon
     assert card.classes == ("disc", "square", "triangle", "cross", "ring", "star", "boat") and card.category_ids == (1, 2, 3, 4, 5, 6, 7)
 
 
-@pytest.mark.parametrize("name", ["small-od-dino", "small-stable-dino"])
+@pytest.mark.parametrize("name", ["small-od-dino", pytest.param("small-stable-dino", marks=pytest.mark.slow)])
 def test_methods_with_teachers_start_from_them_too(name: str, tmp_path: Path) -> None:
     """An average that teaches begins with the weights as they were loaded."""
     start = save(tmp_path / "start", classes=open_data("shapes").index.classes)
@@ -155,6 +155,7 @@ def test_epochs_of_any_number_of_steps_go_through_the_data_in_the_same_order(epo
     assert ids_of(other, 3, epoch_steps - 1) == ids_of(other, 3)[4 * (epoch_steps - 1) :]
 
 
+@pytest.mark.slow
 def test_a_run_of_short_epochs_is_the_run_of_long_ones(tmp_path: Path) -> None:
     recipe = tiny(epochs=2, drop_epochs=(0.5,))
     train(recipe, tmp_path / "long", device="cpu")
@@ -180,7 +181,12 @@ evaluate_detector = steadydetr.training.loop.evaluate_detector
 
 @pytest.mark.parametrize(
     ("patience", "scores", "epochs"),
-    [(1, (0.0, 0.0, 5.0, 4.0), 4), (2, (1.0, 3.0, 2.0, 3.0), 4), (2, (3.0, 1.0, 4.0, 1.0, 1.0), 5), (0, (9.0, 1.0, 1.0, 1.0, 1.0, 1.0), 6)],
+    [
+        (1, (0.0, 0.0, 5.0, 4.0), 4),
+        pytest.param(2, (1.0, 3.0, 2.0, 3.0), 4, marks=pytest.mark.slow),
+        (2, (3.0, 1.0, 4.0, 1.0, 1.0), 5),
+        (0, (9.0, 1.0, 1.0, 1.0, 1.0, 1.0), 6),
+    ],
 )
 def test_a_run_ends_when_nothing_gets_better(
     patience: int,
@@ -208,7 +214,7 @@ def test_a_run_that_has_ended_early_goes_on_with_more_patience(tmp_path: Path, m
     assert train(patient, tmp_path / "run", resume=True, device="cpu")["epochs"] == 4
 
 
-@pytest.mark.parametrize("done", [1, 2])
+@pytest.mark.parametrize("done", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_run_goes_on_for_more_epochs(tmp_path: Path, done: int) -> None:
     """To the bit as if it had been asked for them at once, as long as the rate has not dropped in the shorter run."""
     recipe = tiny(epochs=done, drop_epochs=(2,), ema_decay=0.9)
@@ -226,7 +232,7 @@ def test_a_run_goes_on_for_more_epochs(tmp_path: Path, done: int) -> None:
     ("options", "epochs", "reason"),
     [
         ({"schedule": "cosine"}, 3, "its learning rate was laid out"),
-        ({"drop_epochs": (0.5,)}, 4, "its learning rate was laid out"),
+        pytest.param({"drop_epochs": (0.5,)}, 4, "its learning rate was laid out", marks=pytest.mark.slow),
         ({"drop_epochs": (5,)}, 1, "it has done 2 epochs"),
     ],
 )
@@ -240,6 +246,7 @@ def test_a_run_whose_length_decides_its_rates_does_not_go_on_for_longer(
         train(longer, tmp_path / "run", resume=True, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_teacher_over_a_share_of_the_run_keeps_its_length(tmp_path: Path) -> None:
     recipe = tiny("small-od-dino", epochs=1, drop_epochs=(5,))
     train(recipe, tmp_path / "run", device="cpu")
@@ -291,6 +298,7 @@ def test_the_recipe_of_a_run_is_gone_on_with(tmp_path: Path) -> None:
     assert not recipe.teachers and recipe.training.clip == before.training.clip
 
 
+@pytest.mark.slow
 def test_finetune_in_python(tmp_path: Path) -> None:
     start = save(tmp_path / "start")
 
