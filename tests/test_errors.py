@@ -165,7 +165,10 @@ def test_a_mistake_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, ca
         ("eval run --data d --batch-size 1e9", "--batch-size"),
     ],
 )
-def test_numbers_that_cannot_be_name_the_option(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_that_cannot_be_name_the_option(
+    words: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # away from the runs/quickstart that `make quickstart` left here
     line = said(words.split(), capsys)
     assert message in line and line.count("\n") == 1
 

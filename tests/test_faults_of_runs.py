@@ -217,7 +217,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 KILLED = tiny(ema_decay=0.9, stability_images=4)
 
 
-@pytest.mark.parametrize("at", [2, 9, 14, 25])
+@pytest.mark.parametrize("at", [2, 9, *(pytest.param(at, marks=pytest.mark.slow) for at in (14, 25))])
 def test_a_kill_at_any_change_of_the_folder_loses_nothing(whole: Path, tmp_path: Path, at: int) -> None:
     """`python tests/kills.py --operations` kills at all of them."""
     assert kill_before_change(KILLED, tmp_path / "run", at)
@@ -252,7 +252,7 @@ def test_best_that_was_removed_is_measured_anew(trained: Path, tmp_path: Path) -
     assert RunFolder(trained).best_progress() is not None and RunFolder(tmp_path).best_progress() is None
 
 
-@pytest.mark.parametrize("name", ["last", "best", "ema"])
+@pytest.mark.parametrize("name", ["last", pytest.param("best", marks=pytest.mark.slow), "ema"])
 def test_a_kill_while_a_checkpoint_takes_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Between the two renames, where only the older checkpoint is there. `last` is gone on from, though `best` is older still."""
     recipe, original = tiny(ema_decay=0.5, stability_images=0, save_every=2), os.rename

@@ -114,6 +114,7 @@ def test_what_does_not_come_back_is_refused() -> None:
         check_savable(Criterion(class_cost=Counting((object(),))), "criterion")
 
 
+@pytest.mark.slow
 def test_parts_of_a_script_are_refused(tmp_path: Path) -> None:
     """A class of __main__ would be found by no other program."""
     script = tmp_path / "script.py"

@@ -71,6 +71,7 @@ def without_unix(words: list[str], folder: Path) -> subprocess.CompletedProcess[
     return subprocess.run([sys.executable, "-c", UNIX_ONLY, *words], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_nothing_that_only_unix_has_is_needed(tmp_path: Path) -> None:
     sizes = [word for part in ("transform", "resize") for side in ("height", "width") for word in (f"--data.{part}.{side}", "64")]
     size = ["--data", "shapes:size=64,images=8", "--data.workers", "0", *sizes]

@@ -106,6 +106,7 @@ def test_documentation_shows_the_package() -> None:
     assert shown == {path.relative_to(PLUGIN).as_posix(): path.read_text() for path in files}
 
 
+@pytest.mark.slow
 def test_recipes_are_listed(installed: Path) -> None:
     listed, shown, unknown = run_all([["recipes"], ["recipes", "mylab:plain"], ["recipes", "mylab:plane"]], installed)
     assert "mylab:entropy-dino" in listed.out and "mylab:plain" in listed.out
@@ -174,6 +175,7 @@ def check_names_the_plugin(done: Done, words: list[str]) -> None:
     assert len(done.err.strip().splitlines()) == 1 and not out, f"{words}: {done.err}{done.out}"
 
 
+@pytest.mark.slow
 def test_saved_files_without_the_package(data: Path, runs: Path, tmp_path: Path) -> None:
     """A run, a checkpoint, a recipe in a file and a comparison, in every command: one line names what to add."""
     run, where, config = str(runs / "plain"), str(data), str(runs / "plain" / "config.json")

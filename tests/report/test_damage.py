@@ -67,6 +67,7 @@ def test_the_template_trusts_nothing() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_drawing_is_loaded_when_it_is_used() -> None:
     """A training that only begins, and the panels' values, need neither matplotlib nor jinja2."""
     code = """
