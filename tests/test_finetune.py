@@ -326,6 +326,8 @@ def test_finetune_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     main(words)
     said = capsys.readouterr().out
     assert f"It starts from {start}:" in said and "2 start anew: cross, ring" in said
+    main([*words, "--resume", "--dry-run"])  # trains nothing, of a run that is there either
+    assert "would start from" in capsys.readouterr().out
     words[words.index("--training.epochs") + 1] = "2"
     with pytest.raises(SystemExit):  # its rate drops at a share of the run
         main([*words, "--resume"])

@@ -31,6 +31,6 @@ class Start:
 
         return transfer(detector, config, classes, weights, self.classes, self.by_name, self.allow_partial)
 
-    def keeps_backbone(self, config: DetectorConfig) -> DetectorConfig:
+    def config_to_build(self, config: DetectorConfig) -> DetectorConfig:
         """The config to build: without fetching the backbone's own weights, unless these are the ones to start with."""
         return config if "backbone" in self.allow_partial or not self.weights else config.without_pretrained()

@@ -44,7 +44,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.cli.train import start
     from steadydetr.cli.training_arguments import override
 
-    if (before := started_run(rest)) is not None:
+    if not dry and (before := started_run(rest)) is not None:
         start(*override(before, rest, f"finetune {where}"))
         return
     from steadydetr.checkpoints.start import Start

@@ -78,7 +78,7 @@ class Recipe:
 
     def build_student(self, num_classes: int) -> Detector:
         """The detector with the weights that it has before those of `start` are loaded."""
-        return self.start.keeps_backbone(self.detector).build(num_classes)
+        return self.start.config_to_build(self.detector).build(num_classes)
 
     def criterion_of(self, teacher: Teacher) -> Criterion:
         """What a teacher that was trained before is matched by: the criterion of its run, or that of this recipe where it has none."""
