@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,12 +16,12 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
+from steadydetr.data.layouts.common import annotated_size, choose_split, decode_entries
+from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
 ROBOFLOW = "_annotations.coco.json"
-T = TypeVar("T")
 
 
 @register("coco-layout")
@@ -71,15 +71,10 @@ class Roboflow(DataLayout):
         return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
-        root, splits = expanded(where), self._splits(where)
-        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
-        if not names:
-            raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
-        if len(set(names)) > 1:
-            both = " and ".join(f"{name}/" for name in names)
-            raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
-        folder = root / names[0]
-        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
+        root = expanded(where)
+        name = choose_split(root, split, {name: name for name in self._splits(where)}, "/")
+        folder = root / name
+        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{name}", self.folder(where), report)
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
@@ -187,39 +182,10 @@ def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
     except msgspec.ValidationError:  # a list is missing or is no list
         raise ValueError(f"{printable(path)} is not a COCO annotation file: {whole}") from whole
     return CocoFile(
-        images=list(_entries(raw.images, "images", CocoImage, path, report)),
-        categories=list(_entries(raw.categories, "categories", CocoCategory, path, report)),
-        annotations=list(_entries(raw.annotations, "annotations", CocoAnnotation, path, report)),
+        images=list(decode_entries(raw.images, "images", CocoImage, path, report, "COCO")),
+        categories=list(decode_entries(raw.categories, "categories", CocoCategory, path, report, "COCO")),
+        annotations=list(decode_entries(raw.annotations, "annotations", CocoAnnotation, path, report, "COCO")),
     )
-
-
-def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report) -> Iterator[T]:
-    """The entries of a list, decoded one by one because there is at least one in the file that cannot be."""
-    for number, entry in enumerate(raw):
-        try:
-            yield msgspec.json.decode(entry, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
-                report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {wrong}"))
-
-
-def _wrong_fields(entry: msgspec.Raw, kind: type[Any]) -> list[str]:
-    """What is wrong with every field of an entry; empty where it has no fields at all."""
-    try:
-        values = msgspec.json.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []
-    found = []
-    for field in msgspec.structs.fields(kind) if isinstance(values, dict) else ():
-        if field.name not in values and field.required:
-            found.append(f"Object missing required field `{field.name}`")
-        elif field.name in values:
-            try:
-                msgspec.convert(values[field.name], field.type)
-            except (ValueError, OverflowError) as error:
-                place = str(error).replace("`$", f"`{field.name}")
-                found.append(place if "`" + field.name in place else f"{place} - at `{field.name}`")
-    return found
 
 
 def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
@@ -258,23 +224,13 @@ def _usable_images(
             report(fault("impossible file name", path, entry, f"file_name {image.file_name!r} cannot be the name of a file"))
             continue
         try:
-            size = _size(image) or source.picture_size(folder / image.file_name)
+            size = annotated_size(image.height, image.width) or source.picture_size(folder / image.file_name)
         except ValueError as error:
             report(fault("unknown image size", path, entry, str(error)))
             continue
         images.append(image)
         sizes.append(size)
     return images, sizes
-
-
-def _size(image: CocoImage) -> tuple[int, int] | None:
-    """Height and width as annotated; None where they are missing, or 0 or -1, which some tools write for unknown."""
-    height, width = image.height or 0, image.width or 0
-    if height <= 0 or width <= 0:
-        return None
-    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
-        raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
-    return int(height), int(width)
 
 
 def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:

@@ -11,12 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
-from numpy.typing import NDArray
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.common import ENDINGS, ids_of_names
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
@@ -31,7 +31,6 @@ VOC_CLASSES = (
 
 ANNOTATIONS, IMAGES, LISTS = "Annotations", "JPEGImages", "ImageSets/Main"
 SHOWN = 20  # faults of one annotation file that are named
-ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
 
 
 @register("voc-layout")
@@ -162,7 +161,7 @@ def read_voc(root: Path, split: str, name: str, source: DataFolder | None = None
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
         boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4).astype(np.float32)
     index = AnnotationIndex.build(
-        image_ids=voc_image_ids([stem for stem, _, _ in used]),
+        image_ids=ids_of_names([stem for stem, _, _ in used]),
         files=[file for _, file, _ in used],
         sizes=[size for _, _, size in used],
         counts=[len(every[stem].objects) for stem, _, _ in used],
@@ -206,9 +205,7 @@ def voc_split(root: Path, split: str, annotated: set[str], source: DataFolder, r
         raise NoSplit(f"{printable(root)} has no split {split!r}; ImageSets/Main holds {there}")
     content, stems = source.read_list(path), []
     if encoding := foreign_encoding(content):
-        report(
-            Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so")
-        )
+        report(Finding(ENCODING, printable(path), "", f"{encoding}: it is read here, but other tools want plain UTF-8; save it so"))
     for number, line in enumerate(decode_text(content, path).splitlines(), 1):
         whole = line.strip()
         stem = whole if whole in annotated else re.sub(r"\s+(-1|0|1)$", "", whole)
@@ -244,11 +241,3 @@ class _Images:
         except (OSError, ValueError):  # there is no such folder: the images are missing
             pass
         return listing
-
-
-def voc_image_ids(stems: list[str]) -> NDArray[np.int64]:
-    """A number for every image: the digits of its name where those are unique, else 1, 2, ..."""
-    digits = ["".join(c for c in stem if c in "0123456789") for stem in stems]
-    if all(0 < len(d) < 18 for d in digits) and len({int(d) for d in digits}) == len(stems):
-        return np.array([int(d) for d in digits], dtype=np.int64)
-    return np.arange(1, len(stems) + 1)
