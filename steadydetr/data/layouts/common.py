@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +76,23 @@ def files_below(root: Path, endings: tuple[str, ...]) -> Iterator[str]:
         for file in sorted(files):
             if file.endswith(endings) and not file.startswith("."):
                 yield os.path.normpath(os.path.join(place, file)).replace(os.sep, "/")
+
+
+def some_files(root: Path, ending: str, folders: int = 64, entries: int = 1000) -> Iterator[Path]:
+    """Files with this ending in a folder and below, the nearest first, of which only so many entries of so many folders are looked at.
+
+    No link is followed, so that one to a whole disk costs nothing.
+    """
+    waiting = [root]
+    for folder in waiting:  # which grows while it is gone through
+        try:
+            with os.scandir(folder) as listing:
+                found = sorted(islice(listing, entries), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        yield from (Path(entry.path) for entry in found if entry.name.endswith(ending) and not entry.name.startswith("."))
+        below = [Path(entry.path) for entry in found if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")]
+        waiting += below[: folders - len(waiting)]
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,7 @@ from steadydetr.data.layouts.common import (
     choose_split,
     files_below,
     head_of,
+    some_files,
 )
 from steadydetr.data.reading import decode_json, expanded, is_file_name
 from steadydetr.files import printable
@@ -42,9 +44,7 @@ class Labelme(DataLayout):
     looked_for = "labelme    a *.json beside each image, with shapes (folders called train, val and test are splits)"
 
     def recognises(self, where: str) -> bool:
-        root = expanded(where)
-        some = (file for file, _ in zip(files_below(root, (".json",)), range(LOOKED_AT), strict=False))
-        return root.is_dir() and any(_is_labelme(root / file) for file in some)
+        return any(map(_is_labelme, islice(some_files(expanded(where), ".json"), LOOKED_AT)))
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
