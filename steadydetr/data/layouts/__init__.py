@@ -4,6 +4,7 @@ from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit,
 from steadydetr.data.layouts.coco import Coco, Roboflow
 from steadydetr.data.layouts.label_studio import LabelStudio
 from steadydetr.data.layouts.labelme import Labelme
+from steadydetr.data.layouts.lvis import Lvis
 from steadydetr.data.layouts.shapes import Shapes
 from steadydetr.data.layouts.voc import Voc, VocYears
 
@@ -14,6 +15,7 @@ __all__ = [
     "Finding",
     "LabelStudio",
     "Labelme",
+    "Lvis",
     "NoSplit",
     "Report",
     "Roboflow",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
+from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.common import annotated_size, choose_split, decode_entries
 from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
@@ -106,9 +106,14 @@ class CocoCategory(msgspec.Struct):
 
 
 class CocoFile(msgspec.Struct):
-    images: list[CocoImage]
-    categories: list[CocoCategory]
+    images: Sequence[CocoImage]
+    categories: Sequence[CocoCategory]
     annotations: list[CocoAnnotation]
+
+    @staticmethod
+    def federated(images: Sequence[Any], categories: Sequence[Any]) -> Federated | None:
+        """What the images and categories that are used say of a federated data set; COCO is none."""
+        return None
 
 
 class RawFile(msgspec.Struct):
@@ -119,19 +124,22 @@ class RawFile(msgspec.Struct):
     annotations: list[msgspec.Raw]
 
 
-def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+def read_coco(
+    path: Path, folder: Path, name: str, source: DataFolder | None = None, report: Report = stop, kind: type[CocoFile] = CocoFile
+) -> FolderDataset:
     """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have.
 
     Args:
         folder: what the file names are relative to.
         source: the data folder; `folder` if not given.
         report: takes what is wrong with an entry, which is then left out.
+        kind: what the file holds, if it is more than a COCO file.
 
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
     source = source or DataFolder(folder)
-    data = _decode(source.read_list(path), path, report)
+    data = _decode(source.read_list(path), path, report, kind)
     categories = list(_usable_categories(data, path, report))
     images, sizes = _usable_images(data, path, folder, source, report)
     if not categories or not images:
@@ -160,30 +168,34 @@ def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = N
         crowd=np.fromiter((bool(a.iscrowd) for a in data.annotations), bool, total)[order],
         areas=areas[order],
         annotation_ids=_annotation_ids(data, path, report)[order],
+        federated=data.federated(images, categories),
     )
     return FolderDataset(index, folder, name, source)
 
 
-def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
+def _decode(content: bytes, path: Path, report: Report, kind: type[CocoFile]) -> CocoFile:
     """Decode only the fields that are used. Polygons, most of the file, are skipped."""
     try:
-        return decode_json(content, path, CocoFile)
+        return decode_json(content, path, kind)
     except msgspec.ValidationError as error:
         whole = error
     except ValueError:
         content = nulls_for_nan(content, path)
         if not content:
             raise
-        return _decode(
-            content, path, lambda finding: report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
-        )
+
+        def with_reason(finding: Finding) -> None:
+            report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
+
+        return _decode(content, path, with_reason, kind)
     try:
         raw = decode_json(content, path, RawFile)
     except msgspec.ValidationError:  # a list is missing or is no list
         raise ValueError(f"{printable(path)} is not a COCO annotation file: {whole}") from whole
-    return CocoFile(
-        images=list(decode_entries(raw.images, "images", CocoImage, path, report, "COCO")),
-        categories=list(decode_entries(raw.categories, "categories", CocoCategory, path, report, "COCO")),
+    types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(kind)}
+    return kind(
+        images=list(decode_entries(raw.images, "images", types["images"], path, report, "COCO")),
+        categories=list(decode_entries(raw.categories, "categories", types["categories"], path, report, "COCO")),
         annotations=list(decode_entries(raw.annotations, "annotations", CocoAnnotation, path, report, "COCO")),
     )
 
