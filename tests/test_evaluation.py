@@ -75,7 +75,7 @@ def test_ap_at_any_iou_is_pycocotools(shared: Path) -> None:
     plain = evaluate(results, index)
     assert all(found.values[name] == value for name, value in plain.values.items())
     assert list(found.as_dict())[-6:] == ["images", "per_class", "per_class_ap50", "per_class_ap30", "per_class_ap62.5", "warnings"]
-    assert evaluate(results, one_class([], []), ious=(0.3,)).values["ap30"] == -1
+    assert evaluate(Results.of([], []), one_class([], []), ious=(0.3,)).values["ap30"] == -1
 
 
 def one_class(boxes: list[list[float]], difficult: list[bool]) -> AnnotationIndex:

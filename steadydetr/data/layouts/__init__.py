@@ -5,6 +5,7 @@ from steadydetr.data.layouts.coco import Coco, Roboflow
 from steadydetr.data.layouts.label_studio import LabelStudio
 from steadydetr.data.layouts.labelme import Labelme
 from steadydetr.data.layouts.lvis import Lvis
+from steadydetr.data.layouts.open_images import OpenImages
 from steadydetr.data.layouts.shapes import Shapes
 from steadydetr.data.layouts.voc import Voc, VocYears
 
@@ -17,6 +18,7 @@ __all__ = [
     "Labelme",
     "Lvis",
     "NoSplit",
+    "OpenImages",
     "Report",
     "Roboflow",
     "Shapes",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 
@@ -210,8 +210,13 @@ def _minimal_tasks(raw: Sequence[msgspec.Raw], path: Path, report: Report) -> li
 def file_of(address: str) -> str:
     """The path in an address that Label Studio knows an image by, with `/`: `/data/local-files/?d=a/b.jpg` is `a/b.jpg`."""
     parts = urlsplit(address)
-    named = parse_qs(parts.query).get("d", [""])[0]
-    return (named or unquote(parts.path if parts.scheme or parts.path.startswith("/data/") else address)).replace("\\", "/").strip("/")
+    if parts.path.startswith("/data/local-files") and parts.query.startswith("d="):
+        name = unquote(parts.query[2:])
+    elif parts.scheme or parts.path.startswith("/data/"):
+        name = unquote(parts.path)
+    else:
+        name = address
+    return name.replace("\\", "/").strip("/")
 
 
 @dataclass(frozen=True)
