@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
 import pytest
 
-from steadydetr.cli import main
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.layouts import NoSplit
@@ -173,7 +171,10 @@ def lvis(root: Path, items: Items) -> None:
 
 
 MIDS = {name: f"/m/0{number}kx" for number, name in enumerate(CLASSES)}
-OPEN_IMAGES = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside".split(",")
+OPEN_IMAGES = [
+    *("ImageID", "Source", "LabelName", "Confidence", "XMin", "XMax", "YMin", "YMax"),
+    *("IsOccluded", "IsTruncated", "IsGroupOf", "IsDepiction", "IsInside"),
+]
 FOLDER_OF = {"train": "train", "val": "validation"}
 
 
@@ -196,12 +197,61 @@ def open_images(root: Path, items: Items) -> None:
     write_csv(root / "class-descriptions-boxable.csv", [[mid, name] for name, mid in MIDS.items()])
 
 
+def objects_of(image: Item) -> dict[str, Any]:
+    """As the hub has objects: boxes x, y, w, h, and the numbers of their classes."""
+    boxes = [[x0, y0, x1 - x0, y1 - y0] for _, x0, y0, x1, y1 in image.objects]
+    return {"bbox": boxes, "categories": [CLASSES.index(label) for label, *_ in image.objects]}
+
+
+CARD = """---
+task_categories: [object-detection]
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: objects
+    sequence:
+    - name: bbox
+      sequence: float32
+      length: 4
+    - name: categories
+      dtype:
+        class_label:
+          names:
+{}
+---
+# Bolts and nuts
+""".format("\n".join(f"            '{number}': {name}" for number, name in enumerate(CLASSES)))
+
+
+def image_folder(root: Path, items: Items) -> None:
+    (root / "README.md").write_text(CARD, encoding="utf-8")
+    for split, images in items.items():
+        folder = root / FOLDER_OF[split]
+        pictures(folder, images)
+        lines = [json.dumps({"file_name": image.name, "objects": objects_of(image)}, ensure_ascii=False) for image in images]
+        (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def image_folder_csv(root: Path, items: Items) -> None:
+    """Sizes and names of classes in the file; objects as a list of objects, as JSON in a cell."""
+    for split, images in items.items():
+        pictures(root / split, images)
+        rows: list[list[Any]] = [["file_name", "width", "height", "objects"]]
+        for image in images:
+            objects = [{"bbox": [x0, y0, x1 - x0, y1 - y0], "category": label} for label, x0, y0, x1, y1 in image.objects]
+            rows.append([image.name, *image.size, json.dumps(objects)])
+        write_csv(root / split / "metadata.csv", rows)
+
+
 WRITERS: dict[str, Callable[[Path, Items], None]] = {
     "LabelStudio": label_studio,
     "LabelStudio, JSON-MIN": label_studio_min,
     "Labelme": labelme,
     "Lvis": lvis,
     "OpenImages": open_images,
+    "ImageFolder": image_folder,
+    "ImageFolder, CSV": image_folder_csv,
 }
 
 

@@ -2,6 +2,8 @@
 
 from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.coco import Coco, Roboflow
+from steadydetr.data.layouts.hugging_face import HuggingFace
+from steadydetr.data.layouts.image_folder import ImageFolder
 from steadydetr.data.layouts.label_studio import LabelStudio
 from steadydetr.data.layouts.labelme import Labelme
 from steadydetr.data.layouts.lvis import Lvis
@@ -14,6 +16,8 @@ __all__ = [
     "Coco",
     "DataLayout",
     "Finding",
+    "HuggingFace",
+    "ImageFolder",
     "LabelStudio",
     "Labelme",
     "Lvis",
