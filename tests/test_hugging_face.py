@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts import hugging_face
-from steadydetr.data.layouts.hugging_face import Place
+from steadydetr.data.layouts.hugging_face import Place, TableDataset
+from tests.data_folders import picture
+from tests.test_evaluation import one_class
 from tests.test_layouts_b import CLASSES, FOLDER_OF, ITEMS, Item, coco, objects_of, targets
 
 
@@ -96,10 +101,8 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
         return str(tmp_path / name)
 
     cell, box = {"bytes": png((8, 6)), "path": None}, [[1, 1, 2, 2]]
-    (tmp_path / "elsewhere.png").write_bytes(png((8, 6)))
     cases = {
         save("a", {"bytes": b"no picture", "path": None}, box, [0]): "row 1: cannot read the image row 1: it is damaged",
-        save("b", {"bytes": None, "path": str(tmp_path / "elsewhere.png")}, box, [0]): "row 1: .*lies outside the data folder",
         save("c", cell, box, [-1]): "row 1: its class -1 is none of the 1 class labels",
         save("d", cell, [[1, 1, 2]], [0]): "there are boxes that are not four numbers",
         save("e", cell, box, [0, 0]): "rows with other numbers of boxes than of classes",
@@ -112,6 +115,22 @@ def test_faults_name_the_row(tmp_path: Path) -> None:
     plain.save_to_disk(tmp_path / "plain")
     with pytest.raises(ValueError, match="needs a column of images and one called objects; it has text"):
         open_data(tmp_path / "plain")
+
+
+def test_images_that_are_files_lie_in_the_data_folder(tmp_path: Path) -> None:
+    """A table may name files instead of holding images, as those that the hub keeps as files do."""
+    for folder in ("inside", "outside"):
+        picture(tmp_path / folder / "a.png")
+    index = one_class([[1, 1, 3, 3]], [False])
+    for folder, message in (("inside", ""), ("outside", "lies outside the data folder .*outside allow")):
+        table = [{"image": {"bytes": None, "path": str(tmp_path / folder / "a.png")}}]
+        sized = replace(index, sizes=np.array([[6, 8]], np.int32))
+        dataset = TableDataset(sized, tmp_path / "inside", "t", DataFolder(tmp_path / "inside"), table)
+        if message:
+            with pytest.raises(ValueError, match=message):
+                dataset.load_image(0)
+        else:
+            assert dataset.load_image(0).shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize("words", ["bbox=cxcywh", "bbox", "colour=red"])

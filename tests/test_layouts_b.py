@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import pytest
 
+from steadydetr.cli import main
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.layouts import NoSplit
@@ -303,3 +304,340 @@ def test_no_layout_takes_the_folder_of_another(name: str, tmp_path: Path) -> Non
     coco_folder(tmp_path / "coco")
     voc_folder(tmp_path / "voc")
     assert takers(tmp_path / "coco") == ["Coco"] and takers(tmp_path / "voc") == ["Voc"]
+
+
+# What is turned into boxes, and what is left out
+
+
+def remarks(root: Path, split: str = "train") -> dict[str, str]:
+    """The findings of `check` that do not stop training, by kind."""
+    found = [finding for finding in check_data(root, (split,)).findings]
+    assert not any(finding.fatal for finding in found), found
+    return {finding.kind: f"{finding.entry}: {finding.message}" for finding in found}
+
+
+def boxes(root: Path, split: str = "train") -> list[list[float]]:
+    return open_data(root, split).index.boxes_xyxy.tolist()
+
+
+PHOTO = Item("photo.png", (200, 100))
+
+
+def label_studio_with(root: Path, *results: dict[str, Any], **fields: Any) -> Path:
+    pictures(root, [PHOTO])
+    (root / "export.json").write_text(json.dumps([task(1, PHOTO, list(results), **fields)]))
+    return root
+
+
+def labelled(kind: str, **value: Any) -> dict[str, Any]:
+    result = rectangle(PHOTO, "nut", 0, 0, 1, 1)
+    return result | {"type": f"{kind}labels", "value": {f"{kind}labels": ["nut"], **value}}
+
+
+def test_turned_rectangles_of_label_studio_become_boxes(tmp_path: Path) -> None:
+    """By hand, clockwise around the first corner: 60 x 20 pixels at (100, 50), a quarter, an eighth, and not at all."""
+    turned = [rectangle(PHOTO, "nut", 100, 50, 160, 70, rotation=angle) for angle in (90, 45, 360)]
+    label_studio_with(tmp_path, *turned)
+    half = 2**-0.5
+    expected = [[80, 50, 100, 110], [100 - 20 * half, 50, 100 + 60 * half, 50 + 80 * half], [100, 50, 160, 70]]
+    assert boxes(tmp_path) == [pytest.approx(box, abs=1e-4) for box in expected]
+    assert remarks(tmp_path)["shapes that become boxes"] == "2 rotated rectangle: the upright box around each is taken"
+
+
+def test_other_shapes_of_label_studio(tmp_path: Path) -> None:
+    label_studio_with(
+        tmp_path,
+        labelled("polygon", points=[[10, 20], [30, 10], [20, 50]], closed=True),
+        labelled("ellipse", x=50, y=50, radiusX=10, radiusY=20, rotation=0),
+        labelled("ellipse", x=50, y=50, radiusX=10, radiusY=10, rotation=90),
+        labelled("brush", format="rle", rle=[0, 1, 2]),
+        labelled("keypoint", x=5, y=5, width=0.3),
+        {"type": "choices", "value": {"choices": ["sharp"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
+    )
+    assert boxes(tmp_path) == [[20, 10, 60, 50], [80, 30, 120, 70], [90, 30, 110, 70]]
+    assert remarks(tmp_path) == {
+        "shapes that become boxes": "2 ellipse, 1 polygon: the upright box around each is taken",
+        "shapes left out": "1 brush stroke, 1 key point: they have no box",
+    }
+
+
+def test_which_annotation_of_several_is_taken(tmp_path: Path) -> None:
+    """Ground truth, else the latest; cancelled ones, drafts and predictions never."""
+
+    def annotation(x: float, **fields: Any) -> dict[str, Any]:
+        return task(1, PHOTO, [rectangle(PHOTO, "nut", x, 0, x + 10, 10)])["annotations"][0] | fields
+
+    def with_annotations(*annotations: dict[str, Any]) -> list[list[float]]:
+        prediction = {"result": [rectangle(PHOTO, "bolt", 90, 0, 95, 10)], "score": 0.9}
+        label_studio_with(tmp_path, annotations=list(annotations), predictions=[prediction], drafts=[prediction])
+        return boxes(tmp_path)
+
+    early, late = {"updated_at": "2024-01-01T00:00:00Z"}, {"updated_at": "2024-05-01T00:00:00Z"}
+    assert with_annotations(annotation(1, **early), annotation(2, **late)) == [[2, 0, 12, 10]]
+    assert with_annotations(annotation(2, **late), annotation(1, **early)) == [[2, 0, 12, 10]]
+    assert "ground truth is taken, else the one updated last" in remarks(tmp_path)["several annotations"]
+    assert with_annotations(annotation(1, ground_truth=True, **early), annotation(2, **late)) == [[1, 0, 11, 10]]
+    assert with_annotations(annotation(1, **early), annotation(2, was_cancelled=True, **late)) == [[1, 0, 11, 10]]
+    assert open_data(tmp_path).index.classes == ("nut",) and "several annotations" not in remarks(tmp_path)
+    with pytest.raises(ValueError, match=r"export\.json has no annotated image that can be used"):
+        with_annotations(annotation(1, was_cancelled=True))
+
+
+def test_tasks_that_nobody_has_annotated_are_left_out(tmp_path: Path) -> None:
+    pictures(tmp_path, [PHOTO])
+    tasks = [task(1, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)]), task(2, PHOTO, [], annotations=[]), task(3, PHOTO, [])]
+    (tmp_path / "export.json").write_text(json.dumps(tasks))
+    assert open_data(tmp_path).index.counts.tolist() == [1, 0]  # the last was looked at, and has no object
+    assert remarks(tmp_path)["tasks left out"].startswith("1 tasks without annotation")
+
+
+ADDRESSES = {
+    "/data/upload/3/1a2b3c4d-photo.png": "1a2b3c4d-photo.png",
+    "/data/upload/3/1a2b3c4d-my%20photo.png": "my photo.png",  # without the prefix, as the user's own file
+    "/data/local-files/?d=some/where/photo.png": "where/photo.png",
+    "/data/local-files/?d=a+b%20%C3%B6.png": "a+b ö.png",
+    "s3://bucket/prefix/photo.png": "images/photo.png",
+    "https://example.com/set/photo.png?signature=abc": "images/photo.png",
+    "C:\\photos\\where\\photo.png": "where/photo.png",
+}
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_images_of_label_studio_are_found_by_their_addresses(address: str, tmp_path: Path) -> None:
+    files = {"where/photo.png", "other/else.png", ADDRESSES[address]} if "where" in address else {"other/else.png", ADDRESSES[address]}
+    for file in files:
+        picture(tmp_path / file, PHOTO.size)
+    content = [task(1, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)], data={"image": address})]
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    assert open_data(tmp_path).index.file(0) == ADDRESSES[address]
+
+
+def test_two_images_that_an_address_could_mean(tmp_path: Path) -> None:
+    for folder in "ab":
+        picture(tmp_path / folder / "photo.png")
+    content = [task(7, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)], data={"image": "s3://bucket/photo.png"})]
+    (tmp_path / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"task 7: 'photo\.png' could be 'a/photo\.png', 'b/photo\.png': rename the files"):
+        open_data(tmp_path)
+
+
+LABEL_STUDIO_FAULTS: dict[str, tuple[Any, str]] = {
+    "text for a number": ([task(1, PHOTO, [labelled("rectangle", x="a")])], r"tasks\[0\].*Expected `float \| null`, got `str`"),
+    "no image": ([task(1, PHOTO, [], data={"text": "no image"})], r"task 1: its data name no image file: ''"),
+    "an image in the task": ([task(1, PHOTO, [], data={"image": "data:image/png;base64,AAAA"})], "task 1: its data name no image file"),
+    "turned image": ([task(1, PHOTO, [labelled("brush") | {"image_rotation": 90}])], "task 1: it was annotated turned by 90 degrees"),
+    "two sizes": (
+        [task(1, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9), labelled("brush") | {"original_width": 7}])],
+        r"task 1: its shapes name different sizes of the image: \[\(100, 7\), \(100, 200\)\]",
+    ),
+    "half a pixel": ([task(1, PHOTO, [labelled("brush") | {"original_width": 7.5}])], "task 1: width 7.5 and height 100 are no size"),
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_STUDIO_FAULTS)
+def test_faults_of_label_studio_are_named(kind: str, tmp_path: Path) -> None:
+    """`check` goes on with the other tasks."""
+    tasks, message = LABEL_STUDIO_FAULTS[kind]
+    pictures(tmp_path, [PHOTO])
+    (tmp_path / "export.json").write_text(json.dumps([*tasks, task(2, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)])]))
+    with pytest.raises(ValueError, match=rf"export\.json: .*{message}"):
+        open_data(tmp_path)
+    report = check_data(tmp_path, ("train",))
+    assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
+
+
+def labelme_with(root: Path, *shapes: dict[str, Any], **fields: Any) -> Path:
+    pictures(root, [PHOTO])
+    (root / "photo.json").write_text(json.dumps(labelme_file(PHOTO, list(shapes), **fields)))
+    return root
+
+
+def test_shapes_of_labelme(tmp_path: Path) -> None:
+    labelme_with(
+        tmp_path,
+        shape("nut", "rectangle", (30, 40), (10, 20), difficult=True),
+        shape("nut", "polygon", (10, 20), (30, 10), (20, 50.5)),
+        shape("nut", "circle", (50, 50), (53, 54)),
+        shape("nut", "oriented_rectangle", (10, 0), (20, 10), (10, 20), (0, 10)),
+        shape("nut", "mask", (5, 6), (7, 8), mask="iVBORw0KGgo="),
+        shape("edge", "linestrip", (1, 1), (5, 5)),
+        shape("corner", "point", (1, 1)),
+    )
+    dataset = open_data(tmp_path)
+    expected = [[10, 20, 30, 40], [10, 10, 30, 50.5], [45, 45, 55, 55], [0, 0, 20, 20], [5, 6, 8, 9]]
+    assert dataset.index.boxes_xyxy.tolist() == expected and dataset.index.classes == ("nut",)
+    assert dataset.index.difficult.tolist() == [True, False, False, False, False]
+    assert remarks(tmp_path) == {
+        "shapes that become boxes": "1 circle, 1 mask, 1 oriented_rectangle, 1 polygon: the upright box around each is taken",
+        "shapes left out": "1 linestrip, 1 point: they have no box",
+    }
+
+
+def test_images_of_labelme_lie_where_the_file_says_or_beside_it(tmp_path: Path) -> None:
+    """In another folder, under another system's path, or beside the file whatever it says; those without a file are named."""
+    nut = [shape("nut", "rectangle", (1, 1), (9, 9))]
+    for name in ("images/a.png", "labels/b.png", "labels/c.jpeg", "images/without.png"):
+        picture(tmp_path / name, PHOTO.size)
+    (tmp_path / "labels" / "a.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="..\\images\\a.png")))
+    (tmp_path / "labels" / "b.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="/home/me/b.png")))
+    (tmp_path / "labels" / "c.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="renamed.png", imageHeight=None)))
+    index = open_data(tmp_path).index
+    assert [index.file(i) for i in range(3)] == ["images/a.png", "labels/b.png", "labels/c.jpeg"] and index.sizes[2].tolist() == [100, 200]
+    assert remarks(tmp_path)["images left out"].startswith("1 images, the first is images/without.png: they have no annotation file")
+
+
+LABELME_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "text for a number": ({"shapes": [shape("nut", "rectangle", (1, 1), ("a", 2))]}, r"Expected `float`, got `str`.*shapes\[0\]\.points"),  # type: ignore[arg-type]
+    "no label": ({"shapes": [shape(" ", "rectangle", (1, 1), (2, 2))]}, r"shapes\[0\] \( \) has no label"),
+    "one point": ({"shapes": [shape("nut", "rectangle", (1, 1))]}, r"shapes\[0\] \(nut\) is a rectangle of 1 points"),
+    "two points": ({"shapes": [shape("nut", "polygon", (1, 1), (2, 2))]}, r"shapes\[0\] \(nut\) is a polygon of 2 points"),
+    "half a pixel": ({"imageWidth": 0.5}, "width 0.5 and height 100 are no size"),
+    "NUL": ({"imagePath": "a\0.png"}, "imagePath .* cannot be the name of a file"),
+    "outside": ({"imagePath": "../../photo2.png", "imageWidth": None}, "lies outside the data folder .*outside allow"),
+}
+
+
+@pytest.mark.parametrize("kind", LABELME_FAULTS)
+def test_faults_of_labelme_are_named(kind: str, tmp_path: Path) -> None:
+    fields, message = LABELME_FAULTS[kind]
+    labelme_with(tmp_path, shape("nut", "rectangle", (1, 1), (9, 9)))
+    if kind == "outside":
+        (tmp_path / "photo.png").rename(tmp_path / "x.png")
+    (tmp_path / "other.json").write_text(json.dumps(labelme_file(PHOTO, []) | fields))
+    if kind == "outside":
+        (tmp_path / "photo.json").write_text(json.dumps(labelme_file(PHOTO, [], imagePath="x.png")))
+    with pytest.raises(ValueError, match=rf"other\.json.*{message}"):
+        open_data(tmp_path)
+    report = check_data(tmp_path, ("train",))
+    assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
+
+
+def test_groups_of_open_images_are_crowds_and_other_images_are_left_out(tmp_path: Path) -> None:
+    """A part of the images is what most people have; the names of classes have a head from version 7 on."""
+    pictures(tmp_path / "train", [PHOTO])
+    other = Item("elsewhere.png", (10, 10))
+    rows = [
+        open_images_row(PHOTO, "nut", 1, 2, 3, 4, 1),
+        open_images_row(other, "nut", 1, 2, 3, 4),
+        open_images_row(PHOTO, "bolt", 5, 5, 9, 9),
+    ]
+    write_csv(tmp_path / "oidv6-train-annotations-bbox.csv", [OPEN_IMAGES, *rows])
+    write_csv(tmp_path / "oidv7-class-descriptions-boxable.csv", [["LabelName", "DisplayName"], *([mid, n] for n, mid in MIDS.items())])
+    index = open_data(tmp_path).index
+    assert index.crowd.tolist() == [True, False] and index.boxes_xyxy.tolist() == [[1, 2, 3, 4], [5, 5, 9, 9]]
+    assert "1 boxes, the first of image elsewhere: their images are not in the folder" in remarks(tmp_path)["boxes of other images"]
+
+
+def test_rows_of_open_images_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And in parts of any size."""
+    open_images(tmp_path, ITEMS)
+    path = tmp_path / "oidv6-train-annotations-bbox.csv"
+    expected = targets(tmp_path, "train")
+    monkeypatch.setattr("steadydetr.data.layouts.open_images.CHUNK", 200)
+    assert targets(tmp_path, "train") == expected
+    head, *rows = path.read_text().splitlines()
+    path.write_text("\n".join([head, *rows[::-1]]) + "\n")
+    found = targets(tmp_path, "train")
+    assert {name: sorted(zip(*values[1:], strict=True)) for name, values in found.items()} == {
+        name: sorted(zip(*values[1:], strict=True)) for name, values in expected.items()
+    }
+
+
+OPEN_IMAGES_FAULTS: dict[str, tuple[str, str, str]] = {
+    "no number": (
+        "train-annotations-bbox.csv",
+        "photo,x,/m/00kx,1,a,0.2,0.1,0.2,0,0,0,0,0\n",
+        r"line 3: could not convert string 'a' to float64",
+    ),
+    "too short": ("train-annotations-bbox.csv", "photo,x,/m/00kx\n", r"line 3: .*column"),
+    "unknown class": ("train-annotations-bbox.csv", "photo,x,/m/other,1,0.1,0.2,0.1,0.2,0,0,0,0,0\n", "line 3: '/m/other' is no label"),
+    "no class": ("class-descriptions-boxable.csv", "/m/5,\n", "line 5: '/m/5,' is no label and name"),
+    "class twice": ("class-descriptions-boxable.csv", "/m/5,nut\n", "line 5: '/m/5' or 'nut' has a line before it"),
+}
+
+
+@pytest.mark.parametrize("kind", OPEN_IMAGES_FAULTS)
+def test_faults_of_open_images_are_named(kind: str, tmp_path: Path) -> None:
+    name, line, message = OPEN_IMAGES_FAULTS[kind]
+    pictures(tmp_path / "train", [PHOTO])
+    write_csv(tmp_path / "train-annotations-bbox.csv", [OPEN_IMAGES, open_images_row(PHOTO, "nut", 1, 2, 3, 4)])
+    write_csv(tmp_path / "class-descriptions-boxable.csv", [[mid, name] for name, mid in MIDS.items()])
+    with open(tmp_path / name, "a") as file:
+        file.write(line)
+    with pytest.raises(ValueError, match=rf"{name}: {message}"):
+        open_data(tmp_path)
+    report = check_data(tmp_path, ("train",))
+    assert report.splits[0].images == 1 and sum(report.splits[0].class_counts.values()) == 1
+    assert any(finding.fatal for finding in report.findings)
+
+
+def test_files_of_open_images_that_are_missing_are_named(tmp_path: Path) -> None:
+    write_csv(tmp_path / "train-annotations-bbox.csv", [OPEN_IMAGES, open_images_row(PHOTO, "nut", 1, 2, 3, 4)])
+    with pytest.raises(ValueError, match=r"has no class-descriptions-boxable\.csv"):
+        open_data(tmp_path)
+    write_csv(tmp_path / "class-descriptions-boxable.csv", [[mid, name] for name, mid in MIDS.items()])
+    with pytest.raises(ValueError, match=r"there is no image in .*put the images of train there, named by their ImageID"):
+        open_data(tmp_path)
+    write_csv(tmp_path / "train-annotations-bbox.csv", [["ImageID", "LabelName"], ["a", "b"]])
+    pictures(tmp_path / "train", [PHOTO])
+    with pytest.raises(ValueError, match=r"has no column XMin, XMax, YMin, YMax, IsGroupOf"):
+        open_data(tmp_path)
+
+
+def test_sizes_of_many_images_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until a file changes."""
+    from steadydetr.data import picture_sizes
+
+    monkeypatch.setattr(picture_sizes, "KEPT_FROM", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    open_images(tmp_path / "data" if (tmp_path / "data").mkdir() is None else tmp_path, ITEMS)
+    expected = open_data(tmp_path / "data").index.sizes
+    read: list[Path] = []
+    from steadydetr.data.folder import DataFolder
+
+    size = DataFolder.picture_size
+    monkeypatch.setattr(DataFolder, "picture_size", lambda self, path: read.append(path) or size(self, path))  # type: ignore[func-returns-value]
+    assert (open_data(tmp_path / "data").index.sizes == expected).all() and not read
+    picture(tmp_path / "data" / "train" / "one.png", (74, 106))
+    assert open_data(tmp_path / "data").index.sizes[0].tolist() == [106, 74] and [path.name for path in read] == ["one.png"]
+    for kept in (tmp_path / "cache").rglob("*.npz"):
+        kept.write_bytes(b"damaged")
+    assert open_data(tmp_path / "data").index.sizes[0].tolist() == [106, 74]
+
+
+IMAGE_FOLDER_FAULTS = {
+    '{"file_name": "photo.png"}': "line 2: Object missing required field `objects`",
+    '{"file_name": "photo.png", "objects": {"bbox": [[1, 2, 3]], "category": [0]}}': "line 2: Expected `array` of length 4",
+    '{"file_name": "photo.png", "objects": {"bbox": [[1, 2, 3, 4]], "category": []}}': "line 2: 1 boxes, but 0 classes",
+    '{"file_name": "photo.png", "objects": {"box": [], "category": []}}': "line 2: objects have none of bbox, bboxes, boxes",
+    '{"file_name": "photo.png", "objects": {"bbox": [[1, 2, 3, 4]], "category": [4]}}': r"line 2: 4 is no class of README\.md, which has 4",
+    '{"file_name": "../../x.png", "objects": {"bbox": [], "category": []}}': "line 2: .*lies outside the data folder",
+    "{": "line 2: Input data was truncated",
+}
+
+
+@pytest.mark.parametrize("line", IMAGE_FOLDER_FAULTS)
+def test_faults_of_an_image_folder_are_named(line: str, tmp_path: Path) -> None:
+    image_folder(tmp_path, {"train": [Item("photo.png", (8, 6), (("nut", 1, 1, 4, 4),))]})
+    with open(tmp_path / "train" / "metadata.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl: {IMAGE_FOLDER_FAULTS[line]}"):
+        open_data(tmp_path)
+    report = check_data(tmp_path, ("train",))
+    assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
+
+
+def test_training_says_what_was_turned_into_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A short run through the command line, on polygons of labelme."""
+    for split in ("train", "val"):
+        for number in range(4):
+            item = Item(f"{number}.png", (40, 40))
+            pictures(tmp_path / "data" / split, [item])
+            content = labelme_file(item, [shape("nut", "polygon", (4, 4), (30, 6), (20, 33))])
+            (tmp_path / "data" / split / f"{number}.json").write_text(json.dumps(content))
+    words = ["train", "quickstart", "--data", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--training.epochs", "1"]
+    main([*words, "--training.batch-size", "4", "--training.eval-batch-size", "4", "--data.workers", "0", "--device", "cpu"])
+    said = "".join(capsys.readouterr())
+    assert "4 polygon: the upright box around each is taken" in " ".join(said.split())
+    assert (tmp_path / "run" / "summary.json").is_file()

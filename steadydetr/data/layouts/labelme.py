@@ -64,7 +64,9 @@ class Labelme(DataLayout):
         if not images:
             raise ValueError(f"split {split!r} of {printable(root)} has no annotated image that can be used")
         shapes.report(root, report)
-        _report_without(root, split if split in splits else "", {image.file for image in images}, report)
+        name = next(name for name, files in splits.items() if files is chosen)
+        folder = name if all(file.startswith(f"{name}/") for file in chosen) else ""
+        _report_without(root, folder, {image.file for image in images}, report)
         return FolderDataset(build_index(images, tuple(sorted(names))), root, f"{root.name}-{split}", source)
 
 

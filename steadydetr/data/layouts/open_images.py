@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -59,16 +59,17 @@ class OpenImages(DataLayout):
         folder = next((f for f in (root / name, root / "images" / name, root / "images", root) if f.is_dir()), root)
         source.check_inside(folder)  # before it is listed: a link could lead to the whole disk
         images = list(files_below(folder, ENDINGS))
-        sizes = _sizes(root, folder, images, source, report)
-        boxes = read_boxes(path, _names(images), sizes, labels, source, report)
+        if not images:
+            raise ValueError(f"there is no image in {printable(folder)}: put the images of {printable(name)} there, named by their ImageID")
+        stems = [file.rpartition(".")[0] for file in images]
+        names = np.array([stem.encode() for stem in stems], np.bytes_)
+        sizes = _sizes(root, folder, images, names, source, report)
+        boxes = read_boxes(path, names, sizes, labels, source, report)
         known = sizes[:, 0] > 0
-        if not known.any() or not len(boxes.labels):
-            what = "of no image in" if len(images) else "but there is no image in"
-            raise ValueError(
-                f"{printable(path)} has boxes {what} {printable(folder)}: put the images of {name} there, named by their ImageID"
-            )
+        if not known.any():
+            raise ValueError(f"{printable(folder)} has no image that can be used")
         index = AnnotationIndex.build(
-            image_ids=ids_of_names([os.path.splitext(file)[0] for file in images]),
+            image_ids=ids_of_names(stems),
             files=images,
             sizes=sizes,
             counts=np.bincount(boxes.images, minlength=len(images)),
@@ -119,12 +120,14 @@ def read_classes(root: Path, source: DataFolder, report: Report) -> tuple[list[s
 # Sizes
 
 
-def _sizes(root: Path, folder: Path, images: Sequence[str], source: DataFolder, report: Report) -> NDArray[np.int32]:
+def _sizes(
+    root: Path, folder: Path, images: Sequence[str], names: NDArray[np.bytes_], source: DataFolder, report: Report
+) -> NDArray[np.int32]:
     """[I, 2] height and width: of images.meta, which CVAT and datumaro write, or else of the image files; 0 where there is none."""
-    names, sizes = _names(images), np.zeros((len(images), 2), np.int32)
+    sizes, order = np.zeros((len(images), 2), np.int32), np.argsort(names)
     meta = next((file for place in FOLDERS if (file := root / place / "images.meta").is_file()), None)
     for rows in _read_meta(meta, source) if meta else ():
-        found = _find(names, np.argsort(names), rows["name"])
+        found = _find(names, order, rows["name"])
         sizes[found[found >= 0]] = np.column_stack((rows["height"], rows["width"]))[found >= 0]
     unknown = np.flatnonzero(sizes[:, 0] == 0)
 
@@ -144,11 +147,6 @@ def _read_meta(path: Path, source: DataFolder) -> Iterator[NDArray[np.void]]:
                 yield _parse(block, META, [0, 1, 2], " ")
             except ValueError as error:
                 raise ValueError(f"{printable(path)} has lines that are no name, height and width: {error}") from error
-
-
-def _names(images: Sequence[str]) -> NDArray[np.bytes_]:
-    """[I] the names of image files in UTF-8, without ending: their ImageID."""
-    return np.array([os.path.splitext(file)[0].encode() for file in images], np.bytes_)
 
 
 def _parse(block: bytes, kind: np.dtype[np.void], columns: Sequence[int], delimiter: str) -> NDArray[np.void]:
@@ -185,15 +183,14 @@ def read_boxes(
         sizes: [I, 2] height and width; 0 where the image cannot be read, and is left out.
     """
     order = np.argsort(images)
-    known = np.array([label.encode() for label in labels], np.bytes_)
-    sorted_labels = np.argsort(known)
+    label_of = {label.encode(): position for position, label in enumerate(labels)}
     count = count_lines(path, source)
     boxes = Boxes(np.empty(count, np.int32), np.empty((count, 4), np.float32), np.empty(count, np.int32), np.empty(count, bool))
     filled, absent, missing = 0, 0, ""
     for lines, rows in read_rows(path, source, report):
         starts = np.flatnonzero(np.concatenate(([True], rows["ImageID"][1:] != rows["ImageID"][:-1])))  # runs of one image
         found = np.repeat(_find(images, order, rows["ImageID"][starts]), np.diff(np.append(starts, len(rows))))
-        label = _find(known, sorted_labels, rows["LabelName"])
+        label = np.fromiter(map(label_of.get, rows["LabelName"].tolist(), repeat(-1)), np.int32, len(rows))
         for row in np.flatnonzero(label < 0).tolist():
             name = rows["LabelName"][row].decode("utf-8", "replace")
             report(fault("unknown class", path, f"line {lines[row]}", f"{name!r} is no label of the file of class descriptions"))
@@ -217,8 +214,9 @@ def _find(known: NDArray[np.bytes_], order: NDArray[np.int64], wanted: NDArray[n
     """Position of every `wanted` name in `known`, which `order` sorts; -1 where it is not there."""
     if not len(known):
         return np.full(len(wanted), -1)
-    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[found] == wanted, found, -1)
+    short = wanted.astype(known.dtype)  # of one length, so that numpy need not copy all that are known
+    found = order[np.searchsorted(known, short, sorter=order).clip(max=len(known) - 1)]
+    return np.where((known[found] == short) & (short == wanted), found, -1)
 
 
 def count_lines(path: Path, source: DataFolder) -> int:
