@@ -61,15 +61,14 @@ class OpenImages(DataLayout):
         images = list(files_below(folder, ENDINGS))
         if not images:
             raise ValueError(f"there is no image in {printable(folder)}: put the images of {printable(name)} there, named by their ImageID")
-        stems = [file.rpartition(".")[0] for file in images]
-        names = np.array([stem.encode() for stem in stems], np.bytes_)
+        names, ids = _names_and_ids(images)
         sizes = _sizes(root, folder, images, names, source, report)
         boxes = read_boxes(path, names, sizes, labels, source, report)
         known = sizes[:, 0] > 0
         if not known.any():
             raise ValueError(f"{printable(folder)} has no image that can be used")
         index = AnnotationIndex.build(
-            image_ids=ids_of_names(stems),
+            image_ids=ids,
             files=images,
             sizes=sizes,
             counts=np.bincount(boxes.images, minlength=len(images)),
@@ -87,6 +86,12 @@ def _box_files(root: Path) -> dict[str, Path]:
     """The files of boxes by split: `train` for oidv6-train-annotations-bbox.csv."""
     files = [file for folder in FOLDERS for file in sorted((root / folder).glob(f"*-{BOXES}"))]
     return {re.sub(r"^oidv\d+-", "", file.name.removesuffix(f"-{BOXES}")): file for file in files}
+
+
+def _names_and_ids(images: Sequence[str]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    """The names of image files in UTF-8, without ending, and their ids. A function of its own, to free the texts before boxes are read."""
+    stems = [file.rpartition(".")[0] for file in images]
+    return np.array([stem.encode() for stem in stems], np.bytes_), ids_of_names(stems)
 
 
 # Classes
