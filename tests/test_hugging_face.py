@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import sys
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from steadydetr.data import open_data
+from steadydetr.data import Limits, open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts import hugging_face
@@ -131,6 +132,26 @@ def test_images_that_are_files_lie_in_the_data_folder(tmp_path: Path) -> None:
                 dataset.load_image(0)
         else:
             assert dataset.load_image(0).shape == (6, 8, 3)
+
+
+@pytest.mark.parametrize("saved", ["disk", "parquet"])
+def test_tables_outside_the_data_folder_are_read_only_if_allowed(saved: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Links to parquet files, and names in what save_to_disk has written."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install steadydetr[hf]")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    found, root = tables(), tmp_path / "tables"
+    if saved == "disk":
+        found["train"].save_to_disk(root)
+        (root / "data-00000-of-00001.arrow").rename(tmp_path / "other.arrow")
+        state = json.loads((root / "state.json").read_text())
+        (root / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": "../other.arrow"}]}))
+    else:
+        save_parquet(found, tmp_path / "elsewhere")
+        root.mkdir()
+        (root / "train.parquet").symlink_to(tmp_path / "elsewhere" / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(ValueError, match="outside the data folder"):
+        open_data(root)
+    assert len(open_data(root, "train", Limits(outside="allow")).index) == len(ITEMS["train"])
 
 
 @pytest.mark.parametrize("words", ["bbox=cxcywh", "bbox", "colour=red"])

@@ -516,7 +516,7 @@ def test_faults_of_labelme_are_named(kind: str, tmp_path: Path) -> None:
 def test_groups_of_open_images_are_crowds_and_other_images_are_left_out(tmp_path: Path) -> None:
     """A part of the images is what most people have; the names of classes have a head from version 7 on."""
     pictures(tmp_path / "train", [PHOTO])
-    other = Item("elsewhere.png", (10, 10))
+    other = Item("photo2.png", (10, 10))
     rows = [
         open_images_row(PHOTO, "nut", 1, 2, 3, 4, 1),
         open_images_row(other, "nut", 1, 2, 3, 4),
@@ -526,7 +526,7 @@ def test_groups_of_open_images_are_crowds_and_other_images_are_left_out(tmp_path
     write_csv(tmp_path / "oidv7-class-descriptions-boxable.csv", [["LabelName", "DisplayName"], *([mid, n] for n, mid in MIDS.items())])
     index = open_data(tmp_path).index
     assert index.crowd.tolist() == [True, False] and index.boxes_xyxy.tolist() == [[1, 2, 3, 4], [5, 5, 9, 9]]
-    assert "1 boxes, the first of image elsewhere: their images are not in the folder" in remarks(tmp_path)["boxes of other images"]
+    assert "1 boxes, the first of image photo2: their images are not in the folder" in remarks(tmp_path)["boxes of other images"]
 
 
 def test_rows_of_open_images_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -626,6 +626,17 @@ def test_faults_of_an_image_folder_are_named(line: str, tmp_path: Path) -> None:
         open_data(tmp_path)
     report = check_data(tmp_path, ("train",))
     assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["a: &a [*a, *a]", "&a {class_label: *a}", "class_label: {names: [nut]}", "[" * 5000, "!!python/object/apply:os.getcwd []", "a: '"],
+)
+def test_a_card_that_is_anything_names_no_classes(head: str, tmp_path: Path) -> None:
+    """Numbers are names then; no code in it runs, and nothing hangs."""
+    image_folder(tmp_path, {"train": [Item("photo.png", (8, 6), (("nut", 1, 1, 4, 4),))]})
+    (tmp_path / "README.md").write_text(f"---\n{head}\n---\n# Nuts")
+    assert open_data(tmp_path).index.classes == (str(CLASSES.index("nut")),)
 
 
 def test_training_says_what_was_turned_into_boxes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

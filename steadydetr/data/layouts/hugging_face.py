@@ -67,7 +67,7 @@ class HuggingFace(DataLayout):
 
     def recognises(self, where: str) -> bool:
         root = expanded(where)
-        return where.startswith(PREFIX) or any((root / name).is_file() for name in SAVED) or bool(_parquet(root))
+        return where.startswith(PREFIX) or _is_saved(root) or bool(_parquet(root))
 
     def open(self, where: str, split: str) -> TableDataset:
         return self.inspect(where, split, stop)
@@ -75,21 +75,36 @@ class HuggingFace(DataLayout):
     def inspect(self, where: str, split: str, report: Report) -> TableDataset:
         place = Place.of(where)
         root = expanded(place.name)
-        tables = load_tables(place, root)
-        name = choose_split(root, split, {name: name for name in tables})
         source = DataFolder(root if root.is_dir() else _cache(), self.limits)
+        tables = load_tables(place, root, source)
+        name = choose_split(root, split, {name: name for name in tables})
         return read_table(tables, name, place, source, report)
 
 
-def load_tables(place: Place, root: Path) -> dict[str, Dataset]:
+def load_tables(place: Place, root: Path, source: DataFolder) -> dict[str, Dataset]:
     """The tables of all splits. Raises ValueError where the package is missing or the data set cannot be loaded; says what to do."""
+    for path in (path for paths in _parquet(root).values() for path in paths):
+        source.check_inside(path)
+    tables = _load(place, root)
+    if _is_saved(root):
+        for path in (Path(file["filename"]) for table in tables.values() for file in table.cache_files):
+            source.check_inside(path)
+    return tables
+
+
+def _is_saved(root: Path) -> bool:
+    """Whether `save_to_disk` has written a folder."""
+    return any((root / name).is_file() for name in SAVED)
+
+
+def _load(place: Place, root: Path) -> dict[str, Dataset]:
     try:
         import datasets
     except ImportError as error:
         raise ValueError(f"--data {printable(place.name)} needs the package datasets: pip install 'steadydetr[hf]'") from error
     datasets.disable_progress_bars()
     try:
-        if any((root / name).is_file() for name in SAVED):
+        if _is_saved(root):
             saved = datasets.load_from_disk(str(root))
             return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
         if files := _parquet(root):

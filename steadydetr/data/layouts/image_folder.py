@@ -21,6 +21,7 @@ from steadydetr.data.reading import decode_text, expanded, is_file_name
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
+LONGEST_CARD = 2**20  # characters of README.md that are looked at
 METADATA = ("metadata.jsonl", "metadata.csv")
 BOX_FIELDS = ("bbox", "bboxes", "boxes")
 CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels", "class")
@@ -44,14 +45,13 @@ class ImageFolder(DataLayout):
         root, source = expanded(where), self.folder(where)
         splits = _splits(root)
         chosen = choose_split(root, split, splits, "/")
-        classes = card_classes(root, source)
+        card = card_classes(root, source)
         lines = {path: list(_lines(path, source, report if path == chosen else _nothing)) for path in splits.values()}
-        if not classes:
-            classes = tuple(sorted({name for found in lines.values() for *_, line in found for name in line.names(())}, key=by_number))
-        images = list(_images(root, chosen, lines[chosen], classes, source, report))
+        used = {name for found in lines.values() for _, line in found for name in line.names(())}
+        images = list(_images(root, chosen, lines[chosen], card, source, report))
         if not images:
             raise ValueError(f"{printable(chosen)} lists no image that can be used")
-        return FolderDataset(build_index(images, classes), root, f"{root.name}-{split}", source)
+        return FolderDataset(build_index(images, card or tuple(sorted(used, key=by_number))), root, f"{root.name}-{split}", source)
 
 
 def _nothing(finding: object) -> None:
@@ -76,25 +76,28 @@ def card_classes(root: Path, source: DataFolder) -> tuple[str, ...]:
     path = root / "README.md"
     if not path.is_file():
         return ()
-    text = decode_text(source.read_entry(path), path)
+    text = decode_text(source.read_entry(path), path)[:LONGEST_CARD]
     try:
         card = yaml.safe_load(text.split("---")[1]) if text.startswith("---") else None
-    except (yaml.YAMLError, IndexError, RecursionError):  # a card is for people, and may be anything
+    except (yaml.YAMLError, ValueError, IndexError, RecursionError):  # a card is for people, and may be anything
         return ()
-    return next(_class_labels(card), ())
+    return _class_labels(card)
 
 
-def _class_labels(value: object) -> Iterator[tuple[str, ...]]:
-    """The names below every `class_label` in a card, which has them by number."""
-    if isinstance(value, Mapping):
-        names = value["class_label"].get("names") if isinstance(value.get("class_label"), Mapping) else None
+def _class_labels(card: object) -> tuple[str, ...]:
+    """The names below the first `class_label` in a card, which has them by number. Values that refer to themselves are met once."""
+    waiting, met = [card], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in met or not isinstance(value, (Mapping, list)):
+            continue
+        met.add(id(value))
+        label = value.get("class_label") if isinstance(value, Mapping) else None
+        names = label.get("names") if isinstance(label, Mapping) else None
         if isinstance(names, Mapping):
-            yield tuple(str(name) for name in names.values())
-        for below in value.values():
-            yield from _class_labels(below)
-    elif isinstance(value, list):
-        for below in value:
-            yield from _class_labels(below)
+            return tuple(map(str, names.values()))
+        waiting += reversed(value if isinstance(value, list) else list(value.values()))
+    return ()
 
 
 class Line(msgspec.Struct):

@@ -134,7 +134,8 @@ def _sizes(
     for rows in _read_meta(meta, source) if meta else ():
         found = _find(names, order, rows["name"])
         sizes[found[found >= 0]] = np.column_stack((rows["height"], rows["width"]))[found >= 0]
-    unknown = np.flatnonzero(sizes[:, 0] == 0)
+    unknown = np.flatnonzero((sizes <= 0).any(1))
+    sizes[unknown] = 0
 
     def wrong(position: int, reason: str) -> None:
         report(fault("unknown image size", folder / images[unknown[position]], "", reason))
