@@ -169,14 +169,18 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="needs the extra: pip install steadydetr[hf]")
+    from huggingface_hub import constants
+
     asked: list[bool] = []
 
     def load(*_: Any, download_config: Any, **__: Any) -> None:
-        asked.append(download_config.local_files_only)
+        asked.append(download_config.local_files_only and constants.HF_HUB_OFFLINE and datasets.config.HF_HUB_OFFLINE)
         raise ConnectionError("no network")
 
     monkeypatch.setattr(hugging_face, "reachable", lambda: False)
     monkeypatch.setattr(datasets, "load_dataset", load)
+    for settings in (constants, datasets.config):
+        monkeypatch.setattr(settings, "HF_HUB_OFFLINE", False)
     with pytest.raises(ValueError, match=r"owner/name cannot be loaded: .*Without a network: save it elsewhere with save_to_disk"):
         open_data("hf:owner/name")
     assert asked == [True]

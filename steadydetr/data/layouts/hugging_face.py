@@ -100,6 +100,7 @@ def _is_saved(root: Path) -> bool:
 def _load(place: Place, root: Path) -> dict[str, Dataset]:
     try:
         import datasets
+        from huggingface_hub import constants
     except ImportError as error:
         raise ValueError(f"--data {printable(place.name)} needs the package datasets: pip install 'steadydetr[hf]'") from error
     datasets.disable_progress_bars()
@@ -111,6 +112,8 @@ def _load(place: Place, root: Path) -> dict[str, Dataset]:
             return dict(datasets.load_dataset("parquet", data_files={split: list(map(str, paths)) for split, paths in files.items()}))
         offline = not reachable()
         config = datasets.DownloadConfig(local_files_only=offline)
+        if offline:  # the package's own setting, which it heeds where it ignores that of the call
+            datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
         return dict(datasets.load_dataset(place.name, place.config, revision=place.revision, download_config=config))
     except Exception as error:  # of nearly any class
         hint = ". Without a network: save it elsewhere with save_to_disk, and give that folder" if not root.is_dir() else ""
