@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
@@ -16,13 +15,11 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.common import ids_of_names
 from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name, is_hidden
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 from steadydetr.lazy import np
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 # fmt: off
 VOC_CLASSES = (
@@ -166,7 +163,7 @@ def read_voc(root: Path, split: str, name: str, source: DataFolder | None = None
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
         boxes = np.array([box for _, box, _ in objects], dtype=np.float64).reshape(-1, 4).astype(np.float32)
     index = AnnotationIndex.build(
-        image_ids=voc_image_ids([stem for stem, _, _ in used]),
+        image_ids=ids_of_names([stem for stem, _, _ in used]),
         files=[file for _, file, _ in used],
         sizes=[size for _, _, size in used],
         counts=[len(every[stem].objects) for stem, _, _ in used],
@@ -254,11 +251,3 @@ class _Images:
         except (OSError, ValueError):  # there is no such folder: the images are missing
             pass
         return listing
-
-
-def voc_image_ids(stems: list[str]) -> NDArray[np.int64]:
-    """A number for every image: the digits of its name where those are unique, else 1, 2, ..."""
-    digits = ["".join(c for c in stem if c in "0123456789") for stem in stems]
-    if all(0 < len(d) < 18 for d in digits) and len({int(d) for d in digits}) == len(stems):
-        return np.array([int(d) for d in digits], dtype=np.int64)
-    return np.arange(1, len(stems) + 1)
