@@ -272,7 +272,7 @@ def test_two_folders_for_one_split_are_ambiguous(tmp_path: Path) -> None:
     zero = {"id": 0, "name": "parts", "supercategory": "none"}
     for folder in ("train", "val", "valid"):
         roboflow(tmp_path, folder, ROWS, zero, "parts")
-    with pytest.raises(ValueError, match="has valid/ and val/, which both could be split 'val': remove or rename one of them"):
+    with pytest.raises(ValueError, match="has val and valid, which both could be split 'val': remove or rename one of them"):
         open_data(tmp_path, "val")
     assert open_data(tmp_path, "valid").index.classes == ("nut", "bolt")
     assert [f.entry for f in check_data(tmp_path).findings if f.kind == "unreadable split"] == ["val"]

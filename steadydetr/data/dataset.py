@@ -35,6 +35,7 @@ class FolderDataset:
     folder: Path  # what the index's file names are relative to
     name: str
     source: DataFolder | None = None  # the data folder, in which the files must lie, and its limits; `folder` if not given
+    remarks: tuple[str, ...] = ()  # what its layout made of entries that are no boxes, in sentences for `train`
 
     @property
     def data_folder(self) -> DataFolder:

@@ -158,6 +158,9 @@ def open_both(
         for part in (*parts_of(train_data), *parts_of(val_data)):
             if isinstance(part, FolderDataset):
                 part.check_files()
+    for part in (*parts_of(train_data), *parts_of(val_data)):
+        for sentence in part.remarks if isinstance(part, FolderDataset) else ():
+            say(f"{part.name}: {sentence}")
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
     for sentence in object_remarks(recipe, train_data, val_data):

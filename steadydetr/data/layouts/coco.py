@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,12 +16,25 @@ from numpy.typing import NDArray
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
-from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import (
+    ALL,
+    STANDARD,
+    DataLayout,
+    Finding,
+    NoSplit,
+    Report,
+    choose_split,
+    fault,
+    splits_of,
+    standard_split,
+    stop,
+)
 from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
 ROBOFLOW = "_annotations.coco.json"
+FIRST = 20  # images by which the folder of all is found
 T = TypeVar("T")
 
 
@@ -33,6 +47,10 @@ class Coco(DataLayout):
 
     def recognises(self, where: str) -> bool:
         return any(expanded(where).glob("annotations/instances_*.json"))
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
+        return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), name) for name in names)
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
@@ -51,10 +69,13 @@ class Coco(DataLayout):
         return read_coco(matching[0], images, f"{root.name}-{name}", self.folder(where), report)
 
     def _files(self, where: str, split: str) -> list[Path]:
-        """The annotation file of that very split, or else those whose split begins like it."""
+        """The annotation file of that very split, or else those whose split begins like it, if in capitals; `all`: the only one."""
         files = sorted(expanded(where).glob("annotations/instances_*.json"))
+        if split == ALL and self.splits(where) == (ALL,):
+            return files
         names = {path: path.stem.removeprefix("instances_") for path in files}
-        return [path for path in files if names[path] == split] or [path for path in files if names[path].startswith(split)]
+        alike = [path for path in files if names[path].lower().startswith(standard_split(split).lower())]
+        return [path for path in files if names[path] == split] or alike
 
 
 @register("roboflow-layout")
@@ -67,19 +88,16 @@ class Roboflow(DataLayout):
     def recognises(self, where: str) -> bool:
         return bool(self._splits(where))
 
+    def splits(self, where: str) -> tuple[str, ...]:
+        return splits_of(self._splits(where))
+
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
-        root, splits = expanded(where), self._splits(where)
-        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
-        if not names:
-            raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
-        if len(set(names)) > 1:
-            both = " and ".join(f"{name}/" for name in names)
-            raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
-        folder = root / names[0]
-        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{names[0]}", self.folder(where), report)
+        root = expanded(where)
+        folder = root / choose_split(root, self._splits(where), split)
+        return read_coco(folder / ROBOFLOW, folder, f"{root.name}-{folder.name}", self.folder(where), report)
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
@@ -124,19 +142,24 @@ class RawFile(msgspec.Struct):
     annotations: list[msgspec.Raw]
 
 
-def read_coco(path: Path, folder: Path, name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+def read_coco(
+    path: Path, folder: Path | Sequence[Path], name: str, source: DataFolder | None = None, report: Report = stop
+) -> FolderDataset:
     """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have.
 
     Args:
-        folder: what the file names are relative to.
-        source: the data folder; `folder` if not given.
+        folder: what the file names are relative to; of several, that in which the first ones are found.
+        source: the data folder; `folder` if not given, which then is a single one.
         report: takes what is wrong with an entry, which is then left out.
 
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
-    source = source or DataFolder(folder)
+    source = source or DataFolder(folder if isinstance(folder, Path) else folder[0])
     data = _decode(source.read_list(path), path, report)
+    if not isinstance(folder, Path):
+        files = [image.file_name for image in data.images[:FIRST] if is_file_name(image.file_name)]
+        folder = max(folder, key=lambda place: sum(os.path.lexists(place / file) for file in files))
     categories = list(_usable_categories(data, path, report))
     images, sizes = _usable_images(data, path, folder, source, report)
     if not categories or not images:
