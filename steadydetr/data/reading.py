@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, TypeVar
 from xml.etree import ElementTree
@@ -130,11 +132,37 @@ def _surroundings(data: bytes, message: str) -> str:
 
 def decode_xml(data: bytes, path: Path) -> ElementTree.Element:
     """The root of an XML file in any usual encoding; a ValueError names the file. Entities are refused, so that none can be expanded."""
+    text = _xml_text(data, path)
+    try:
+        return ElementTree.fromstring(text)
+    except (ElementTree.ParseError, UnicodeError) as error:
+        raise ValueError(f"{printable(path)} is not XML: {error}") from error
+
+
+def xml_elements(data: bytes, path: Path) -> Iterator[ElementTree.Element]:
+    """The root of an XML file before its content is read, then each of its children, which is emptied after its use.
+
+    Raises what `decode_xml` raises, where the fault is.
+    """
+    text, open_elements = _xml_text(data, path), list[ElementTree.Element]()
+    try:
+        for event, element in ElementTree.iterparse(io.StringIO(text), ("start", "end")):
+            if event == "start":
+                open_elements.append(element)
+                if len(open_elements) == 1:
+                    yield element
+                continue
+            open_elements.pop()
+            if len(open_elements) == 1:
+                yield element
+                open_elements[0].clear()
+    except (ElementTree.ParseError, UnicodeError) as error:
+        raise ValueError(f"{printable(path)} is not XML: {error}") from error
+
+
+def _xml_text(data: bytes, path: Path) -> str:
     declared = re.match(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]+)["']""", data)
     text = decode_text(data, path, declared[1].decode() if declared else "")
     if "<!ENTITY" in text:
         raise ValueError(f"{printable(path)} defines entities, which no annotation needs; such a file is not read")
-    try:
-        return ElementTree.fromstring(text.lstrip("\ufeff"))
-    except (ElementTree.ParseError, UnicodeError) as error:
-        raise ValueError(f"{printable(path)} is not XML: {error}") from error
+    return text.lstrip("\ufeff")

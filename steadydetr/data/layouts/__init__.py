@@ -3,6 +3,7 @@
 from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.layouts.coco import Coco, Roboflow
 from steadydetr.data.layouts.coco_json import CocoJson
+from steadydetr.data.layouts.cvat import Cvat
 from steadydetr.data.layouts.shapes import Shapes
 from steadydetr.data.layouts.voc import Voc, VocFolders, VocYears
 from steadydetr.data.layouts.yolo import Yolo
@@ -12,6 +13,7 @@ __all__ = [
     "ENCODING",
     "Coco",
     "CocoJson",
+    "Cvat",
     "DataLayout",
     "Finding",
     "NoSplit",

@@ -78,6 +78,8 @@ def choose_split(place: Path, names: Iterable[str], split: str, holder: str = "i
         return there[0]
     found = [name for name in there if standard_split(name) == split] or [name for name in there if name == split]
     found = found or [name for name in there if standard_split(name) == standard_split(split)]
+    if not found and splits_of(there) == (ALL,):
+        raise NoSplit(f"{printable(place)} is not split, so it has no split {split!r}: all its images are the split {ALL!r}")
     if not found:
         holds = listed(map(printable, sorted(there)), 10) or "none"
         raise NoSplit(f"{printable(place)} has no split {split!r}; {holder} holds {holds}")

@@ -12,13 +12,14 @@ from pathlib import Path
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Report, choose_split, splits_of, standard_split, stop
-from steadydetr.data.layouts.coco import read_coco
-from steadydetr.data.layouts.images import HEAD, named, split_folders
+from steadydetr.data.layouts.coco import Coco, read_coco
+from steadydetr.data.layouts.images import named, split_folders
 from steadydetr.data.reading import expanded
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
 IMAGE_FOLDERS = ("images", "data", "JPEGImages", "Images")
+HEAD = 2**20  # bytes of a file by which its kind is told
 MOST_FILES = 20  # JSON files of a folder that may be COCO's: of all images, or of a split each
 
 
@@ -30,7 +31,7 @@ class CocoJson(DataLayout):
     looked_for = "COCO       a *.json of COCO beside or above its images, whose name may tell the split; or the file itself"
 
     def recognises(self, where: str) -> bool:
-        return bool(coco_files(expanded(where)))
+        return not Coco().recognises(where) and bool(coco_files(expanded(where)))
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(coco_files(expanded(where)))
@@ -73,10 +74,11 @@ def _coco_in(folder: Path) -> list[Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a JSON file begins as COCO's do, with one of their five lists."""
+    """Whether a JSON file begins as COCO's do, with one of their five lists, and lists images, which a long one may do later on."""
     with open(path, "rb") as file:
-        head = file.read(HEAD).removeprefix(codecs.BOM_UTF8)
-    return re.match(rb'\s*\{\s*"(info|licenses|images|annotations|categories)"', head) is not None
+        head = file.read(HEAD)
+    begins = re.match(rb'\s*\{\s*"(info|licenses|images|annotations|categories)"', head.removeprefix(codecs.BOM_UTF8)) is not None
+    return begins and (len(head) == HEAD or b'"images"' in head)
 
 
 def _image_folders(root: Path, path: Path, split: str) -> Iterator[Path]:

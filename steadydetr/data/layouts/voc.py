@@ -107,7 +107,8 @@ class VocFolders(DataLayout):
     )
 
     def recognises(self, where: str) -> bool:
-        return bool(xml_places(expanded(where)))
+        root = expanded(where)
+        return not (root / LISTS).is_dir() and bool(xml_places(root))
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(xml_places(expanded(where)))
@@ -182,12 +183,13 @@ class VocAnnotation:
 
 
 def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
-    """One annotation file. VOC counts pixels from 1 and includes the last: (xmin - 1, ymin - 1, xmax, ymax).
+    """One annotation file. VOC counts pixels from 1 and includes the last: (xmin - 1, ymin - 1, xmax, ymax). Some tools do not (D-125).
 
     Raises ValueError, which names everything that is wrong with it.
     """
     tree, wrong = decode_xml(source.read_entry(path), path), list[str]()
-    objects = [_object(entry, f"object {number}", wrong) for number, entry in enumerate(tree.iter("object"), 1)]
+    first = 0 if _counts_from_0(tree) else 1
+    objects = [_object(entry, f"object {number}", first, wrong) for number, entry in enumerate(tree.iter("object"), 1)]
     height, width = (_number(tree.findtext(f"size/{side}") or "0", side, wrong) for side in ("height", "width"))
     size = (height, width) if height > 0 and width > 0 else None
     if size and (height != int(height) or width != int(width) or max(size) > LONGEST):
@@ -198,8 +200,14 @@ def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
     return VocAnnotation(tree.findtext("filename") or "", size and (int(height), int(width)), objects)
 
 
-def _object(entry: ElementTree.Element, where: str, wrong: list[str]) -> tuple[str, tuple[float, ...], bool]:
-    """Name, box and whether it is difficult; what is wrong is added to `wrong`."""
+def _counts_from_0(tree: ElementTree.Element) -> bool:
+    """Whether the file is one of Label Studio or CVAT, which write the corners of boxes as they are in the plane."""
+    of_cvat = all(tree.findtext(f"source/{name}") == "Unknown" for name in ("database", "annotation", "image"))
+    return of_cvat or tree.findtext("owner/name") == "Label Studio"
+
+
+def _object(entry: ElementTree.Element, where: str, first: int, wrong: list[str]) -> tuple[str, tuple[float, ...], bool]:
+    """Name, box and whether it is difficult; what is wrong is added to `wrong`. `first` is the number of the first pixel."""
     name, box = (entry.findtext("name") or "").strip(), entry.find("bndbox")
     if not name or box is None:
         wrong.append(f"{where} is without {'name' if not name else 'bndbox'}")
@@ -208,7 +216,7 @@ def _object(entry: ElementTree.Element, where: str, wrong: list[str]) -> tuple[s
         _number(box.findtext(side) or "", f"{where} ({printable(name)}), {side}", wrong) for side in ("xmin", "ymin", "xmax", "ymax")
     )
     # a box that ends where it starts is a slip of the annotator, not one pixel: kept as it is, and dropped in training
-    low = 1 if x1 > x0 and y1 > y0 else 0
+    low = first if x1 > x0 and y1 > y0 else 0
     return name, (x0 - low, y0 - low, x1, y1), (entry.findtext("difficult") or "").strip() == "1"
 
 

@@ -56,7 +56,7 @@ class Yolo(DataLayout):
         place = expanded(where)
         if place.is_file():
             return place.suffix.lower() in (*YAML, *DARKNET)
-        return bool(_description(place)) or any(_has_labels(one, place) for one in itertools.chain(*_places(place).values()))
+        return bool(_descriptions(place)) or any(_has_labels(one, place) for one in itertools.chain(*_places(place).values()))
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(self._contents(where).splits)
@@ -97,7 +97,7 @@ class Yolo(DataLayout):
     def _contents(self, where: str) -> YoloData:
         place = expanded(where)
         root = place.parent if place.is_file() else place
-        source, file = DataFolder(root, self.limits), place if place.is_file() else _description(place)
+        source, file = DataFolder(root, self.limits), _description(place)
         if file is None:
             return _read_folders(root, source)
         return (_read_yaml if file.suffix.lower() in YAML else _read_darknet)(file, root, source)
@@ -116,23 +116,25 @@ class YoloData:
     keypoints: int = 0  # numbers in a line after the box
 
 
-def _description(folder: Path) -> Path | None:
-    """The file that describes the data set in a folder: YOLO's YAML file or darknet's; that of a folder in it if there is a single one.
-
-    Raises ValueError where there are several.
-    """
-    found = _descriptions(folder)
-    if not found and folder.is_dir():
-        with os.scandir(folder) as entries:
-            below = [Path(entry) for entry in itertools.islice(entries, LOOKED_AT) if entry.is_dir()]
-        found = [path for inner in below for path in _descriptions(inner)]
+def _description(place: Path) -> Path | None:
+    """The file that describes a data set. ValueError where there are several."""
+    found = [place] if place.is_file() else _descriptions(place)
     if len(found) > 1:
-        names = listed((printable(path.relative_to(folder)) for path in found), 10)
-        raise ValueError(f"{printable(folder)} has several files that describe a data set of YOLO: {names}. Give one of them as --data")
+        names = listed((printable(path.relative_to(place)) for path in found), 10)
+        raise ValueError(f"{printable(place)} has several files that describe a data set of YOLO: {names}. Give one of them as --data")
     return found[0] if found else None
 
 
 def _descriptions(folder: Path) -> list[Path]:
+    """YOLO's YAML files or darknet's files in a folder, or else in the folders in it."""
+    found = _descriptions_in(folder)
+    if not found and folder.is_dir():
+        with os.scandir(folder) as entries:
+            found = [path for entry in itertools.islice(entries, LOOKED_AT) if entry.is_dir() for path in _descriptions_in(Path(entry))]
+    return sorted(found)
+
+
+def _descriptions_in(folder: Path) -> list[Path]:
     found = []
     for name in sorted(named(folder, YAML)):
         with open(folder / name, "rb") as file:

@@ -105,7 +105,7 @@ def _to_boxes(rows: NDArray[np.float64], keypoints: int) -> tuple[str, str, NDAr
     if width < 5:
         return "", "", np.zeros((len(rows), 4))
     points = rows[:, 1 : width - (width + 1) % 2].reshape(len(rows), -1, 2)  # an even number of columns ends with a confidence
-    kind = "oriented boxes or polygons of four corners" if points.shape[1] == 4 else f"polygons of {points.shape[1]} points"
+    kind = "oriented boxes or polygons of four corners" if points.shape[1] == 4 else "polygons"
     return kind, "are taken as the boxes around them", np.concatenate((points.min(1), points.max(1)), 1)
 
 

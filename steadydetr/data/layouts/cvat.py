@@ -1,0 +1,235 @@
+"""CVAT's own format for images: annotations.xml with all shapes of all images, which lie in images/."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from steadydetr.data.dataset import FolderDataset
+from steadydetr.data.folder import DataFolder
+from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.layouts.base import ALL, DataLayout, Remarks, Report, choose_split, fault, splits_of, stop
+from steadydetr.data.layouts.images import ENDINGS, HEAD, ImageFiles, image_ids
+from steadydetr.data.reading import LONGEST, expanded, is_file_name, xml_elements
+from steadydetr.files import printable
+from steadydetr.kinds import register
+
+FILE = "annotations.xml"
+Box = tuple[float, float, float, float]  # xyxy in pixels
+VIDEO = "is an export of `CVAT for video`, which has tracks: export the task again as `CVAT for images 1.1`, with its images"
+
+
+@register("cvat-layout")
+@dataclass(frozen=True)
+class Cvat(DataLayout):
+    """CVAT for images 1.1. The subsets of a project are its splits."""
+
+    looked_for = "CVAT       annotations.xml of `CVAT for images 1.1`, with images/"
+
+    def recognises(self, where: str) -> bool:
+        path = expanded(where) / FILE
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return b"<annotations" in file.read(HEAD).replace(b"\0", b"")  # of UTF-16
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        root = expanded(where)
+        return splits_of(read_cvat(root / FILE, self.folder(where), stop, Remarks()).subsets)
+
+    def open(self, where: str, split: str) -> FolderDataset:
+        return self.inspect(where, split, stop)
+
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
+        root, source, remarks = expanded(where), self.folder(where), Remarks()
+        path = root / FILE
+        found = read_cvat(path, source, report, remarks)
+        if not found.images or not found.classes:
+            raise ValueError(f"{printable(path)} lists no {'image' if found.classes else 'label'} that can be used")
+        subset, images = choose_split(path, found.subsets, split), ImageFiles(root)
+        used = [image for image in found.images if image.subset == subset]
+        numbers = [image.number for image in found.images]
+        named = len(set(numbers)) < len(numbers)  # each task of a project counts its images from 0
+        shapes = [shape for image in used for shape in image.shapes]
+        index = AnnotationIndex.build(
+            image_ids=image_ids(os.path.splitext(image.name)[0] for image in used) if named else [image.number for image in used],
+            files=[_file_of(image, images) for image in used],
+            sizes=[image.size for image in used],
+            counts=[len(image.shapes) for image in used],
+            boxes_xyxy=np.array([shape.box for shape in shapes], dtype=np.float64).reshape(-1, 4),
+            labels=[shape.label for shape in shapes],
+            classes=found.classes,
+            category_ids=tuple(range(1, len(found.classes) + 1)),
+            crowd=[shape.crowd for shape in shapes],
+            difficult=[shape.difficult for shape in shapes],
+        )
+        return FolderDataset(index, root, f"{root.name}-{split}", source, remarks.tell("not as boxes in images", path, report))
+
+
+class Shape(NamedTuple):
+    label: int
+    box: Box
+    crowd: bool
+    difficult: bool
+
+
+@dataclass(frozen=True)
+class CvatImage:
+    number: int
+    name: str
+    subset: str
+    size: tuple[int, int]  # (h, w)
+    shapes: list[Shape] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CvatFile:
+    classes: tuple[str, ...]  # the labels of the task, in its order
+    images: list[CvatImage]
+
+    @property
+    def subsets(self) -> dict[str, None]:
+        return dict.fromkeys(image.subset for image in self.images)
+
+
+def read_cvat(path: Path, source: DataFolder, report: Report, remarks: Remarks) -> CvatFile:
+    """Everything that the file says of all splits.
+
+    Args:
+        report: takes what is wrong with an image or a shape, which is then left out.
+        remarks: takes what is made of shapes that are no boxes.
+
+    Raises:
+        ValueError: the file cannot be used at all; names it.
+    """
+    images, classes = list[CvatImage](), dict[str, int]()
+    elements = xml_elements(source.read_list(path), path)
+    if (root := next(elements, None)) is None or root.tag != "annotations":
+        raise ValueError(f"{printable(path)} is not a file of CVAT, whose root is <annotations>")
+    for element in elements:
+        if element.tag == "track":
+            raise ValueError(f"{printable(path)} {VIDEO}")
+        if element.tag == "meta":
+            classes = _classes(element)
+        elif element.tag == "image":
+            images += _image(element, len(images), classes, path, report, remarks)
+    return CvatFile(tuple(classes), images)
+
+
+def _classes(meta: ElementTree.Element) -> dict[str, int]:
+    """Position of every label of the task, job or project. Those of the points of a skeleton, which name a parent, are none."""
+    labels = [label for label in meta.iter("label") if not (label.findtext("parent") or "").strip()]
+    names = dict.fromkeys((label.findtext("name") or "").strip() for label in labels)
+    return {name: position for position, name in enumerate(filter(None, names))}
+
+
+def _image(
+    element: ElementTree.Element, position: int, classes: dict[str, int], path: Path, report: Report, remarks: Remarks
+) -> Iterator[CvatImage]:
+    """The image of an element, or none if it cannot be used, which is reported."""
+    name, number = element.get("name") or "", element.get("id") or ""
+    entry = f"image {name or number or position + 1}"
+    if not is_file_name(name):
+        report(fault("impossible file name", path, entry, f"its name {name[:80]!r} cannot be the name of a file"))
+        return
+    try:
+        height, width = (_number(element, side) for side in ("height", "width"))
+        if not 0 < min(height, width) <= max(height, width) <= LONGEST or height != int(height) or width != int(width):
+            raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
+        found = int(number)
+    except ValueError as error:
+        report(fault("unusable image", path, entry, str(error)))
+        return
+    image = CvatImage(found, name, element.get("subset") or ALL, (int(height), int(width)))
+    for order, shape in enumerate(element, 1):
+        where = f"{entry}, {shape.tag} {order}"
+        if shape.get("outside") == "1":  # the object is not in the picture
+            continue
+        if shape.tag not in BOXES:
+            remarks.add(f"shapes of the kind {shape.tag}", "are left out, for they have no box", where)
+            continue
+        label = (shape.get("label") or "").strip()
+        if label not in classes:
+            report(fault("unknown class", path, where, f"its label {label[:80]!r} is none of the task: {', '.join(classes)[:200]}"))
+            continue
+        try:
+            box, what = BOXES[shape.tag](shape)
+        except ValueError as error:
+            report(fault("unusable shape", path, where, str(error)))
+            continue
+        if what:
+            remarks.add(what, "are taken as the boxes around them", where)
+        image.shapes.append(Shape(classes[label], box, _is_set(shape, "is_crowd", "iscrowd"), _is_set(shape, "difficult")))
+    yield image
+
+
+def _box(shape: ElementTree.Element) -> tuple[Box, str]:
+    x0, y0, x1, y1 = (_number(shape, side) for side in ("xtl", "ytl", "xbr", "ybr"))
+    angle = math.radians(_number(shape, "rotation", "0"))  # clockwise, about the centre
+    if not angle:
+        return (x0, y0, x1, y1), ""
+    width, height = abs(x1 - x0) / 2, abs(y1 - y0) / 2
+    cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
+    return _around((x0 + x1) / 2, (y0 + y1) / 2, width * cos + height * sin, width * sin + height * cos), "rotated boxes"
+
+
+def _ellipse(shape: ElementTree.Element) -> tuple[Box, str]:
+    x, y, width, height = (_number(shape, name) for name in ("cx", "cy", "rx", "ry"))
+    angle = math.radians(_number(shape, "rotation", "0"))
+    cos, sin = math.cos(angle), math.sin(angle)
+    return _around(x, y, math.hypot(width * cos, height * sin), math.hypot(width * sin, height * cos)), "ellipses"
+
+
+def _around(x: float, y: float, width: float, height: float) -> Box:
+    """The box about a centre with half a width and half a height."""
+    return x - width, y - height, x + width, y + height
+
+
+def _polygon(shape: ElementTree.Element) -> tuple[Box, str]:
+    pairs = [point.split(",") for point in (shape.get("points") or "").split(";")]
+    try:
+        xs, ys = zip(*((_finite(x), _finite(y)) for x, y in pairs), strict=True)
+    except ValueError:
+        raise ValueError("its points are not x,y;x,y;... in numbers") from None
+    return (min(xs), min(ys), max(xs), max(ys)), "polygons"
+
+
+def _mask(shape: ElementTree.Element) -> tuple[Box, str]:
+    left, top, width, height = (_number(shape, name) for name in ("left", "top", "width", "height"))
+    return (left, top, left + width, top + height), "masks"
+
+
+BOXES = {"box": _box, "polygon": _polygon, "mask": _mask, "ellipse": _ellipse}  # how the box of each kind of shape is found
+
+
+def _number(element: ElementTree.Element, name: str, default: str = "") -> float:
+    text = element.get(name, default)
+    try:
+        return _finite(text)
+    except ValueError:
+        raise ValueError(f"{name} is {printable(text)[:80]!r} instead of a number" if text else f"{name} is empty or missing") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _is_set(shape: ElementTree.Element, *names: str) -> bool:
+    """Whether an attribute of that name, which the user has defined, is on."""
+    return any(one.get("name") in names and (one.text or "").strip().lower() in ("true", "1") for one in shape.iter("attribute"))
+
+
+def _file_of(image: CvatImage, images: ImageFiles) -> str:
+    """Where an image lies: in images/ and its subset; frames of a video have names without ending."""
+    places = [os.path.normpath(os.path.join(place, image.name)) for place in (f"images/{image.subset}", "images", "")]
+    names = (name for place in places for name in (place, *(place + ending for ending in ENDINGS)))
+    return next((name for name in names if images.is_there(name)), places[1])
