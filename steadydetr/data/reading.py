@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import codecs
-import io
 import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 from xml.etree import ElementTree
 
 import msgspec
@@ -18,6 +17,7 @@ from steadydetr.files import check_regular, printable
 
 T = TypeVar("T")
 MIB = 2**20
+CHUNK = 2**20  # characters of an XML file that are parsed at once
 INT64 = 2**63
 LONGEST = 2**31 - 1  # of an image's sides, which the index holds as 32-bit numbers
 Id = Annotated[int, msgspec.Meta(ge=-INT64, le=INT64 - 1)]
@@ -145,17 +145,20 @@ def xml_elements(data: bytes, path: Path) -> Iterator[ElementTree.Element]:
     Raises what `decode_xml` raises, where the fault is.
     """
     text, open_elements = _xml_text(data, path), list[ElementTree.Element]()
+    parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(("start", "end"))
     try:
-        for event, element in ElementTree.iterparse(io.StringIO(text), ("start", "end")):
-            if event == "start":
-                open_elements.append(element)
+        for start in range(0, len(text), CHUNK):
+            parser.feed(text[start : start + CHUNK])
+            for event, element in cast(Iterator[tuple[str, ElementTree.Element]], parser.read_events()):
+                if event == "end":
+                    open_elements.pop()
+                else:
+                    open_elements.append(element)
                 if len(open_elements) == 1:
                     yield element
-                continue
-            open_elements.pop()
-            if len(open_elements) == 1:
-                yield element
-                open_elements[0].clear()
+                    if event == "end":
+                        open_elements[0].clear()
+        parser.close()
     except (ElementTree.ParseError, UnicodeError) as error:
         raise ValueError(f"{printable(path)} is not XML: {error}") from error
 

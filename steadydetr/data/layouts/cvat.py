@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -18,7 +19,7 @@ from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, DataLayout, Remarks, Report, choose_split, fault, splits_of, stop
 from steadydetr.data.layouts.images import ENDINGS, HEAD, ImageFiles, image_ids
 from steadydetr.data.reading import LONGEST, expanded, is_file_name, xml_elements
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 
 FILE = "annotations.xml"
@@ -53,31 +54,35 @@ class Cvat(DataLayout):
         found = read_cvat(path, source, report, remarks)
         if not found.images or not found.classes:
             raise ValueError(f"{printable(path)} lists no {'image' if found.classes else 'label'} that can be used")
-        subset, images = choose_split(path, found.subsets, split), ImageFiles(root)
-        used = [image for image in found.images if image.subset == subset]
-        numbers = [image.number for image in found.images]
+        subset, files = choose_split(path, found.subsets, split), ImageFiles(root)
+        images, shapes = found.images, found.shapes
+        numbers = [image.number for image in images]
         named = len(set(numbers)) < len(numbers)  # each task of a project counts its images from 0
-        shapes = [shape for image in used for shape in image.shapes]
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
+            boxes = np.array(shapes.boxes, dtype=np.float64).astype(np.float32)
         index = AnnotationIndex.build(
-            image_ids=image_ids(os.path.splitext(image.name)[0] for image in used) if named else [image.number for image in used],
-            files=[_file_of(image, images) for image in used],
-            sizes=[image.size for image in used],
-            counts=[len(image.shapes) for image in used],
-            boxes_xyxy=np.array([shape.box for shape in shapes], dtype=np.float64).reshape(-1, 4),
-            labels=[shape.label for shape in shapes],
+            image_ids=image_ids(os.path.splitext(image.name)[0] for image in images) if named else numbers,
+            files=[_file_of(image, files) for image in images],
+            sizes=[image.size for image in images],
+            counts=[image.shapes for image in images],
+            boxes_xyxy=boxes,
+            labels=np.array(shapes.labels, dtype=np.int32),
             classes=found.classes,
             category_ids=tuple(range(1, len(found.classes) + 1)),
-            crowd=[shape.crowd for shape in shapes],
-            difficult=[shape.difficult for shape in shapes],
-        )
+            crowd=np.array(shapes.crowd, dtype=bool),
+            difficult=np.array(shapes.difficult, dtype=bool),
+        ).keep_images(np.flatnonzero([image.subset == subset for image in images]))
         return FolderDataset(index, root, f"{root.name}-{split}", source, remarks.tell("not as boxes in images", path, report))
 
 
-class Shape(NamedTuple):
-    label: int
-    box: Box
-    crowd: bool
-    difficult: bool
+@dataclass(frozen=True)
+class Shapes:
+    """The boxes of all images, one after the other, in arrays because of their number."""
+
+    boxes: array[float] = field(default_factory=lambda: array("d"))  # x0, y0, x1, y1 in pixels, of each
+    labels: array[int] = field(default_factory=lambda: array("l"))
+    crowd: array[int] = field(default_factory=lambda: array("b"))
+    difficult: array[int] = field(default_factory=lambda: array("b"))
 
 
 @dataclass(frozen=True)
@@ -86,13 +91,14 @@ class CvatImage:
     name: str
     subset: str
     size: tuple[int, int]  # (h, w)
-    shapes: list[Shape] = field(default_factory=list)
+    shapes: int  # how many
 
 
 @dataclass(frozen=True)
 class CvatFile:
     classes: tuple[str, ...]  # the labels of the task, in its order
     images: list[CvatImage]
+    shapes: Shapes
 
     @property
     def subsets(self) -> dict[str, None]:
@@ -109,7 +115,7 @@ def read_cvat(path: Path, source: DataFolder, report: Report, remarks: Remarks) 
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
-    images, classes = list[CvatImage](), dict[str, int]()
+    images, classes, shapes = list[CvatImage](), dict[str, int](), Shapes()
     elements = xml_elements(source.read_list(path), path)
     if (root := next(elements, None)) is None or root.tag != "annotations":
         raise ValueError(f"{printable(path)} is not a file of CVAT, whose root is <annotations>")
@@ -119,8 +125,8 @@ def read_cvat(path: Path, source: DataFolder, report: Report, remarks: Remarks) 
         if element.tag == "meta":
             classes = _classes(element)
         elif element.tag == "image":
-            images += _image(element, len(images), classes, path, report, remarks)
-    return CvatFile(tuple(classes), images)
+            images += _image(element, f"image {element.get('name') or len(images) + 1}", classes, shapes, path, report, remarks)
+    return CvatFile(tuple(classes), images, shapes)
 
 
 def _classes(meta: ElementTree.Element) -> dict[str, int]:
@@ -131,43 +137,46 @@ def _classes(meta: ElementTree.Element) -> dict[str, int]:
 
 
 def _image(
-    element: ElementTree.Element, position: int, classes: dict[str, int], path: Path, report: Report, remarks: Remarks
+    element: ElementTree.Element, entry: str, classes: dict[str, int], shapes: Shapes, path: Path, report: Report, remarks: Remarks
 ) -> Iterator[CvatImage]:
-    """The image of an element, or none if it cannot be used, which is reported."""
-    name, number = element.get("name") or "", element.get("id") or ""
-    entry = f"image {name or number or position + 1}"
-    if not is_file_name(name):
-        report(fault("impossible file name", path, entry, f"its name {name[:80]!r} cannot be the name of a file"))
-        return
+    """The image of an element, whose boxes are added to `shapes`, or none if it cannot be used, which is reported."""
+    name = element.get("name") or ""
     try:
-        height, width = (_number(element, side) for side in ("height", "width"))
+        if not is_file_name(name):
+            raise ValueError(f"its name {name[:80]!r} cannot be the name of a file")
+        number, height, width = (_number(element, field) for field in ("id", "height", "width"))
         if not 0 < min(height, width) <= max(height, width) <= LONGEST or height != int(height) or width != int(width):
             raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
-        found = int(number)
     except ValueError as error:
         report(fault("unusable image", path, entry, str(error)))
         return
-    image = CvatImage(found, name, element.get("subset") or ALL, (int(height), int(width)))
+    before = len(shapes.labels)
     for order, shape in enumerate(element, 1):
-        where = f"{entry}, {shape.tag} {order}"
         if shape.get("outside") == "1":  # the object is not in the picture
             continue
         if shape.tag not in BOXES:
-            remarks.add(f"shapes of the kind {shape.tag}", "are left out, for they have no box", where)
-            continue
-        label = (shape.get("label") or "").strip()
-        if label not in classes:
-            report(fault("unknown class", path, where, f"its label {label[:80]!r} is none of the task: {', '.join(classes)[:200]}"))
+            remarks.add(f"shapes of the kind {shape.tag}", "are left out, for they have no box", f"{entry}, {shape.tag} {order}")
             continue
         try:
-            box, what = BOXES[shape.tag](shape)
+            _add_shape(shape, f"{entry}, {shape.tag} {order}", classes, shapes, remarks)
         except ValueError as error:
-            report(fault("unusable shape", path, where, str(error)))
-            continue
-        if what:
-            remarks.add(what, "are taken as the boxes around them", where)
-        image.shapes.append(Shape(classes[label], box, _is_set(shape, "is_crowd", "iscrowd"), _is_set(shape, "difficult")))
-    yield image
+            report(fault("unusable shape", path, f"{entry}, {shape.tag} {order}", str(error)))
+    yield CvatImage(int(number), name, element.get("subset") or ALL, (int(height), int(width)), len(shapes.labels) - before)
+
+
+def _add_shape(shape: ElementTree.Element, where: str, classes: dict[str, int], shapes: Shapes, remarks: Remarks) -> None:
+    """Add class and box of a shape. ValueError for what is wrong with it."""
+    label = (shape.get("label") or "").strip()
+    if label not in classes:
+        raise ValueError(f"its label {label[:80]!r} is none of the task: {listed(classes, 10)}")
+    box, what = BOXES[shape.tag](shape)
+    if what:
+        remarks.add(what, "are taken as the boxes around them", where)
+    on = {one.get("name") for one in shape if (one.text or "").strip().lower() in ("true", "1")}  # attributes that the user has defined
+    shapes.boxes.extend(box)
+    shapes.labels.append(classes[label])
+    shapes.crowd.append(bool(on & {"is_crowd", "iscrowd"}))
+    shapes.difficult.append("difficult" in on)
 
 
 def _box(shape: ElementTree.Element) -> tuple[Box, str]:
@@ -223,13 +232,8 @@ def _finite(text: str) -> float:
     return value
 
 
-def _is_set(shape: ElementTree.Element, *names: str) -> bool:
-    """Whether an attribute of that name, which the user has defined, is on."""
-    return any(one.get("name") in names and (one.text or "").strip().lower() in ("true", "1") for one in shape.iter("attribute"))
-
-
 def _file_of(image: CvatImage, images: ImageFiles) -> str:
     """Where an image lies: in images/ and its subset; frames of a video have names without ending."""
     places = [os.path.normpath(os.path.join(place, image.name)) for place in (f"images/{image.subset}", "images", "")]
-    names = (name for place in places for name in (place, *(place + ending for ending in ENDINGS)))
-    return next((name for name in names if images.is_there(name)), places[1])
+    frames = (place + ending for place in places for ending in ENDINGS)
+    return next((name for name in itertools.chain(places, frames) if images.is_there(name)), places[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from steadydetr.data.layouts.base import STANDARD, Report, fault, standard_split
 
 ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
 HEAD = 4096  # bytes of a file by which its kind is told
-THREADS = 8  # that read heads of image files, which is mostly waiting for a disk
 
 
 def is_image(name: str) -> bool:
@@ -92,19 +90,15 @@ def picture_sizes(files: list[str], images: ImageFiles, source: DataFolder, repo
     for folder in {os.path.dirname(file) for file in files}:
         source.check_inside(images.root / folder)
 
-    def size(file: str) -> tuple[int, int] | ValueError:
+    sizes = list[tuple[int, int] | None]()
+    for file in files:
         path = images.root / file
         try:  # of files in these folders only a link can lead elsewhere
-            return source.picture_size(path) if images.is_link(file) else picture_size(path, source.limits)
+            sizes.append(source.picture_size(path) if images.is_link(file) else picture_size(path, source.limits))
         except ValueError as error:
-            return error
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(size, files))
-    for file, one in zip(files, found, strict=True):
-        if isinstance(one, ValueError):
-            report(fault("unknown image size", images.root / file, "", str(one)))
-    return [None if isinstance(one, ValueError) else one for one in found]
+            report(fault("unknown image size", path, "", str(error)))
+            sizes.append(None)
+    return sizes
 
 
 def image_ids(stems: Iterable[str]) -> NDArray[np.int64]:

@@ -80,13 +80,13 @@ class Yolo(DataLayout):
             raise ValueError(f"{printable(data.file)}: split {split!r} has no image that can be used")
         pixels = np.array([size for size in sizes if size], dtype=np.int64)
         label_files = list(_label_files(files, images, source, remarks))
-        labels = read_labels(label_files, len(data.classes), data.keypoints, source, report, remarks)
+        labels = read_labels(label_files, pixels, len(data.classes), data.keypoints, source, report, remarks)
         index = AnnotationIndex.build(
             image_ids=image_ids(os.path.splitext(file)[0] for file in files),
             files=files,
             sizes=pixels,
             counts=labels.counts,
-            boxes_xyxy=labels.boxes * np.repeat(pixels[:, [1, 0, 1, 0]], labels.counts, axis=0),
+            boxes_xyxy=labels.boxes,
             labels=labels.classes,
             classes=data.classes,
             category_ids=tuple(range(len(data.classes))),

@@ -29,37 +29,45 @@ class Labels:
     """The boxes of I images, sorted by image; `counts` [I] says how many each has."""
 
     counts: NDArray[np.int64]
-    classes: NDArray[np.int64]  # [A]
-    boxes: NDArray[np.float64]  # [A, 4] xyxy, in shares of the image's width and height
+    classes: NDArray[np.int32]  # [A]
+    boxes: NDArray[np.float32]  # [A, 4] xyxy in pixels
 
 
 def read_labels(
-    files: Sequence[LabelFile | None], classes: int, keypoints: int, source: DataFolder, report: Report, remarks: Remarks
+    files: Sequence[LabelFile | None],
+    sizes: NDArray[np.int64],
+    classes: int,
+    keypoints: int,
+    source: DataFolder,
+    report: Report,
+    remarks: Remarks,
 ) -> Labels:
     """Read a label file for each image, or None for an image without one.
 
     Args:
+        sizes: [I, 2] (h, w) of the images in pixels.
         classes: how many there are.
         keypoints: numbers after a box that are its keypoints.
         report: takes what is wrong with a line, which is then left out: of each file the first line, and how many more.
         remarks: takes what is made of lines that are no boxes.
     """
-    parts = [
-        _parse(start, files[start : start + FILES], classes, keypoints, source, report, remarks) for start in range(0, len(files), FILES)
-    ]
-    image, labels, boxes = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    repeated = _repeated(image, labels, boxes)
-    if repeated.any():
-        first = files[int(image[repeated][0])]
-        remarks.add("lines that repeat another of their file", "are left out", str(first and first.path), int(repeated.sum()))
-    kept = ~repeated
-    return Labels(np.bincount(image[kept], minlength=len(files)), labels[kept], boxes[kept])
+    parts = list[Labels]()
+    for start in range(0, len(files), FILES):
+        some = files[start : start + FILES]
+        image, labels, boxes = _parse(some, classes, keypoints, source, report, remarks)
+        if (repeated := _repeated(image, labels, boxes)).any():
+            first = some[image[repeated][0]]
+            remarks.add("lines that repeat another of their file", "are left out", str(first and first.path), int(repeated.sum()))
+            image, labels, boxes = image[~repeated], labels[~repeated], boxes[~repeated]
+        pixels = boxes * sizes[start + image][:, [1, 0, 1, 0]]
+        parts.append(Labels(np.bincount(image, minlength=len(some)), labels.astype(np.int32), pixels.astype(np.float32)))
+    return Labels(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("counts", "classes", "boxes")))
 
 
 def _parse(
-    start: int, files: Sequence[LabelFile | None], classes: int, keypoints: int, source: DataFolder, report: Report, remarks: Remarks
+    files: Sequence[LabelFile | None], classes: int, keypoints: int, source: DataFolder, report: Report, remarks: Remarks
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Position of the image, class and box of every line that can be used. `start` is the position of the first file."""
+    """Position of the image, class, and box in shares of the image, of every line that can be used."""
     texts = [_read(file, source, report) for file in files]
     try:
         values, columns = _numbers(texts)
@@ -91,7 +99,7 @@ def _parse(
         more = f"; and {len(lines) - 1} more lines are wrong" if len(lines) > 1 else ""
         _report_line(files[file], int(lines[0] - first_line[lines[0]]) + 1, f"{wrong[lines[0]]}{more}", report)
     used = np.flatnonzero((columns > 0) & (wrong == ""))
-    return start + file_of_line[used], labels[used].astype(np.int64), boxes[used]
+    return file_of_line[used], labels[used].astype(np.int64), boxes[used]
 
 
 def _to_boxes(rows: NDArray[np.float64], keypoints: int) -> tuple[str, str, NDArray[np.float64]]:
