@@ -211,6 +211,17 @@ def test_a_split_whose_folder_is_missing_is_named(tmp_path: Path) -> None:
         open_data(tmp_path / "plain", "test")
 
 
+def test_splits_may_be_called_as_the_place_calls_them(tmp_path: Path) -> None:
+    """And otherwise than by another year."""
+    photos = export("VOC of Roboflow", tmp_path / "voc")
+    export("COCO", tmp_path / "coco")
+    for place, split in (("voc", "val"), ("voc", "valid"), ("voc", "validation"), ("coco", "val2017"), ("coco", "valid"), ("coco", "val")):
+        assert len(open_data(tmp_path / place, split).index) == len(of("val", photos))
+    for place, split in (("voc", "val2014"), ("coco", "val2014"), ("voc", "other")):
+        with pytest.raises(NoSplit):
+            open_data(tmp_path / place, split)
+
+
 def test_places_that_are_not_split_say_so(tmp_path: Path) -> None:
     for name in ("YOLO of Label Studio", "VOC of labelImg", "CVAT", "COCO of Label Studio"):
         export(name, tmp_path / name)
@@ -225,6 +236,10 @@ def test_paths_of_another_machine_are_told(tmp_path: Path) -> None:
     ]
     export("YOLO of Roboflow", tmp_path / "roboflow")
     assert not remarks(tmp_path / "roboflow")
+    elsewhere = tmp_path / "elsewhere"
+    yolo(elsewhere)
+    write(tmp_path / "there.yaml", f"path: {elsewhere}\ntrain: images/train\n{NAMES}")
+    assert not remarks(tmp_path / "there.yaml")
 
 
 def test_yolo_stays_in_its_folder(tmp_path: Path) -> None:
@@ -281,6 +296,17 @@ def test_classes_of_yolo_without_description_are_asked_for(tmp_path: Path) -> No
     os.remove(tmp_path / "classes.txt")
     with pytest.raises(ValueError, match=r"has label files of YOLO, but no names of classes: list them, one a line, in its classes.txt"):
         open_data(tmp_path, "all")
+
+
+def test_what_is_no_image_of_the_set_is_left_alone(tmp_path: Path) -> None:
+    """Hidden folders of notebooks, and what macOS packs beside each file."""
+    for name in ("YOLO", "VOC of labelImg", "YOLO of labelImg", "COCO of Label Studio"):
+        photos, root = export(name, tmp_path / name), tmp_path / name
+        for path in [path for path in root.rglob("*") if path.is_file()]:
+            write(path.parent / f"._{path.name}", "macOS")
+            write(path.parent / ".ipynb_checkpoints" / path.name, "a copy")
+        split = EXPORTS[name][1][0]
+        assert targets(open_data(root, split)) == expected(of(split, photos))
 
 
 def test_keypoints_are_left_out(tmp_path: Path) -> None:
@@ -468,3 +494,41 @@ def test_what_is_made_of_polygons_is_said_by_train(tmp_path: Path, capsys: pytes
     words = ["--data", str(tmp_path / "set/data.yaml"), "--output", str(tmp_path / "run"), "--device", "cpu", "--data.workers", "0"]
     main(["train", "small-dino", *words, "--training.epochs", "1", "--training.batch-size", "2", "--training.warmup-steps", "1"])
     assert "6 polygons are taken as the boxes around them" in " ".join(capsys.readouterr().out.split())
+
+
+TEXTS = (".json", ".xml", ".txt", ".yaml", ".yml", ".data", ".names", ".labels")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_changed_exports_are_read_or_named_in_one_line(name: str, tmp_path: Path) -> None:
+    """Bytes of its text files changed, removed and repeated at random; `check` never raises anything but that there is no such data."""
+    export(name, tmp_path)
+    split = EXPORTS[name][1][0]
+    files = sorted(path for path in tmp_path.rglob("*") if path.name.endswith(TEXTS))
+    random = np.random.default_rng(0)
+    for _ in range(40):
+        path = files[random.integers(len(files))]
+        content = path.read_bytes()
+        start = int(random.integers(len(content) + 1))
+        piece = (
+            bytes(random.integers(0, 256, 2, dtype=np.uint8))
+            if random.random() < 0.5
+            else random.choice([b"-", b"9", b"\n", b"", b" ", b"/"])
+        )
+        path.write_bytes(content[:start] + bytes(piece) + content[start + int(random.integers(0, 4)) :])
+        for read in (lambda: open_data(tmp_path, split), lambda: check_data(tmp_path, (split,))):
+            try:
+                read()
+            except ValueError as error:
+                assert "\n" not in str(error).partition("What was looked for:")[0]
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["labels/train/a.txt", "data.yaml", "annotations.xml", "train.json", "a.xml"])
+def test_pipes_in_place_of_files_are_refused(name: str, tmp_path: Path) -> None:
+    """At once, since reading one could wait for ever."""
+    if name == "labels/train/a.txt":
+        yolo(tmp_path).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=r"is a pipe, not a file|no layout of data was recognised"):
+        open_data(tmp_path)

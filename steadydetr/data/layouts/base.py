@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -50,8 +51,8 @@ ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": 
 
 
 def standard_split(name: str) -> str:
-    """train, val or test for what exports call these (valid, Validation, ...); any other name as it is."""
-    lower = name.lower()
+    """train, val or test for what exports call these (valid, Validation, val2017, ...); any other name as it is."""
+    lower = re.sub(r"(19|20)\d\d$", "", name.lower())
     return ALIASES.get(lower, lower if lower in STANDARD else name)
 
 
@@ -77,7 +78,7 @@ def choose_split(place: Path, names: Iterable[str], split: str, holder: str = "i
     if split == ALL and splits_of(there) == (ALL,):
         return there[0]
     found = [name for name in there if standard_split(name) == split] or [name for name in there if name == split]
-    found = found or [name for name in there if standard_split(name) == standard_split(split)]
+    found = found or [name for name in there if standard_split(name) == ALIASES.get(split.lower())]
     if not found and splits_of(there) == (ALL,):
         raise NoSplit(f"{printable(place)} is not split, so it has no split {split!r}: all its images are the split {ALL!r}")
     if not found:

@@ -17,6 +17,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import (
+    ALIASES,
     ALL,
     STANDARD,
     DataLayout,
@@ -26,7 +27,6 @@ from steadydetr.data.layouts.base import (
     choose_split,
     fault,
     splits_of,
-    standard_split,
     stop,
 )
 from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, nulls_for_nan
@@ -74,7 +74,7 @@ class Coco(DataLayout):
         if split == ALL and self.splits(where) == (ALL,):
             return files
         names = {path: path.stem.removeprefix("instances_") for path in files}
-        alike = [path for path in files if names[path].lower().startswith(standard_split(split).lower())]
+        alike = [path for path in files if names[path].lower().startswith(ALIASES.get(split.lower(), split.lower()))]
         return [path for path in files if names[path] == split] or alike
 
 

@@ -14,7 +14,9 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import picture_size
 from steadydetr.data.layouts.base import STANDARD, Report, fault, standard_split
 
-ENDINGS = tuple(e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff") for e in (ending, ending.upper()))
+ENDINGS = tuple(
+    e for ending in (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".jfif") for e in (ending, ending.upper())
+)
 HEAD = 4096  # bytes of a file by which its kind is told
 
 
@@ -61,11 +63,15 @@ class ImageFiles:
 
 
 def files_below(folder: Path, ending: str = "") -> list[str]:
-    """The images below a folder, or the files with that ending, relative to it, in order. Links to folders are not followed."""
+    """The images below a folder, or the files with that ending, relative to it, in order. Links to folders are not followed.
+
+    Hidden folders, and the files `._NAME` in which macOS keeps what other systems cannot, are left out.
+    """
     found = []
-    for parent, _, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         place = os.path.relpath(parent, folder)
-        names = (file for file in files if (file.endswith(ending) if ending else is_image(file)))
+        names = (file for file in files if not file.startswith("._") and (file.endswith(ending) if ending else is_image(file)))
         found += [os.path.normpath(os.path.join(place, file)).replace(os.sep, "/") for file in names]
     return sorted(found)
 
@@ -74,7 +80,11 @@ def named(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
     """The names of the files with one of these endings, in small letters or capitals, in a folder that may not exist."""
     if folder.is_dir():
         with os.scandir(folder) as entries:
-            yield from (entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file())
+            yield from (entry.name for entry in entries if _is_named(entry.name, endings) and entry.is_file())
+
+
+def _is_named(name: str, endings: tuple[str, ...]) -> bool:
+    return name.lower().endswith(endings) and not name.startswith("._")
 
 
 def split_folders(folder: Path) -> list[str]:

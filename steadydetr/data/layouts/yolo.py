@@ -240,22 +240,19 @@ def _keypoints(values: dict[Any, Any], file: Path) -> int:
 
 
 def _locate(text: str, bases: list[Path], root: Path) -> tuple[Path | None, bool]:
-    """The folder or list that a path means, and whether it lies where the path says.
+    """The folder or list that a path means, from one of the `bases` on, and whether it lies where the path says.
 
     Exports name places that were those of another machine, and Roboflow's `../train/images` means `train/images` beside the file. So,
     before a path that leads out of the data folder is followed, its end is looked for in the folder (D-126).
     """
-    written = [base / text for base in bases]
-    inside = [path for path in written if os.path.exists(path) and not DataFolder(root).way_out(path)]
-    if inside:
-        return inside[0], True
     parts = [part for part in text.split("/") if part not in ("", ".", "..")]
-    for start in range(max(len(parts) - (0 if text.endswith(".txt") else 1), 1)):
-        for base in bases:
-            path = base.joinpath(*parts[start:])
-            if os.path.exists(path) and parts[start:]:
-                return path, text.startswith("../") and start == 0
-    return next((path for path in written if os.path.exists(path)), None), True
+    fewest = 1 if text.endswith(".txt") else 2  # parts of its end that are enough
+    ends = [base.joinpath(*parts[start:]) for start in range(max(len(parts) - fewest + 1, 1)) for base in bases]
+    written = [base / text for base in bases]
+    there = [path for path in (*written, *(ends if parts else ())) if os.path.exists(path)]
+    found = next((path for path in there if not DataFolder(root).way_out(path)), there[0] if there else None)
+    meant = written + (ends[: len(bases)] if text.startswith("../") else [])
+    return found, found in meant
 
 
 # darknet
