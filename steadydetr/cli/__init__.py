@@ -28,7 +28,8 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
   steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
-DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
+DATA is a folder of COCO, Pascal VOC, YOLO or CVAT, as most tools export these (recognised by itself), a data.yaml or a JSON file of
+COCO, or the word shapes: generated images.
 
   steadydetr train quickstart                learns on generated images within minutes, without a GPU
   steadydetr COMMAND --help                  explains a command

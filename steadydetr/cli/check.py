@@ -30,7 +30,7 @@ DESCRIPTION = """Look for what is wrong with a data set before training. Exit co
 @dataclass(frozen=True)
 class CheckArguments:
     data: tyro.conf.Positional[str]
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look at, those that are there."""
     output: Path | None = None

@@ -23,7 +23,7 @@ Resume = Literal["no", "yes", "auto"]
 class TrainArguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str | None = None
-    """Folder of the data set, or shapes; several are joined by +. Shorthand of --data.source."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes; several are joined by +. Shorthand of --data.source."""
     output: Path | None = None
     """Folder of the run; runs/RECIPE if not given. An existing run is never overwritten."""
     resume: Resume = "no"

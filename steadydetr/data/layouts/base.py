@@ -45,7 +45,7 @@ class NoSplit(ValueError):
     """The place has no such split."""
 
 
-ALL = "all"  # the split of a place that has one set of images and says nothing of training or validation
+ALL = "all"  # the split of a place that has one set of images and says nothing of training or validation (D-129)
 STANDARD = ("train", "val", "test")
 ALIASES = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}  # what exports call them
 

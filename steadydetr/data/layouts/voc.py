@@ -167,7 +167,7 @@ def _is_voc(folder: Path) -> bool:
 
 
 def _without_annotations(root: Path, place: XmlPlace, data: FolderDataset) -> list[str]:
-    """The images below a place's folder that none of its annotation files belongs to."""
+    """The images below a place's folder that none of its annotation files belongs to (D-128)."""
     used = {os.path.splitext(data.index.file(position))[0] for position in range(len(data.index))}
     files = [os.path.join(place.images, file) for file in files_below(root / place.images)]
     return [file for file in files if os.path.splitext(file)[0] not in used]

@@ -15,7 +15,7 @@ from steadydetr.data.reading import decode_text, read_file
 from steadydetr.files import printable
 
 FILES = 2000  # that are parsed together
-LOW, HIGH = -1.0, 2.0  # no coordinate of a box that is in its image, however far it reaches out, lies beyond
+LOW, HIGH = -1.0, 2.0  # what lies beyond is no share of an image, however far a box reaches out (D-127)
 
 
 @dataclass(frozen=True)
