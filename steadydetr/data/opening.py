@@ -17,8 +17,8 @@ def open_data(where: str | Path, split: str = "train", limits: Limits = DEFAULT_
     """The data set behind a folder or the word `shapes`.
 
     Args:
-        where: a folder or file of a layout that is known (docs/data.md), or that a plugin brings; `shapes[:option=value,...]`; several joined
-            by `+`.
+        where: a folder or file of a layout that is known (docs/data.md), or that a plugin brings; `shapes[:option=value,...]`; several
+            joined by `+`.
         split: train, val, test or the name of any split that the place has; `all` where it is not split.
         limits: what may be read: whether files outside the folder, and how large.
 

@@ -172,8 +172,9 @@ def read_coco(
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
-        boxes = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4).astype(np.float32)
-        boxes[:, 2:] += boxes[:, :2]
+        corners = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        boxes = corners.astype(np.float32)
         areas = np.array([-1 if a.area is None else a.area for a in data.annotations], dtype=np.float64).astype(np.float32)
         areas = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
     index = AnnotationIndex.build(
