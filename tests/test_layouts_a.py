@@ -91,7 +91,11 @@ def yolo(root: Path, label: str | bytes = "0 0.5 0.5 0.5 0.5\n", description: st
 
 
 LABEL_FAULTS: dict[str, tuple[str | bytes, str]] = {
-    "four columns": ("0 0.5 0.5 0.5\n", "line 1: it has 4 columns: a line is class x y width height"),
+    "four columns": (
+        "0 0.5 0.5 0.5\n",
+        "line 1: it has 4 columns: a line is class x y width height, or class x1 y1 x2 y2 x3 y3 [.]{3}([.] |$)",
+    ),
+    "a class alone": ("0 .5 .5 .5 .5\n0\n", "line 2: it has 1 columns"),
     "a class beyond the names": ("\n0 .5 .5 .5 .5\n4 .5 .5 .5 .5", "line 3: it has the class 4, but the classes are 0 to 3"),
     "a negative class": ("-1 .5 .5 .5 .5", "line 1: it has the class -1"),
     "half a class": ("0.5 .5 .5 .5 .5", "line 1: it has the class 0.5"),
@@ -413,6 +417,7 @@ CVAT_FAULTS: dict[str, tuple[str, str, str]] = {
     "not finite": ('xtl="1"', 'xtl="inf"', "image a.png, box 1: xtl is 'inf' instead of a number"),
     "no corner": ('xbr="5"', "", "image a.png, box 1: xbr is empty or missing"),
     "no size": ('width="8"', "", "image a.png: width is empty or missing"),
+    "no width": ('width="8"', 'width="0"', "image a.png: width 0 and height 6 are no size"),
     "half a pixel": ('width="8"', 'width="8.5"', "image a.png: width 8.5 and height 6 are no size"),
     "no name": ('name="a.png"', 'name=" "', "cannot be the name of a file"),
     "points that are none": ("<box ", '<polygon label="bolt" points="1;2"/><box ', "image a.png, polygon 1: its points are not x,y;x,y"),
