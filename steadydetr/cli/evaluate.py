@@ -30,7 +30,7 @@ class EvalArguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
     data: str
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     split: str = "val"
     """val, test or any split that the data has."""
     batch_size: int = 4

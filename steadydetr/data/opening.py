@@ -23,9 +23,9 @@ def open_data(
     """The data set behind a folder or the word `shapes`.
 
     Args:
-        where: a folder in COCO, Roboflow COCO or VOC layout, or in one that a plugin brings; `shapes[:option=value,...]`; several
+        where: a folder or file of a layout that is known (docs/data.md), or that a plugin brings; `shapes[:option=value,...]`; several
             joined by `+`.
-        split: train, val, test or the name of any split that the folder has.
+        split: train, val, test or the name of any split that the place has; `all` where it is not split.
         limits: what may be read: whether files outside the folder, and how large.
         say: is told what is remarkable about the annotations, such as polygons of which the boxes are taken.
 

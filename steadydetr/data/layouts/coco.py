@@ -14,8 +14,8 @@ import msgspec
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
-from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.layouts.common import annotated_size, choose_split, decode_entries
+from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of
 from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
@@ -37,6 +37,10 @@ class Coco(DataLayout):
     def recognises(self, where: str) -> bool:
         return any(expanded(where).glob("annotations/instances_*.json"))
 
+    def splits(self, where: str) -> tuple[str, ...]:
+        names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
+        return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), name) for name in names)
+
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
 
@@ -53,10 +57,13 @@ class Coco(DataLayout):
         return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report)
 
     def _files(self, where: str, split: str) -> list[Path]:
-        """The annotation file of that very split, or else those whose split begins like it."""
+        """The annotation file of that very split, or else those whose split begins like it, if in capitals; `all`: the only one."""
         files = sorted(expanded(where).glob("annotations/instances_*.json"))
+        if split == ALL and self.splits(where) == (ALL,):
+            return files
         names = {path: path.stem.removeprefix("instances_") for path in files}
-        return [path for path in files if names[path] == split] or [path for path in files if names[path].startswith(split)]
+        alike = [path for path in files if names[path].lower().startswith(ALIASES.get(split.lower(), split.lower()))]
+        return [path for path in files if names[path] == split] or alike
 
 
 @register("roboflow-layout")
@@ -68,6 +75,9 @@ class Roboflow(DataLayout):
 
     def recognises(self, where: str) -> bool:
         return bool(self._splits(where))
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        return splits_of(self._splits(where))
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)

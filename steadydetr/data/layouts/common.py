@@ -120,12 +120,11 @@ def is_called(name: str, endings: tuple[str, ...]) -> bool:
     return name.lower().endswith(endings) and not is_hidden(name)
 
 
-def named(folder: Path, endings: tuple[str, ...]) -> list[str]:
-    """The names of the files with one of these endings in a folder that may not exist, in order."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if is_called(entry.name, endings) and entry.is_file())
+def named(folder: Path, endings: tuple[str, ...]) -> Iterator[str]:
+    """The names of the files with one of these endings in a folder that may not exist."""
+    if folder.is_dir():
+        with os.scandir(folder) as entries:
+            yield from (entry.name for entry in entries if is_called(entry.name, endings) and entry.is_file())
 
 
 def split_folders(folder: Path) -> list[str]:
@@ -287,6 +286,9 @@ def annotated_size(height: float | None, width: float | None) -> tuple[int, int]
 # What is no box
 
 
+BOXED = "shapes that become boxes"  # a kind of finding
+
+
 @dataclass
 class Remarks:
     """What a reader makes of entries that are no boxes, counted over a whole split, because it can be all of them."""
@@ -301,7 +303,7 @@ class Remarks:
 
     def boxed(self, what: str, where: str, count: int = 1) -> None:
         """Shapes of which the upright box around them is taken."""
-        self.add("shapes that become boxes", what, "are taken as the boxes around them", where, count)
+        self.add(BOXED, what, "are taken as the boxes around them", where, count)
 
     def left_out(self, what: str, where: str, count: int = 1) -> None:
         """Shapes that have no box."""
