@@ -15,15 +15,16 @@ USAGE = """steadydetr distill RECIPE --teacher CHECKPOINT [--data DATA] [--outpu
 
 Trains the recipe's detector with a trained one as its teacher, which may have another backbone, width, number of queries, stages or
 feature levels, or be another detector, as long as it knows the classes of the data. The checkpoint is a run (its best is taken), a
-checkpoint folder or a converted checkpoint. A recipe that learns nothing from a trained teacher gets DETRDistill's three objectives:
-logits, features and assignment, with features of weight 2; the paper's 20, which its own recipes have, can drown the detection.
+checkpoint of ours or of another project, hub:owner/name, or a name of `steadydetr weights`. A recipe that learns nothing from a trained
+teacher gets DETRDistill's three objectives: logits, features and assignment, with features of weight 2; the paper's 20, which its own
+recipes have, can drown the detection.
 
 All flags of `steadydetr train` go here too; `steadydetr distill RECIPE --help` shows them."""
 
 
 TEACHER = """
---teacher CHECKPOINT names the trained teacher: a run (its best is taken), a checkpoint folder or a converted checkpoint. Short for
---teachers.teacher.checkpoint."""
+--teacher CHECKPOINT names the trained teacher: a run (its best is taken), a checkpoint of ours or of another project, hub:owner/name, or
+a name of `steadydetr weights`. Short for --teachers.teacher.checkpoint."""
 
 
 def run(words: Sequence[str]) -> None:
