@@ -14,6 +14,7 @@ from steadydetr.cli import main
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.dataset import Dataset
+from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts import DataLayout, Finding, NoSplit
 from steadydetr.data.opening import layout_of
 from steadydetr.kinds import options
@@ -325,6 +326,21 @@ def test_images_without_label_files_are_told_where_none_has_one(tmp_path: Path) 
     assert open_data(tmp_path).index.counts.tolist() == [1, 0] and not remarks(tmp_path)
     os.remove(path)
     assert remarks(tmp_path)[0].endswith("none is where it was looked for; the first: labels/train/a.txt")
+
+
+def test_sizes_are_kept_for_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of large sets; the images of all splits lie in one folder."""
+    monkeypatch.setattr("steadydetr.data.picture_sizes.KEPT_FROM", 1)
+    monkeypatch.setenv("STEADYDETR_CACHE", str(tmp_path / "cache"))
+    export("YOLO", tmp_path / "set")
+    splits = EXPORTS["YOLO"][1]
+    first = [open_data(tmp_path / "set", split).index.sizes.tolist() for split in splits]
+
+    def read(folder: DataFolder, path: Path) -> tuple[int, int]:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(DataFolder, "picture_size", read)
+    assert [open_data(tmp_path / "set", split).index.sizes.tolist() for split in splits] == first and len(splits) > 1
 
 
 def test_boxes_that_reach_out_are_kept_as_in_other_layouts(tmp_path: Path) -> None:

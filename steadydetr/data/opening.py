@@ -66,7 +66,8 @@ def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
     root, name = expanded(place), printable(place)
     if not os.path.isdir(root):
         what = "it is a file" if os.path.exists(root) else "there is no such folder"
-        raise ValueError(f"data {name}: {what}; a data set is a folder, or the word shapes for generated images")
+        kinds = "a folder, a data.yaml or JSON file of COCO, hf:owner/name, or the word shapes for generated images"
+        raise ValueError(f"data {name}: {what}; a data set is {kinds}")
     inside = sorted(root.iterdir())
     if within := next((p for p in inside[:100] if p.is_dir() and any(_recognises(layout, str(p)) for layout in layouts)), None):
         raise ValueError(f"data {name}: the data set lies one folder deeper: use {printable(within)}")

@@ -45,7 +45,7 @@ def picture_sizes(source: DataFolder, folder: Path, files: Sequence[str], wrong:
             else:
                 sizes[position] = found
     if kept is not None and missing:
-        _keep(kept, files, stamps, sizes)
+        _keep(kept, stamps, sizes)
     return sizes
 
 
@@ -63,28 +63,23 @@ def _kept(folder: Path, files: Sequence[str], stamps: NDArray[np.int64]) -> tupl
     sizes = np.zeros((len(files), 2), np.int32)
     if len(files) < KEPT_FROM:
         return sizes, None
-    path = cache_folder() / "picture-sizes" / f"{hashlib.sha256(os.path.realpath(folder).encode()).hexdigest()[:32]}.npz"
+    names = "\0".join((os.path.realpath(folder), *files))  # of a folder each split has a file of its own
+    path = cache_folder() / "picture-sizes" / f"{hashlib.sha256(os.fsencode(names)).hexdigest()[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as saved:
-            same = str(saved["names"]) == _digest(files)
-            if same:
-                unchanged = (saved["stamps"] == stamps).all(1)
-                sizes[unchanged] = saved["sizes"][unchanged]
+            unchanged = (saved["stamps"] == stamps).all(1)
+            sizes[unchanged] = saved["sizes"][unchanged]
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # there is none, or it is damaged: the files are read
         pass
     return sizes, path
 
 
-def _keep(path: Path, files: Sequence[str], stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
+def _keep(path: Path, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
     """Write the sizes; a full or read-only disk is no reason to stop."""
     unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished, names=np.array(_digest(files)), stamps=stamps, sizes=sizes)
+        np.savez(unfinished, stamps=stamps, sizes=sizes)
         os.replace(unfinished, path)
     except OSError:
         unfinished.unlink(missing_ok=True)
-
-
-def _digest(files: Sequence[str]) -> str:
-    return hashlib.sha256("\0".join(files).encode()).hexdigest()

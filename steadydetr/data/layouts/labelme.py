@@ -144,7 +144,7 @@ def _image_of(root: Path, file: str, written: str) -> str:
         raise ValueError(f"imagePath {written!r} cannot be the name of a file")
     folder, stem = os.path.split(os.path.splitext(file)[0])
     named = os.path.normpath(os.path.join(folder, written)) if written else ""
-    names = (os.path.basename(written), *(f"{stem}{ending}" for ending in IMAGE_SUFFIXES))
+    names = (os.path.basename(written), *(f"{stem}{one}" for ending in IMAGE_SUFFIXES for one in (ending, ending.upper())))
     beside = [os.path.join(folder, name) for name in names if name]
     inside = [name for name in (named, *beside) if name and not name.startswith("..") and not os.path.isabs(name)]
     return next((name for name in inside if os.path.lexists(root / name)), named or f"{os.path.join(folder, stem)}.jpg").replace(

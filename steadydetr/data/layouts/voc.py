@@ -311,7 +311,7 @@ def _read_annotations(root: Path, entries: Iterable[Entry], source: DataFolder, 
 def _stems(root: Path, place: XmlPlace, source: DataFolder) -> list[str]:
     """The annotation files of a place without ending."""
     source.check_inside(root / place.annotations)  # before it is listed: a link could lead to the whole disk
-    return [file[:-4] for file in files_below(root / place.annotations, (".xml",))]
+    return [file[:-4] for file in files_below(root / place.annotations, (".xml",)) if file.endswith(".xml")]
 
 
 def _lists(root: Path) -> list[str]:
