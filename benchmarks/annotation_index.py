@@ -17,7 +17,7 @@ import numpy as np
 
 SIDES = {
     "ours": "from steadydetr.data.layouts.coco import read_coco; from pathlib import Path\n"
-    "load = lambda p: read_coco(Path(p), Path('.'), 'x').index",
+    "load = lambda p: read_coco(Path(p), [Path('.')], 'x').index",
     "pycocotools": "from pycocotools.coco import COCO\nload = lambda p: COCO(p)",
 }
 PROGRAM = """

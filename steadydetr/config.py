@@ -20,7 +20,8 @@ from steadydetr.old_formats import upgrade
 
 FORMAT = 2
 LARGEST = 1e100  # number that a file may hold; larger ones, infinity and NaN would only cause errors later
-NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2}|hub:)")  # //host, \\\\host, https://host, hub:owner/name
+# //host, \\\\host, https://host, hub:owner/name, hf:owner/name
+NETWORK_PLACE = re.compile(r"\s*([\\/]{2}|[a-zA-Z][\w+.-]+:[\\/]{2}|(hub|hf):)")
 TEXTS = ("name", "notes", "reported")  # fields of a recipe that only people read
 
 

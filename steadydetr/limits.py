@@ -14,8 +14,8 @@ class Limits:
 
     outside: Literal["refuse", "allow"] = changeable("refuse")  # files outside the data folder, to which absolute names, .. or links lead
     max_pixels: int = changeable(178_956_970)  # of an image; more are taken for a decompression bomb, as in Pillow
-    max_file_mb: int = changeable(256)  # MiB of an image file, and of the XML file of an image
-    max_annotation_mb: int = changeable(4096)  # MiB of a file about all images of a split: COCO's JSON, VOC's list
+    max_file_mb: int = changeable(256)  # MiB of an image file, and of the annotation file of an image
+    max_annotation_mb: int = changeable(4096)  # MiB of a file about all images of a split: COCO's JSON, CVAT's XML, a list
 
     def __post_init__(self) -> None:
         if self.outside not in ("refuse", "allow"):

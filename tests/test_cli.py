@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -427,6 +428,19 @@ def test_eval(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "AP50" in capsys.readouterr().out
     assert json.loads(output.read_text())["images"] == 16
     assert json.loads(output.with_suffix(".results.json").read_text())
+
+
+def test_eval_at_any_iou(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A row for all classes, a column for each, and in the file."""
+    words = ["eval", str(run_folder), "--data", SHAPES, "--workers", "0", "--device", "cpu", "--output", str(tmp_path / "m.json")]
+    main([*words, "--iou", "0.3", "0.625"])
+    said = capsys.readouterr().out
+    assert re.search(r"AP30 ", said) and re.search(r"class .* AP .* AP50 .* AP30 .* AP62\.5", said)
+    written = json.loads((tmp_path / "m.json").read_text())
+    assert {"ap30", "ap62.5"} <= set(written) and set(written["per_class_ap62.5"]) == set(written["per_class"])
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, "--overwrite", "--iou", "50"])
+    assert stopped.value.code == 2 and "--iou 50 must lie above 0 and up to 1" in capsys.readouterr().err
 
 
 def test_predict_names_what_it_could_not_read(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

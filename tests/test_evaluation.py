@@ -53,6 +53,31 @@ def test_same_numbers_as_pycocotools_to_the_last_digit(shared: Path, seed: int) 
             assert ours.per_class[name] == pytest.approx(float(values[values > -1].mean() * 100))
 
 
+def test_ap_at_any_iou_is_pycocotools(shared: Path) -> None:
+    """Over all classes and for each, with IoUs between COCO's and below them; the others stay as they are."""
+    index = open_data(shared / "data/coco128", "val").index
+    results = jittered(index)
+    found = evaluate(results, index, ious=(0.625, 0.3, 0.5))
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(shared / "data/coco128/annotations/instances_val2017.json"))
+        peer = COCOeval(truth, truth.loadRes(results.coco_rows(index.category_ids)), "bbox")
+        peer.params.iouThrs = np.array([0.3, 0.5, 0.625])
+        peer.evaluate()
+        peer.accumulate()
+    precision = peer.eval["precision"][:, :, :, 0, -1]
+    for row, name in enumerate(("ap30", "ap50", "ap62.5")):
+        values = precision[row]
+        assert found.values[name] == pytest.approx(float(values[values > -1].mean()) * 100)
+        by_class = found.values[f"per_class_{name}"]
+        assert isinstance(by_class, dict)
+        expected = [values[:, k].mean() * 100 for k in range(len(index.classes)) if values[0, k] > -1]
+        assert list(by_class) == list(found.per_class) and list(by_class.values()) == pytest.approx(expected)
+    plain = evaluate(results, index)
+    assert all(found.values[name] == value for name, value in plain.values.items())
+    assert list(found.as_dict())[-6:] == ["images", "per_class", "per_class_ap50", "per_class_ap30", "per_class_ap62.5", "warnings"]
+    assert evaluate(Results.of([], []), one_class([], []), ious=(0.3,)).values["ap30"] == -1
+
+
 def one_class(boxes: list[list[float]], difficult: list[bool]) -> AnnotationIndex:
     return AnnotationIndex.build(
         image_ids=[1],

@@ -134,8 +134,9 @@ def slow_reading(content: dict[str, Any]) -> dict[str, Any]:
         objects = []
         for annotation in content["annotations"]:
             if annotation["image_id"] == image["id"]:
-                x, y, w, h = (float(np.float32(v)) for v in annotation["bbox"])
-                objects.append((categories[annotation["category_id"]], (x, y, x + w, y + h), bool(annotation.get("iscrowd"))))
+                x, y, w, h = annotation["bbox"]
+                corners = tuple(float(np.float32(v)) for v in (x, y, x + w, y + h))
+                objects.append((categories[annotation["category_id"]], corners, bool(annotation.get("iscrowd"))))
         found[image["id"]] = (image["file_name"], objects)
     return found
 

@@ -87,7 +87,16 @@ def test_a_checkpoint_fetches_nothing(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "place", ["\\\\host\\share\\w.pth", "//host/share", "https://host/w.pth", " file://host/w.pth", "s3://b/w.pth", "a+ //host/share"]
+    "place",
+    [
+        "\\\\host\\share\\w.pth",
+        "//host/share",
+        "https://host/w.pth",
+        " file://host/w.pth",
+        "s3://b/w.pth",
+        "a+ //host/share",
+        "a+hf:owner/name",
+    ],
 )
 @pytest.mark.parametrize("field", ["detector.backbone.weights", "data.source", "teachers.checkpoint"])
 def test_a_recipe_of_a_file_names_no_place_in_the_network(place: str, field: str, tmp_path: Path) -> None:

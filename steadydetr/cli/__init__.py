@@ -30,7 +30,8 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr weights [NAME]                  list official checkpoints of other projects, or fetch one
   steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
-DATA is a folder in COCO, Roboflow COCO or Pascal VOC layout (recognised by itself), or the word shapes: generated images.
+DATA is a folder of COCO, Pascal VOC, YOLO, CVAT, LVIS, Open Images, Label Studio, labelme or Hugging Face, as most tools export these
+(recognised by itself), a data.yaml or a JSON file of COCO, hf:owner/name, or the word shapes: generated images.
 
   steadydetr train quickstart                learns on generated images within minutes, without a GPU
   steadydetr COMMAND --help                  explains a command

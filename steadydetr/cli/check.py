@@ -35,7 +35,7 @@ SIZES = {  # rows of the table of splits, and the fields that they show
 @dataclass(frozen=True)
 class CheckArguments:
     data: tyro.conf.Positional[str]
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look at, those that are there."""
     output: Path | None = None

@@ -37,7 +37,7 @@ class CompareArguments:
     seeds: int = 3
     """How many, from 0 on."""
     data: str | None = None
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     output: Path = Path("runs/compare")
     """Folder of the runs and of the table."""
     jobs: int = 1

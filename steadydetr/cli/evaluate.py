@@ -18,10 +18,11 @@ from steadydetr.config import check_within
 from steadydetr.files import printable, refuse_existing
 from steadydetr.limits import Limits
 
-DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes.
+DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes, of LVIS data LVIS's.
 
   steadydetr eval runs/quickstart --data shapes
-  steadydetr eval runs/mine/last --data path/to/coco --split val --output metrics.json"""
+  steadydetr eval runs/mine/last --data path/to/coco --split val --output metrics.json
+  steadydetr eval runs/mine --data path/to/coco --iou 0.3 0.625"""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class EvalArguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run (its best is taken), a checkpoint folder, or a converted one."""
     data: str
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     split: str = "val"
     """val, test or any split that the data has."""
     batch_size: int = 4
@@ -44,6 +45,8 @@ class EvalArguments:
     """Replace --output if it is there."""
     nms: float | None = None
     """IoU of class-wise suppression; the checkpoint's own setting if not given."""
+    iou: tuple[float, ...] = ()
+    """Further IoUs, as in 0.3 0.625, at which AP is shown, over all classes and for each; AP50 and COCO's AP are always there."""
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -52,19 +55,22 @@ def run(words: Sequence[str]) -> None:
     check_within("", arguments, batch_size=(1, 10**6), workers=(0, 1000), nms=(0, 1))
     refuse_existing(arguments.output, arguments.overwrite)
     check_use(arguments.checkpoint, arguments.data, arguments.limits)
+    from steadydetr.metrics.coco import iou_metrics
     from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
     evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
     console = PlainConsole()
+    at_ious = [iou_metrics(iou) for iou in arguments.iou]
+    numbers = {metric.name: metric.label for metric in (*METRICS, *(overall for overall, _ in at_ious)) if metric.name in evaluation.values}
+    by_class = {metric.name: metric.label for metric in (*CLASS_METRICS, *(each for _, each in at_ious))}
     table = Table("metric", "%")
-    for metric in METRICS:
-        value = getattr(evaluation, metric.name)
-        table.add_row(metric.label, percent(value, 2))
+    for name, label in numbers.items():
+        table.add_row(label, percent(getattr(evaluation, name), 2))
     console.print(table)
-    classes = Table("class", *(metric.label for metric in CLASS_METRICS))
+    classes = Table("class", *by_class.values())
     for name in evaluation.per_class:
-        classes.add_row(printable(name), *(percent(getattr(evaluation, metric.name)[name], 2) for metric in CLASS_METRICS))
+        classes.add_row(printable(name), *(percent(getattr(evaluation, metric)[name], 2) for metric in by_class))
     console.print(classes)
     for warning in evaluation.warnings:
         console.print(f"AP is low: {printable(warning)}")

@@ -33,7 +33,7 @@ class StabilityArguments:
     checkpoint: tyro.conf.Positional[Path]
     """A run (its last is taken), a checkpoint folder, or a converted one."""
     data: tyro.conf.Positional[str]
-    """Folder of the data set, or shapes."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes."""
     split: str = "val"
     """val, test or any split that the data has."""
     images: int | None = None

@@ -23,7 +23,7 @@ Resume = Literal["no", "yes", "auto"]
 class TrainArguments:
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
     data: str | None = None
-    """Folder of the data set, or shapes; several are joined by +. Shorthand of --data.source."""
+    """Folder of the data set, its data.yaml or JSON file, or shapes; several are joined by +. Shorthand of --data.source."""
     weights: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Trained weights to start from: a run, a checkpoint, a file of another project, hub:owner/name, or a name of `steadydetr weights`."""
     classes: tuple[str, ...] = ()

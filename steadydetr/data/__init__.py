@@ -1,4 +1,4 @@
-"""Data sets: COCO, Pascal VOC and generated shapes; loading, transforms and checks."""
+"""Data sets in the layouts of many tools, and generated shapes; loading, transforms and checks."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
-from steadydetr.data.images import decode_picture
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of
@@ -150,7 +149,7 @@ def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
     folder = dataset.data_folder
     pool = ThreadPoolExecutor(workers)
     try:
-        ways_out = list(pool.map(lambda name: folder.way_out(dataset.folder / name), names))
+        ways_out = list(pool.map(dataset.way_out, range(len(names))))
         readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
         found = [finding for findings in pool.map(lambda position: _check_image(dataset, position), readable) for finding in findings]
         return [*_report_outside(dataset, names, ways_out), *_together(found, dataset.folder)]
@@ -171,10 +170,10 @@ def _report_outside(dataset: FolderDataset, names: list[str], ways_out: list[str
 def _check_image(dataset: FolderDataset, position: int) -> list[Finding]:
     path, remarks = dataset.folder / dataset.index.file(position), list[Finding]()
     entry = f"image {printable(dataset.index.image_ids[position])[:80]}"
-    if not os.path.lexists(path):
+    if dataset.missing(position):
         return [fault("missing image", path, entry, "the file is not there")]
     try:
-        decoded = decode_picture(path, dataset.data_folder.limits)
+        decoded = dataset.picture(position)
     except ValueError as error:
         return [fault("unreadable image", path, entry, str(error))]
     if decoded.cut:

@@ -44,13 +44,24 @@ class FolderDataset:
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
         """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
-        path = self.folder / self.index.file(position)
         try:
-            decoded = self.data_folder.picture(path)
-            remark(path, decoded)
+            decoded = self.picture(position)
+            remark(self.folder / self.index.file(position), decoded)
             return np.asarray(self.as_annotated(decoded, position))
         except ValueError as error:
             raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
+
+    def picture(self, position: int) -> Decoded:
+        """An image as its file has it; a ValueError names the file."""
+        return self.data_folder.picture(self.folder / self.index.file(position))
+
+    def way_out(self, position: int) -> str:
+        """How the path of an image leads out of the data folder; empty if it does not."""
+        return self.data_folder.way_out(self.folder / self.index.file(position))
+
+    def missing(self, position: int) -> bool:
+        """Whether there is no such file at all."""
+        return not os.path.lexists(self.folder / self.index.file(position))
 
     def as_annotated(self, decoded: Decoded, position: int) -> Image.Image:
         """The picture that the annotations of an image belong to: turned as EXIF says, or as it is stored where they say its size (D-102).

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from steadydetr.data.images import Decoded, decode_picture, picture_size
-from steadydetr.data.reading import read_file
+from steadydetr.data.reading import check_file, read_file
 from steadydetr.files import printable
 from steadydetr.limits import Limits
 
@@ -25,6 +25,11 @@ class DataFolder:
         """The content of a file about all images of a split."""
         self.check_inside(path)
         return read_file(path, self.limits.max_annotation_mb, "max_annotation_mb")
+
+    def check_list(self, path: Path) -> None:
+        """Raise what `read_list` raises, without reading the file: for one that is read a part at a time."""
+        self.check_inside(path)
+        check_file(path, self.limits.max_annotation_mb, "max_annotation_mb")
 
     def read_entry(self, path: Path) -> bytes:
         """The content of an annotation file about one image."""

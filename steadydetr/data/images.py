@@ -104,7 +104,7 @@ def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Dec
         return Decoded(turned, stored, orientation, cut, scaled)
 
 
-def picture_size(path: Path, limits: Limits) -> tuple[int, int]:
+def picture_size(path: Path | Encoded, limits: Limits) -> tuple[int, int]:
     """Height and width of an image file as it is turned, of which only the head is read; ValueError as `open_picture`."""
     with _opened(path, limits) as opened:
         height, width = opened.height, opened.width

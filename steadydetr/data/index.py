@@ -16,6 +16,46 @@ Ids: TypeAlias = "NDArray[np.int64] | NDArray[np.object_]"  # numbers of 64 bits
 
 
 @dataclass(frozen=True)
+class Lists:
+    """I lists of labels; those of image i are values[offsets[i] : offsets[i + 1]]."""
+
+    values: NDArray[np.int32]
+    offsets: NDArray[np.int64]  # [I + 1]
+
+    @staticmethod
+    def of(lists: Sequence[Sequence[int]]) -> Lists:
+        values = np.fromiter((value for one in lists for value in one), np.int32)
+        return Lists(values, _offsets(np.fromiter(map(len, lists), np.int64, len(lists))))
+
+    @staticmethod
+    def cat(parts: Sequence[Lists]) -> Lists:
+        return Lists(np.concatenate([p.values for p in parts]), _offsets(np.concatenate([np.diff(p.offsets) for p in parts])))
+
+    def take(self, positions: NDArray[np.int64]) -> Lists:
+        rows, offsets = _rows_of(self.offsets, positions)
+        return Lists(self.values[rows], offsets)
+
+    def of_image(self, position: int) -> NDArray[np.int32]:
+        return self.values[self.offsets[position] : self.offsets[position + 1]]
+
+
+@dataclass(frozen=True)
+class Federated:
+    """LVIS: not every class was looked for in every image. A detection counts only where its class was looked for.
+
+    Classes of an image's own objects have been looked for in it too.
+    """
+
+    absent: Lists  # labels that were looked for in an image and are not in it
+    incomplete: Lists  # labels of which an image may show more objects than are annotated
+    frequencies: tuple[str, ...]  # of every class, in training images: r (rare), c (common), f (frequent), or empty
+
+    def take(self, positions: NDArray[np.int64]) -> Federated:
+        """Only the images at `positions`, in that order."""
+        return Federated(self.absent.take(positions), self.incomplete.take(positions), self.frequencies)
+
+
+@dataclass(frozen=True)
 class AnnotationIndex:
     """I images and A annotations; those of image i are rows offsets[i] : offsets[i + 1]."""
 
@@ -32,6 +72,7 @@ class AnnotationIndex:
     annotation_ids: Ids  # [A]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the file; results are written with these
+    federated: Federated | None = None  # of LVIS only; else every class was looked for in every image
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -51,6 +92,7 @@ class AnnotationIndex:
         difficult: ArrayLike | None = None,
         areas: ArrayLike | None = None,
         annotation_ids: Iterable[int | str] | Ids | None = None,
+        federated: Federated | None = None,
     ) -> AnnotationIndex:
         """Annotations come sorted by image; `counts` says how many each image has."""
         boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
@@ -70,6 +112,7 @@ class AnnotationIndex:
             annotation_ids=np.arange(1, total + 1) if annotation_ids is None else id_array(annotation_ids),
             classes=classes,
             category_ids=category_ids,
+            federated=federated,
         )
 
     def file(self, position: int) -> str:
@@ -114,15 +157,12 @@ class AnnotationIndex:
 
     def keep_images(self, positions: NDArray[np.int64]) -> AnnotationIndex:
         """Only the images at `positions`, in that order."""
-        counts = self.counts[positions]
-        starts = self.offsets[positions]
-        offsets = _offsets(counts)
-        rows = np.repeat(starts - offsets[:-1], counts) + np.arange(offsets[-1])
+        rows, offsets = _rows_of(self.offsets, positions)
         return AnnotationIndex.build(
             image_ids=self.image_ids[positions],
             files=[self.file(int(i)) for i in positions],
             sizes=self.sizes[positions],
-            counts=counts,
+            counts=np.diff(offsets),
             boxes_xyxy=self.boxes_xyxy[rows],
             labels=self.labels[rows],
             classes=self.classes,
@@ -131,6 +171,7 @@ class AnnotationIndex:
             difficult=self.difficult[rows],
             areas=self.areas[rows],
             annotation_ids=self.annotation_ids[rows],
+            federated=self.federated and self.federated.take(positions),
         )
 
 
@@ -162,7 +203,16 @@ def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         difficult=cat("difficult"),
         areas=cat("areas"),
         annotation_ids=annotation_ids,
+        federated=_join_federated([part.federated for part in parts]),
     )
+
+
+def _join_federated(parts: Sequence[Federated | None]) -> Federated | None:
+    """None unless all parts are federated, with the same frequencies: no metric fits a mixture."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts) or len({part.frequencies for part in known}) > 1:
+        return None
+    return Federated(Lists.cat([p.absent for p in known]), Lists.cat([p.incomplete for p in known]), known[0].frequencies)
 
 
 def id_array(ids: Iterable[int | str] | Ids) -> Ids:
@@ -190,6 +240,13 @@ def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+
+
+def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows of the images at `positions`, one after the other, and the offsets that they have then."""
+    counts = np.diff(offsets)[positions]
+    taken = _offsets(counts)
+    return np.repeat(offsets[positions] - taken[:-1], counts) + np.arange(taken[-1]), taken
 
 
 def _box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TypeVar, cast
 from xml.etree import ElementTree
 
 import msgspec
@@ -19,6 +19,7 @@ from steadydetr.files import check_regular, printable, read_bytes
 
 T = TypeVar("T")
 MIB = 2**20
+CHUNK = 2**20  # characters of an XML file that are parsed at once
 INT64 = 2**63
 LONGEST = 2**31 - 1  # of an image's sides, which the index holds as 32-bit numbers
 Id = Annotated[int, msgspec.Meta(ge=-INT64, le=INT64 - 1)]
@@ -149,14 +150,44 @@ def decode_xml(data: bytes, path: Path) -> ElementTree.Element:
 
     Entities are refused, so that none can be expanded.
     """
-    declared = re.match(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]+)["']""", data)
-    text = decode_text(data, path, declared[1].decode() if declared else "")
-    if "<!ENTITY" in text:
-        raise ValueError(f"{printable(path)} defines entities, which no annotation needs; such a file is not read")
+    text = _xml_text(data, path)
     try:
-        root = ElementTree.fromstring(text.lstrip("\ufeff"))
+        root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, UnicodeError) as error:
         raise ValueError(f"{printable(path)} is not XML: {error}") from error
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
     return root
+
+
+def xml_elements(data: bytes, path: Path) -> Iterator[ElementTree.Element]:
+    """The root of an XML file before its content is read, then each of its children, which is emptied after its use.
+
+    Names are without namespaces. Raises what `decode_xml` raises, where the fault is.
+    """
+    text, open_elements = _xml_text(data, path), list[ElementTree.Element]()
+    parser: ElementTree.XMLPullParser[ElementTree.Element] = ElementTree.XMLPullParser(("start", "end"))
+    try:
+        for start in range(0, len(text), CHUNK):
+            parser.feed(text[start : start + CHUNK])
+            for event, element in cast(Iterator[tuple[str, ElementTree.Element]], parser.read_events()):
+                if event == "end":
+                    open_elements.pop()
+                else:
+                    element.tag = element.tag.rpartition("}")[2]
+                    open_elements.append(element)
+                if len(open_elements) == 1:
+                    yield element
+                    if event == "end":
+                        open_elements[0].clear()
+        parser.close()
+    except (ElementTree.ParseError, UnicodeError) as error:
+        raise ValueError(f"{printable(path)} is not XML: {error}") from error
+
+
+def _xml_text(data: bytes, path: Path) -> str:
+    declared = re.match(rb"""<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.-]+)["']""", data)
+    text = decode_text(data, path, declared[1].decode() if declared else "")
+    if "<!ENTITY" in text:
+        raise ValueError(f"{printable(path)} defines entities, which no annotation needs; such a file is not read")
+    return text.lstrip("\ufeff")

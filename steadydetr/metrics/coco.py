@@ -1,6 +1,7 @@
-"""COCO's twelve metrics and its AP by class.
+"""COCO's twelve metrics and its AP by class; of LVIS, where not every class was looked for in every image, LVIS's (D-131).
 
-They come from hotcoco, which agrees with pycocotools to the last digit (tests/test_evaluation.py).
+They come from hotcoco, which agrees with pycocotools to the last digit (tests/test_evaluation.py), and with LVIS's rules
+(tests/test_lvis.py).
 """
 
 from __future__ import annotations
@@ -35,30 +36,89 @@ COCO_METRICS = (  # in the order in which the evaluator gives them
 COCO_CLASS_METRICS = (Metric("per_class", "AP", in_summary=True, required=True), Metric("per_class_ap50", "AP50"))
 
 
+LVIS_METRICS = (  # of federated data alone
+    Metric("ap_rare", "APr", "APr"),
+    Metric("ap_common", "APc", "APc"),
+    Metric("ap_frequent", "APf", "APf"),
+    Metric("ar300", "AR300", "AR300"),
+)
+LVIS_NAMES = {  # what LVIS's evaluator calls its metrics
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+    "ap_small": "APs",
+    "ap_medium": "APm",
+    "ap_large": "APl",
+    "ar_small": "ARs@300",
+    "ar_medium": "ARm@300",
+    "ar_large": "ARl@300",
+    "ap_rare": "APr",
+    "ap_common": "APc",
+    "ap_frequent": "APf",
+    "ar300": "AR@300",
+}
+IOU_DIGITS = 4
+
+
 def measure_coco(results: Results, index: AnnotationIndex) -> Values:
-    """COCO's metrics in percent, -1 where no object is of that size; classes without an object are left out."""
+    """COCO's metrics in percent, -1 where no object is of that size; classes without an object are left out.
+
+    Of federated data they are LVIS's, which has no AR of less than 300 detections: -1.
+    """
     evaluator = run_coco(results, index)
-    values = {metric.name: _percent(value) for metric, value in zip(COCO_METRICS, evaluator.stats, strict=True)}
-    precision = np.asarray((evaluator.eval or {})["precision"])  # [IoU, recall, class, area, detections]
-    return {
-        **values,
-        "per_class": _by_class(precision[:, :, :, 0, -1], index.classes),
-        "per_class_ap50": _by_class(precision[:1, :, :, 0, -1], index.classes),
-    }
+    if index.federated is None:
+        values = {metric.name: _percent(value) for metric, value in zip(COCO_METRICS, evaluator.stats, strict=True)}
+    else:
+        found = evaluator.get_results()
+        names = [metric.name for metric in (*COCO_METRICS, *LVIS_METRICS)]
+        values = {name: _percent(found[LVIS_NAMES[name]]) if name in LVIS_NAMES else -1.0 for name in names}
+    precision = _precision(evaluator)
+    return {**values, "per_class": _by_class(precision, index.classes), "per_class_ap50": _by_class(precision[:1], index.classes)}
 
 
-MEASURER = Measurer(measure_coco, COCO_METRICS, COCO_CLASS_METRICS)
+MEASURER = Measurer(measure_coco, (*COCO_METRICS, *LVIS_METRICS), COCO_CLASS_METRICS)
 
 
-def run_coco(results: Results, index: AnnotationIndex) -> hotcoco.COCOeval:
-    """The evaluator after its run; its `stats` are the twelve numbers between 0 and 1."""
+def iou_metrics(iou: float) -> tuple[Metric, Metric]:
+    """AP at one IoU: the mean over the classes, and by class. 0.625 is `ap62.5`, AP62.5."""
+    name = f"{round(iou * 100, IOU_DIGITS):g}"
+    return Metric(f"ap{name}", f"AP{name}"), Metric(f"per_class_ap{name}", f"AP{name}")
+
+
+def measure_at(results: Results, index: AnnotationIndex, ious: Sequence[float]) -> Values:
+    """AP in percent at each of these IoUs, over the classes and by class, under the names of `iou_metrics`."""
+    wanted = sorted(set(ious))
+    precision = _precision(run_coco(results, index, wanted))
+    values: dict[str, float | dict[str, float]] = {}
+    for row, iou in enumerate(wanted):
+        overall, by_class = iou_metrics(iou)
+        means = _by_class(precision[row : row + 1], index.classes)
+        values |= {overall.name: float(np.mean(list(means.values()))) if means else -1.0, by_class.name: means}
+    return values
+
+
+def run_coco(results: Results, index: AnnotationIndex, ious: Sequence[float] = ()) -> hotcoco.COCOeval:
+    """The evaluator after its run; its `stats` are the twelve numbers between 0 and 1, of federated data LVIS's thirteen.
+
+    Args:
+        ious: at which IoUs detections are matched; COCO's ten if empty. Its `stats` are then missing.
+    """
     with contextlib.redirect_stdout(io.StringIO()):
         truth = ground_truth(index)
-        evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, index)), "bbox")
+        evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, index)), "bbox", lvis_style=index.federated is not None)
+        if ious:
+            evaluator.params.iou_thrs = list(ious)
         evaluator.evaluate()
         evaluator.accumulate()
-        evaluator.summarize()
+        if not ious:
+            evaluator.summarize()
     return evaluator
+
+
+def _precision(evaluator: hotcoco.COCOeval) -> NDArray[np.float64]:
+    """[IoU, recall, class] of objects of all sizes, with the most detections of an image."""
+    found: NDArray[np.float64] = np.asarray((evaluator.eval or {})["precision"])[:, :, :, 0, -1]
+    return found
 
 
 def _rows(results: Results, index: AnnotationIndex) -> NDArray[np.float64]:
@@ -82,14 +142,31 @@ def ground_truth(index: AnnotationIndex) -> hotcoco.COCO:
     numbers = _image_numbers(index)
     with contextlib.redirect_stdout(io.StringIO()):
         return hotcoco.COCO.from_arrays(
-            images=[{"id": i, "height": h, "width": w} for i, (h, w) in zip(numbers.tolist(), index.sizes.tolist(), strict=True)],
-            categories=[{"id": i, "name": name} for i, name in enumerate(index.classes, 1)],
+            images=_images(index, numbers),
+            categories=_categories(index),
             image_ids=numbers[index.image_of_row],
             category_ids=index.labels.astype(np.int64) + 1,
             boxes=np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])),
             area=index.areas.astype(np.float64),
             iscrowd=index.crowd.astype(np.int64),
         )
+
+
+def _images(index: AnnotationIndex, numbers: NDArray[np.int64]) -> list[dict[str, object]]:
+    images: list[dict[str, object]] = [
+        {"id": i, "height": h, "width": w} for i, (h, w) in zip(numbers.tolist(), index.sizes.tolist(), strict=True)
+    ]
+    if index.federated is not None:
+        for position, image in enumerate(images):
+            image["neg_category_ids"] = (index.federated.absent.of_image(position) + 1).tolist()
+            image["not_exhaustive_category_ids"] = (index.federated.incomplete.of_image(position) + 1).tolist()
+    return images
+
+
+def _categories(index: AnnotationIndex) -> list[dict[str, object]]:
+    frequencies = index.federated.frequencies if index.federated else [""] * len(index.classes)
+    named = zip(index.classes, frequencies, strict=True)
+    return [{"id": i, "name": name} | ({"frequency": often} if often else {}) for i, (name, often) in enumerate(named, 1)]
 
 
 def _percent(value: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,9 +13,10 @@ from steadydetr.data.index import AnnotationIndex
 from steadydetr.detectors import Detector, postprocess
 from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.metrics.base import Values
+from steadydetr.metrics.coco import measure_at
 from steadydetr.metrics.low_ap import explain_limit, explain_low_ap
 from steadydetr.metrics.results import Prediction, Results
-from steadydetr.metrics.table import CLASS_METRICS, MEASURERS, METRICS
+from steadydetr.metrics.table import MEASURERS
 from steadydetr.structures import Batch
 
 LOW_AP50 = 0.5  # percent; below it the reasons are looked for
@@ -23,7 +24,7 @@ LOW_AP50 = 0.5  # percent; below it the reasons are looked for
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Every metric of the table, in percent; -1 where the data has no such objects.
+    """Every metric of the table that the data has, in percent; -1 where it has no such objects.
 
     A metric is read by its name: `evaluation.ap`, `evaluation.voc_ap50`, `evaluation.per_class`.
     """
@@ -41,8 +42,8 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, object]:
         """What is written as JSON: the numbers, the images, the numbers by class, the warnings."""
-        numbers = {metric.name: self.values[metric.name] for metric in METRICS}
-        by_class = {metric.name: self.values[metric.name] for metric in CLASS_METRICS}
+        by_class = {name: value for name, value in self.values.items() if isinstance(value, dict)}
+        numbers = {name: value for name, value in self.values.items() if name not in by_class}
         return {**numbers, "images": self.images, **by_class, "warnings": self.warnings}
 
 
@@ -77,9 +78,15 @@ def _finite(results: Results, batch: Batch) -> Results:
     return results
 
 
-def evaluate(results: Results, index: AnnotationIndex) -> Evaluation:
-    """All metrics of `results` against the annotations of `index`."""
+def evaluate(results: Results, index: AnnotationIndex, ious: Sequence[float] = ()) -> Evaluation:
+    """All metrics of `results` against the annotations of `index`.
+
+    Args:
+        ious: further IoUs between 0 and 1 at which AP is measured, over the classes and by class.
+    """
     values = {name: value for measurer in MEASURERS for name, value in measurer.measure(results, index).items()}
+    if ious:
+        values = {**values, **{name: value for name, value in measure_at(results, index, ious).items() if name not in values}}
     evaluation = Evaluation(values, len(index))
     low = explain_low_ap(results, index) if evaluation.ap50 < LOW_AP50 else ()
     return replace(evaluation, warnings=(*low, *explain_limit(index)))

@@ -16,7 +16,9 @@ VOC_METRICS = (
 
 
 def measure_voc(results: Results, index: AnnotationIndex) -> Values:
-    """AP50 in percent in both definitions, -1 where the data has no object."""
+    """AP50 in percent in both definitions, -1 where the data has no object, and of federated data, for which VOC has no rule."""
+    if index.federated is not None:
+        return dict.fromkeys((metric.name for metric in VOC_METRICS), -1.0)
     all_point, eleven_point = voc_ap50(results, index)
     return {"voc_ap50": all_point, "voc07_ap50": eleven_point}
 

@@ -37,6 +37,7 @@ def evaluate_checkpoint(
     nms: float | None = None,
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
+    iou: Sequence[float] = (),
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
 
@@ -45,6 +46,7 @@ def evaluate_checkpoint(
         nms: IoU of class-wise suppression instead of the checkpoint's own.
         overwrite: whether these files may be there already, and are replaced.
         limits: what may be read of the data set.
+        iou: further IoUs at which AP is measured, over the classes and by class.
     """
     if output is not None:
         for path in (output, output.with_suffix(RESULTS)):
@@ -53,6 +55,9 @@ def evaluate_checkpoint(
     refuse_below("--workers", workers, 0)
     if nms is not None and not 0 <= nms <= 1:
         raise ValueError(f"--nms {nms:g} must lie in 0 to 1: it is an IoU")
+    for value in iou:
+        if not 0 < value <= 1:
+            raise ValueError(f"--iou {value:g} must lie above 0 and up to 1: it is an IoU")
     loaded = load(checkpoint, device)
     dataset = open_data(data, split, limits)
     index = align_classes(dataset.index.classes, loaded.card)
@@ -61,7 +66,7 @@ def evaluate_checkpoint(
     with prefix_errors(checkpoint):
         results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
     results = relabel(results, index)
-    evaluation = evaluate(results, dataset.index)
+    evaluation = evaluate(results, dataset.index, iou)
     if output is not None:
         write_json(output, evaluation.as_dict())
         write_results(output.with_suffix(RESULTS), results, dataset.index.category_ids)

@@ -142,9 +142,13 @@ def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> R
     return RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
 
 
-def open_splits(data: DataConfig) -> tuple[Dataset, Dataset]:
-    """The splits to train on and to validate on, as they are on disk."""
-    return open_data(data.source, data.train_split, data), open_data(data.val_source or data.source, data.val_split, data)
+def open_splits(data: DataConfig, say: Callable[[str], None] | None = None) -> tuple[Dataset, Dataset]:
+    """The splits to train on and to validate on, as they are on disk.
+
+    Args:
+        say: is told what is remarkable about their annotations.
+    """
+    return open_data(data.source, data.train_split, data, say), open_data(data.val_source or data.source, data.val_split, data, say)
 
 
 def unreadable_of_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[set[int], set[int]]:
@@ -175,7 +179,7 @@ def open_both(
         ValueError: their classes differ, an image file is missing, or no object is left to train on.
     """
     data = recipe.data
-    both = [without_images(split, positions) for split, positions in zip(open_splits(data), unreadable, strict=True)]
+    both = [without_images(split, positions) for split, positions in zip(open_splits(data, say), unreadable, strict=True)]
     if reason := why_no_object(both[0].index):
         raise ValueError(f"{both[0].name} has no object to train on: {reason}")
     train_data, dropped = for_training(both[0], data.filter_empty, data.limit)

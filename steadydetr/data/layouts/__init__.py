@@ -1,8 +1,41 @@
 """The layouts of data that are known: each is one class, which recognises, reads and checks it."""
 
-from steadydetr.data.layouts.base import ENCODING, DataLayout, Finding, NoSplit, Report, fault
+from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.coco import Coco, Roboflow
+from steadydetr.data.layouts.coco_json import CocoJson
+from steadydetr.data.layouts.cvat import Cvat
+from steadydetr.data.layouts.hugging_face import HuggingFace
+from steadydetr.data.layouts.image_folder import ImageFolder
+from steadydetr.data.layouts.label_studio import LabelStudio
+from steadydetr.data.layouts.labelme import Labelme
+from steadydetr.data.layouts.lvis import Lvis
+from steadydetr.data.layouts.open_images import OpenImages
 from steadydetr.data.layouts.shapes import Shapes
-from steadydetr.data.layouts.voc import Voc, VocYears
+from steadydetr.data.layouts.voc import Voc, VocFolders, VocYears
+from steadydetr.data.layouts.yolo import Yolo
 
-__all__ = ["ENCODING", "Coco", "DataLayout", "Finding", "NoSplit", "Report", "Roboflow", "Shapes", "Voc", "VocYears", "fault"]
+__all__ = [
+    "ALL",
+    "ENCODING",
+    "Coco",
+    "CocoJson",
+    "Cvat",
+    "DataLayout",
+    "Finding",
+    "HuggingFace",
+    "ImageFolder",
+    "LabelStudio",
+    "Labelme",
+    "Lvis",
+    "NoSplit",
+    "OpenImages",
+    "Report",
+    "Roboflow",
+    "Shapes",
+    "Voc",
+    "VocFolders",
+    "VocYears",
+    "Yolo",
+    "fault",
+    "stop",
+]

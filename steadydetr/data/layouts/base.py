@@ -43,6 +43,10 @@ class NoSplit(ValueError):
     """The place has no such split."""
 
 
+STANDARD = ("train", "val", "test")
+ALL = "all"  # the split of a place that has one set of images and says nothing of training or validation (D-129)
+
+
 @dataclass(frozen=True)
 class DataLayout(ABC):
     """A frozen dataclass. `--data` takes the first layout, in the order of registration, that recognises the place."""
@@ -64,6 +68,10 @@ class DataLayout(ABC):
             NoSplit: there is no such split; says what there is.
             ValueError: a file cannot be read; names it.
         """
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        """The splits that are there: train, val, test, others by their own names, and only `all` where a place is not split."""
+        return STANDARD  # of a layout that does not say: `open` tells which of these are missing
 
     def check(self, where: str, split: str) -> Iterator[Finding]:
         """What keeps a split from being opened at all, for `steadydetr check`. Boxes and images are checked for all layouts alike."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Ids, find_ids, id_array
-from steadydetr.data.layouts.base import DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.reading import LONGEST, Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
+from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
+from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of
+from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
 from steadydetr.lazy import np
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
-EXACT = 2**53  # below it numbers with a decimal point keep every digit
-T = TypeVar("T")
 
 
 @register("coco-layout")
@@ -37,6 +36,10 @@ class Coco(DataLayout):
 
     def recognises(self, where: str) -> bool:
         return any(expanded(where).glob("annotations/instances_*.json"))
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
+        return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), name) for name in names)
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
@@ -54,10 +57,13 @@ class Coco(DataLayout):
         return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report)
 
     def _files(self, where: str, split: str) -> list[Path]:
-        """The annotation file of that very split, or else those whose split begins like it."""
+        """The annotation file of that very split, or else those whose split begins like it, if in capitals; `all`: the only one."""
         files = sorted(expanded(where).glob("annotations/instances_*.json"))
+        if split == ALL and self.splits(where) == (ALL,):
+            return files
         names = {path: path.stem.removeprefix("instances_") for path in files}
-        return [path for path in files if names[path] == split] or [path for path in files if names[path].startswith(split)]
+        alike = [path for path in files if names[path].lower().startswith(ALIASES.get(split.lower(), split.lower()))]
+        return [path for path in files if names[path] == split] or alike
 
 
 @register("roboflow-layout")
@@ -70,19 +76,16 @@ class Roboflow(DataLayout):
     def recognises(self, where: str) -> bool:
         return bool(self._splits(where))
 
+    def splits(self, where: str) -> tuple[str, ...]:
+        return splits_of(self._splits(where))
+
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
-        root, splits = expanded(where), self._splits(where)
-        names = [name for name in ({"val": "valid"}.get(split, split), split) if name in splits]
-        if not names:
-            raise NoSplit(f"{printable(root)} has no split {split!r}; it holds {', '.join(map(printable, splits))}")
-        if len(set(names)) > 1:
-            both = " and ".join(f"{name}/" for name in names)
-            raise ValueError(f"{printable(root)} has {both}, which both could be split {split!r}: remove or rename one of them")
-        folder = root / names[0]
-        return read_coco(folder / ROBOFLOW, [folder], f"{root.name}-{names[0]}", self.folder(where), report)
+        root = expanded(where)
+        folder = root / choose_split(root, self._splits(where), split, "/")
+        return read_coco(folder / ROBOFLOW, [folder], f"{root.name}-{folder.name}", self.folder(where), report)
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
@@ -114,9 +117,14 @@ class CocoCategory(msgspec.Struct):
 
 
 class CocoFile(msgspec.Struct):
-    images: list[CocoImage]
-    categories: list[CocoCategory]
+    images: Sequence[CocoImage]
+    categories: Sequence[CocoCategory]
     annotations: list[CocoAnnotation]
+
+    @staticmethod
+    def federated(images: Sequence[Any], categories: Sequence[Any]) -> Federated | None:
+        """What the images and categories that are used say of a federated data set; COCO is none."""
+        return None
 
 
 class RawFile(msgspec.Struct):
@@ -127,18 +135,26 @@ class RawFile(msgspec.Struct):
     annotations: list[msgspec.Raw]
 
 
-def read_coco(path: Path, places: Sequence[Path], name: str, source: DataFolder | None = None, report: Report = stop) -> FolderDataset:
+def read_coco(
+    path: Path,
+    places: Sequence[Path],
+    name: str,
+    source: DataFolder | None = None,
+    report: Report = stop,
+    kind: type[CocoFile] = CocoFile,
+) -> FolderDataset:
     """Read a COCO JSON file. Classes are the file's categories in the order of their ids, whatever gaps those have.
 
     Args:
         places: folders that the file names may be relative to; the first that holds the images is taken.
         source: the data folder; that folder if not given.
         report: takes what is wrong with an entry, which is then left out.
+        kind: what the file holds, if it is more than a COCO file.
 
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
-    data = _decode((source or DataFolder(path.parent)).read_list(path), path, report)
+    data = _decode((source or DataFolder(path.parent)).read_list(path), path, report, kind)
     folder = _image_folder(places, data.images)
     source = source or DataFolder(folder)
     data.annotations = list(_with_category_ids(data.annotations, path, report))
@@ -154,8 +170,9 @@ def read_coco(path: Path, places: Sequence[Path], name: str, source: DataFolder 
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
-        boxes = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4).astype(np.float32)
-        boxes[:, 2:] += boxes[:, :2]
+        corners = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        boxes = corners.astype(np.float32)
         areas = np.array([-1 if a.area is None else a.area for a in data.annotations], dtype=np.float64).astype(np.float32)
         areas = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
     index = AnnotationIndex.build(
@@ -170,6 +187,7 @@ def read_coco(path: Path, places: Sequence[Path], name: str, source: DataFolder 
         crowd=np.fromiter((bool(a.iscrowd) for a in data.annotations), bool, total)[order],
         areas=areas[order],
         annotation_ids=_annotation_ids(data, path, report)[order],
+        federated=data.federated(images, categories),
     )
     return FolderDataset(index, folder, name, source)
 
@@ -195,66 +213,31 @@ def _with_category_ids(annotations: list[CocoAnnotation], path: Path, report: Re
         yield annotation
 
 
-def _decode(content: bytes, path: Path, report: Report) -> CocoFile:
+def _decode(content: bytes, path: Path, report: Report, kind: type[CocoFile]) -> CocoFile:
     """Decode only the fields that are used. Polygons, most of the file, are skipped."""
     try:
-        return decode_json(content, path, CocoFile)
+        return decode_json(content, path, kind)
     except msgspec.ValidationError as error:
         whole = error
     except ValueError:
         content = nulls_for_nan(content, path)
         if not content:
             raise
-        return _decode(
-            content, path, lambda finding: report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
-        )
+
+        def with_reason(finding: Finding) -> None:
+            report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
+
+        return _decode(content, path, with_reason, kind)
     try:
         raw = decode_json(content, path, RawFile)
     except msgspec.ValidationError:  # a list is missing or is no list
         raise ValueError(f"{printable(path)} is not a COCO annotation file: {whole}") from whole
-    return CocoFile(
-        images=list(_entries(raw.images, "images", CocoImage, path, report)),
-        categories=list(_entries(raw.categories, "categories", CocoCategory, path, report)),
-        annotations=list(_entries(raw.annotations, "annotations", CocoAnnotation, path, report)),
+    types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(kind)}
+    return kind(
+        images=list(decode_entries(raw.images, "images", types["images"], path, report, "COCO")),
+        categories=list(decode_entries(raw.categories, "categories", types["categories"], path, report, "COCO")),
+        annotations=list(decode_entries(raw.annotations, "annotations", CocoAnnotation, path, report, "COCO")),
     )
-
-
-def _entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report) -> Iterator[T]:
-    """The entries of a list, decoded one by one because there is at least one in the file that cannot be."""
-    for number, entry in enumerate(raw):
-        try:
-            yield msgspec.convert(_whole_ids(msgspec.json.decode(entry)), kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
-                report(fault("not COCO", path, f"{field}[{number}]", f"is not as a COCO annotation file has it: {wrong}"))
-
-
-def _whole_ids(entry: Any) -> Any:
-    """The entry with ids such as 7.0, as pandas writes a column with gaps, as the whole numbers that they are."""
-    for name in ("id", "image_id", "category_id") if isinstance(entry, dict) else ():
-        value = entry.get(name)
-        if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
-            entry[name] = int(value)
-    return entry
-
-
-def _wrong_fields(entry: msgspec.Raw, kind: type[Any]) -> list[str]:
-    """What is wrong with every field of an entry; empty where it has no fields at all."""
-    try:
-        values = msgspec.json.decode(entry)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return []
-    found = []
-    for field in msgspec.structs.fields(kind) if isinstance(values, dict) else ():
-        if field.name not in values and field.required:
-            found.append(f"Object missing required field `{field.name}`")
-        elif field.name in values:
-            try:
-                msgspec.convert(values[field.name], field.type)
-            except (ValueError, OverflowError) as error:
-                place = str(error).replace("`$", f"`{field.name}")
-                found.append(place if "`" + field.name in place else f"{place} - at `{field.name}`")
-    return found
 
 
 def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
@@ -294,23 +277,13 @@ def _usable_images(
             continue
         image = msgspec.structs.replace(image, file_name=name_on_disk(folder, image.file_name))
         try:
-            size = _size(image) or source.picture_size(folder / image.file_name)
+            size = annotated_size(image.height, image.width) or source.picture_size(folder / image.file_name)
         except ValueError as error:
             report(fault("unknown image size", path, entry, str(error)))
             continue
         images.append(image)
         sizes.append(size)
     return images, sizes
-
-
-def _size(image: CocoImage) -> tuple[int, int] | None:
-    """Height and width as annotated; None where they are missing, or 0 or -1, which some tools write for unknown."""
-    height, width = image.height or 0, image.width or 0
-    if height <= 0 or width <= 0:
-        return None
-    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
-        raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
-    return int(height), int(width)
 
 
 def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:

@@ -1,0 +1,211 @@
+"""The label files of YOLO, read many at a time: a line is a class and a box, in shares of the image's size, or what has a box around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from steadydetr.data.folder import DataFolder
+from steadydetr.data.layouts.base import Report, fault
+from steadydetr.data.layouts.common import BOXED, Remarks
+from steadydetr.data.reading import decode_text, read_file
+from steadydetr.files import printable
+from steadydetr.lazy import np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FILES = 2000  # that are parsed together
+LOW, HIGH = -1.0, 2.0  # what lies beyond is no share of an image, however far a box reaches out (D-127)
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    path: Path
+    may_leave: bool  # its path must be followed to know whether it lies in the data folder
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The boxes of I images, sorted by image; `counts` [I] says how many each has."""
+
+    counts: NDArray[np.int64]
+    classes: NDArray[np.int32]  # [A]
+    boxes: NDArray[np.float32]  # [A, 4] xyxy in pixels
+
+
+def read_labels(
+    files: Sequence[LabelFile | None],
+    sizes: NDArray[np.int64],
+    classes: int,
+    keypoints: int,
+    source: DataFolder,
+    report: Report,
+    remarks: Remarks,
+) -> Labels:
+    """Read a label file for each image, or None for an image without one.
+
+    Args:
+        sizes: [I, 2] (h, w) of the images in pixels.
+        classes: how many there are.
+        keypoints: numbers after a box that are its keypoints.
+        report: takes what is wrong with a line, which is then left out: of each file the first line, and how many more.
+        remarks: takes what is made of lines that are no boxes.
+    """
+    parts = list[Labels]()
+    for start in range(0, len(files), FILES):
+        some = files[start : start + FILES]
+        image, labels, boxes = _parse(some, classes, keypoints, source, report, remarks)
+        if (repeated := _repeated(image, labels, boxes)).any():
+            first = some[image[repeated][0]]
+            what, where = "lines that repeat another of their file", str(first and first.path)
+            remarks.add("repeated lines", what, "are left out", where, int(repeated.sum()))
+            image, labels, boxes = image[~repeated], labels[~repeated], boxes[~repeated]
+        pixels = boxes * sizes[start + image][:, [1, 0, 1, 0]]
+        parts.append(Labels(np.bincount(image, minlength=len(some)), labels.astype(np.int32), pixels.astype(np.float32)))
+    return Labels(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("counts", "classes", "boxes")))
+
+
+def _parse(
+    files: Sequence[LabelFile | None], classes: int, keypoints: int, source: DataFolder, report: Report, remarks: Remarks
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Position of the image, class, and box in shares of the image, of every line that can be used."""
+    texts = [_read(file, source, report) for file in files]
+    try:
+        values, columns = _numbers(texts)
+    except ValueError:
+        texts = [_without_words(file, text, report) for file, text in zip(files, texts, strict=True)]
+        values, columns = _numbers(texts)
+    file_of_line = np.repeat(np.arange(len(files)), [text.count(b"\n") + 1 for text in texts])
+    first_line = np.searchsorted(file_of_line, file_of_line)
+    first_value = np.cumsum(columns) - columns
+    labels, boxes = np.zeros(len(columns)), np.zeros((len(columns), 4))
+    wrong = np.full(len(columns), "", dtype=object)  # what is wrong with a line
+
+    def place(line: int) -> str:
+        file = files[file_of_line[line]]
+        return f"{file and file.path}, line {line - first_line[line] + 1}"
+
+    for width in np.unique(columns[columns > 0]).tolist():
+        lines = np.flatnonzero(columns == width)
+        rows = values[first_value[lines, None] + np.arange(width)]
+        labels[lines] = rows[:, 0]
+        wrong[lines] = _wrong(rows, classes)
+        what, made, boxes[lines] = _to_boxes(rows, keypoints)
+        if what == "":
+            wrong[lines] = f"has {width} columns: a line is class x y width height, or class x1 y1 x2 y2 x3 y3 ..."
+        elif made:
+            remarks.add(BOXED, what, made, place(int(lines[0])), len(lines))
+    for file in np.unique(file_of_line[wrong != ""]).tolist():
+        lines = np.flatnonzero((file_of_line == file) & (wrong != ""))
+        more = f"; and {len(lines) - 1} more lines are wrong" if len(lines) > 1 else ""
+        _report_line(files[file], int(lines[0] - first_line[lines[0]]) + 1, f"{wrong[lines[0]]}{more}", report)
+    used = np.flatnonzero((columns > 0) & (wrong == ""))
+    return file_of_line[used], labels[used].astype(np.int64), boxes[used]
+
+
+def _to_boxes(rows: NDArray[np.float64], keypoints: int) -> tuple[str, str, NDArray[np.float64]]:
+    """What lines of so many columns are, what is made of them if they are no boxes, and the boxes xyxy. Unknown: ""."""
+    width = rows.shape[1]
+    if keypoints and width == 5 + keypoints:
+        return "boxes with keypoints", "are read without these", _corners(rows[:, 1:5])
+    if width in (5, 6):
+        made = "are taken as boxes, without regard to it" if width == 6 else ""
+        return "lines with a sixth column, a confidence" if made else "boxes", made, _corners(rows[:, 1:5])
+    if width < 5:
+        return "", "", np.zeros((len(rows), 4))
+    points = rows[:, 1 : width - (width + 1) % 2].reshape(len(rows), -1, 2)  # an even number of columns ends with a confidence
+    kind = "oriented boxes or polygons of four corners" if points.shape[1] == 4 else "polygons"
+    return kind, "are taken as the boxes around them", np.concatenate((points.min(1), points.max(1)), 1)
+
+
+def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(centre, size) -> xyxy."""
+    centre, half = boxes[:, :2], boxes[:, 2:] / 2
+    return np.concatenate((centre - half, centre + half), 1)
+
+
+def _wrong(rows: NDArray[np.float64], classes: int) -> NDArray[np.object_]:
+    """What is wrong with the numbers of each line; empty where nothing is."""
+    found = np.full(len(rows), "", dtype=object)
+    with np.errstate(invalid="ignore"):
+        no_share = ~((rows[:, 1:] >= LOW) & (rows[:, 1:] <= HIGH))
+        no_class = ~((rows[:, 0] >= 0) & (rows[:, 0] < classes) & (rows[:, 0] == np.floor(rows[:, 0])))
+    for row in np.flatnonzero(no_share.any(1)).tolist():
+        value = rows[row, 1:][no_share[row]][0]
+        found[row] = f"has {value:g} among its coordinates, which are shares of the image's width and height, 0 to 1"
+    for row in np.flatnonzero(no_class).tolist():
+        found[row] = f"has the class {rows[row, 0]:g}, but the classes are 0 to {classes - 1}"
+    return found
+
+
+def _numbers(texts: Sequence[bytes]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """All numbers of the texts, and how many each line has. ValueError where a word is no number."""
+    whole = b"\n".join(texts)
+    words = whole.split()
+    characters = np.frombuffer(whole, np.uint8)
+    blank = np.isin(characters, np.frombuffer(b" \t\n\r\v\f", np.uint8))
+    begins = ~blank & np.concatenate(([True], blank[:-1]))[: len(blank)]
+    line_of_word = np.cumsum(characters == ord("\n"))[begins]
+    columns = np.bincount(line_of_word, minlength=whole.count(b"\n") + 1)
+    return np.fromiter(map(float, words), np.float64, len(words)), columns
+
+
+def _read(file: LabelFile | None, source: DataFolder, report: Report) -> bytes:
+    """The text of a label file with line feeds alone; empty where there is none, or none that can be read."""
+    if file is None:
+        return b""
+    try:
+        most = source.limits.max_file_mb
+        data = source.read_entry(file.path) if file.may_leave else read_file(file.path, most, "max_file_mb")
+        if not data.isascii() or b"\0" in data:
+            data = decode_text(data, file.path).lstrip("\ufeff").encode()
+    except (ValueError, FileNotFoundError) as error:
+        report(fault("unreadable label file", file.path, "", str(error)))
+        return b""
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
+def _without_words(file: LabelFile | None, text: bytes, report: Report) -> bytes:
+    """The text with empty lines in place of those that hold a word which is no number; the first of these is reported."""
+    lines, wrong = text.split(b"\n"), dict[int, str]()
+    for number, line in enumerate(lines):
+        if word := next(_words(line), ""):
+            lines[number], wrong[number] = b"", word
+    if wrong:
+        number, word = next(iter(wrong.items()))
+        comma = ": write a point in place of the comma" if _is_number(word.replace(",", ".")) else ", which is no number"
+        more = f"; and {len(wrong) - 1} more lines are wrong" if len(wrong) > 1 else ""
+        _report_line(file, number + 1, f"has {printable(word)[:80]!r}{comma}{more}", report)
+    return b"\n".join(lines)
+
+
+def _words(line: bytes) -> Iterator[str]:
+    """The words of a line that are no numbers."""
+    yield from (word.decode("utf-8", "replace") for word in line.split() if not _is_number(word))
+
+
+def _is_number(word: str | bytes) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _report_line(file: LabelFile | None, number: int, message: str, report: Report) -> None:
+    report(fault("unusable label", file and file.path, f"line {number}", f"it {message}"))
+
+
+def _repeated(image: NDArray[np.int64], labels: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """[A] whether an earlier line of the same image has the same class and box."""
+    keys = (*boxes.T, labels, image)
+    order = np.lexsort(keys)  # stable: of equal ones the earlier first
+    same = np.ones(max(len(order) - 1, 0), dtype=bool)
+    for key in keys:
+        same &= np.diff(key[order]) == 0
+    repeated = np.zeros(len(order), dtype=bool)
+    repeated[order[1:][same]] = True
+    return repeated
