@@ -273,6 +273,13 @@ def yolo_of_folders(root: Path, photos: tuple[Photo, ...]) -> None:
     write(root / "set.yml", f"train:\n  - ./images/b\n  - images/a\nval: /content/drive/mine/images/v\n{NAMES_LIST}")
 
 
+def yolo_supervision(root: Path, photos: tuple[Photo, ...]) -> None:
+    """As the package supervision writes it: a data.yaml that says nothing of splits."""
+    for split in ("train", "val"):
+        write_yolo(root / split / "images", root / split / "labels", of(split, photos))
+    write(root / "data.yaml", NAMES_LIST)
+
+
 def yolo_below(root: Path, photos: tuple[Photo, ...]) -> None:
     """An archive that was unpacked into a folder of its own."""
     yolo_ultralytics(root / "my set-1", photos)
@@ -387,6 +394,7 @@ EXPORTS: dict[str, tuple[str, tuple[str, ...], Writer, str]] = {
     "YOLO with confidences": ("Yolo", ("train", "val"), yolo_with_confidence, ""),
     "YOLO of Roboflow": ("Yolo", ("train", "val"), yolo_roboflow, "folders"),
     "YOLO with lists": ("Yolo", ("train", "val"), yolo_lists, ""),
+    "YOLO of supervision": ("Yolo", ("train", "val"), yolo_supervision, ""),
     "YOLO of several folders": ("Yolo", ("train", "val"), yolo_of_folders, ""),
     "YOLO in a folder below": ("Yolo", ("train", "val"), yolo_below, ""),
     "darknet": ("Yolo", ("train", "val"), yolo_darknet, ""),

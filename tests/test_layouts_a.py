@@ -301,6 +301,10 @@ def test_classes_of_yolo_without_description_are_asked_for(tmp_path: Path) -> No
     os.remove(tmp_path / "classes.txt")
     with pytest.raises(ValueError, match=r"has label files of YOLO, but no names of classes: list them, one a line, in its classes.txt"):
         open_data(tmp_path, "all")
+    for name in ("a.yaml", "b.yaml"):
+        write(tmp_path / name, NAMES_LIST)
+    with pytest.raises(ValueError, match=r"has several files that name classes: a.yaml, b.yaml. Keep one of them"):
+        open_data(tmp_path, "all")
 
 
 def test_what_is_no_image_of_the_set_is_left_alone(tmp_path: Path) -> None:

@@ -547,6 +547,14 @@ def test_groups_of_open_images_are_crowds_and_other_images_are_left_out(tmp_path
     assert "1 boxes, the first of image photo2: their images are not in the folder" in remarks(tmp_path)["boxes of other images"]
 
 
+def test_sizes_of_open_images_as_cvat_lists_them(tmp_path: Path) -> None:
+    """images.meta stands for the sizes in the files: where it is whole, no image is opened."""
+    open_images(tmp_path, ITEMS)
+    sizes = [f'"{item.stem}" {2 * item.size[1]} {2 * item.size[0]}\n' for items in ITEMS.values() for item in items]
+    (tmp_path / "images.meta").write_text("# <image name> <height> <width>\n\n" + "".join(sizes), encoding="utf-8")
+    assert [tuple(size) for size in open_data(tmp_path).index.sizes.tolist()] == [(2 * i.size[1], 2 * i.size[0]) for i in ITEMS["train"]]
+
+
 def test_rows_of_open_images_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And in parts of any size."""
     open_images(tmp_path, ITEMS)

@@ -148,9 +148,13 @@ def _sizes(
 
 
 def _read_meta(path: Path, source: DataFolder) -> Iterator[NDArray[np.void]]:
-    """Height and width by image, of lines such as `"photo 1" 480 640`."""
+    """Height and width by image, of lines such as `"photo 1" 480 640`. The file may begin with comments, which start with `#`."""
     source.check_list(path)
     with open(path, "rb") as file:
+        start = 0
+        while (line := file.readline(CHUNK)).startswith(b"#") or line.isspace():
+            start = file.tell()
+        file.seek(start)
         while block := file.read(CHUNK) + file.readline(CHUNK):
             try:
                 yield _parse(block, META, [0, 1, 2], " ")

@@ -294,17 +294,31 @@ def _class_list(file: Path, source: DataFolder) -> tuple[str, ...]:
 
 
 def _read_folders(root: Path, source: DataFolder) -> YoloData:
-    """Images and labels in folders, and the names of the classes in classes.txt."""
+    """Images and labels in folders, and the names of the classes in classes.txt, or in a data.yaml that says nothing of splits."""
     splits = _places(root)
     folders = dict.fromkeys(folder for name in ("", *splits) for folder in (root / name, root / name / "labels", root / "labels" / name))
     lists = [folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file()]
     if not lists:
-        raise ValueError(f"{printable(root)} has label files of YOLO, but no names of classes: list them, one a line, in its classes.txt")
+        if (file := _yaml_of_names(root)) is None:
+            raise ValueError(
+                f"{printable(root)} has label files of YOLO, but no names of classes: list them, one a line, in its classes.txt"
+            )
+        values = _load_yaml(file, source)
+        return YoloData(root, file, _class_names(values, file), splits, keypoints=_keypoints(values, file))
     classes = _class_list(lists[0], source)
     for other in lists[1:]:
         if _class_list(other, source) != classes:
             raise ValueError(f"{printable(lists[0])} and {printable(other)} list different classes: remove the one that is wrong")
     return YoloData(root, root, classes, splits)
+
+
+def _yaml_of_names(root: Path) -> Path | None:
+    """The YAML file that names the classes, as supervision writes it; ValueError where there are several."""
+    found = [root / name for name in sorted(named(root, YAML)) if re.search(rb"^(names|nc)\s*:", head_of(root / name, LONGEST_YAML), re.M)]
+    if len(found) > 1:
+        names = listed(printable(path.name) for path in found)
+        raise ValueError(f"{printable(root)} has several files that name classes: {names}. Keep one of them")
+    return found[0] if found else None
 
 
 def _places(root: Path) -> dict[str, list[Path]]:
