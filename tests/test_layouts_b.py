@@ -552,7 +552,9 @@ def test_sizes_of_open_images_as_cvat_lists_them(tmp_path: Path) -> None:
     open_images(tmp_path, ITEMS)
     sizes = [f'"{item.stem}" {2 * item.size[1]} {2 * item.size[0]}\n' for items in ITEMS.values() for item in items]
     (tmp_path / "images.meta").write_text("# <image name> <height> <width>\n\n" + "".join(sizes), encoding="utf-8")
-    assert [tuple(size) for size in open_data(tmp_path).index.sizes.tolist()] == [(2 * i.size[1], 2 * i.size[0]) for i in ITEMS["train"]]
+    index = open_data(tmp_path).index
+    found = {index.file(position): size for position, size in enumerate(index.sizes.tolist())}
+    assert found == {item.name: [2 * item.size[1], 2 * item.size[0]] for item in ITEMS["train"]}
 
 
 def test_rows_of_open_images_in_any_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
