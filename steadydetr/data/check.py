@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
+from steadydetr.data.config import DataConfig
+from steadydetr.data.dataset import Dataset, FolderDataset, image_keys, join_data, parts_of
+from steadydetr.data.division import CannotDivide
 from steadydetr.data.folder import ALLOW
+from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
-from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
+from steadydetr.data.opening import joined_places, layout_of, open_train_and_val
+from steadydetr.data.trainable import (
+    ALLOW_SAME,
+    NORMALISED,
+    alike_classes,
+    how_classes_differ,
+    how_images_are_shared,
+    look_normalised,
+    why_no_object,
+)
 from steadydetr.files import printable
 from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
@@ -41,6 +51,7 @@ class SplitReport:
 class CheckReport:
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
+    held_out: tuple[str, ...] = ()  # how data without a split to validate on were divided, in sentences
 
     @property
     def fatal(self) -> bool:
@@ -53,9 +64,16 @@ class CheckReport:
 
 
 def check_data(
-    where: str | Path, splits: tuple[str, ...] = ("train", "val", "test"), workers: int = 4, limits: Limits = DEFAULT_LIMITS
+    where: str | Path,
+    splits: tuple[str, ...] = ("train", "val", "test"),
+    workers: int = 4,
+    limits: Limits = DEFAULT_LIMITS,
+    hold_out: HoldOut = DEFAULT_HOLD_OUT,
 ) -> CheckReport:
     """Inspect every split that is there: annotations, every image file, and what the splits have in common.
+
+    Args:
+        hold_out: how data are divided that bring no split to validate on, as `train` divides them.
 
     Raises ValueError where no layout or no split of `where` can be recognised.
     """
@@ -63,7 +81,12 @@ def check_data(
     findings: list[Finding] = []
     datasets: dict[str, Dataset] = {}
     absent: dict[str, NoSplit] = {}
-    for split in splits:
+    held_out = list[str]()
+    try:
+        datasets |= _divide(where, places, splits, findings.append, limits, hold_out, held_out.append)
+    except CannotDivide as error:
+        findings.append(fault("missing split", where, "val", str(error)))
+    for split in (split for split in splits if split not in datasets):
         try:
             datasets[split] = _inspect(places, split, findings.append)
         except NoSplit as error:
@@ -84,8 +107,31 @@ def check_data(
             if isinstance(part, FolderDataset):
                 findings += _check_images(part, workers)
     findings += _check_classes(where, datasets)
-    findings += _check_overlap(datasets)
-    return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(dict.fromkeys(findings)))
+    findings += _check_overlap(where, datasets)
+    described = tuple(_describe(split, datasets[split]) for split in splits if split in datasets)
+    return CheckReport(described, tuple(dict.fromkeys(findings)), tuple(held_out))
+
+
+def _divide(
+    where: str | Path,
+    places: Sequence[tuple[DataLayout, str]],
+    splits: Sequence[str],
+    report: Report,
+    limits: Limits,
+    hold_out: HoldOut,
+    say: Callable[[str], None],
+) -> dict[str, Dataset]:
+    """The splits to train and to validate on, where data are divided for that, as `say` is told. Raises CannotDivide."""
+    asked = [split for split in ("train", "val") if split in splits]
+    try:
+        if not asked or all("val" in layout.splits(place) for layout, place in places):
+            return {}
+        both = open_train_and_val(DataConfig(source=str(where), **asdict(limits), **asdict(hold_out)), report, say)
+    except CannotDivide:
+        raise
+    except (ValueError, OSError):  # which is found again, and named, where each split is opened by itself
+        return {}
+    return {split: getattr(both, split) for split in asked}
 
 
 def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Report) -> Dataset:
@@ -218,21 +264,21 @@ def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[
             yield found if {first, split} == {"train", "val"} else replace(found, kind="other classes", fatal=False)
 
 
-def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+def _check_overlap(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
     """Findings for images that a split lists twice, or two splits, whose metric would then count images that were trained on."""
     split_of: dict[str, str] = {}
     for split, dataset in datasets.items():
-        here = set[str]()
-        for part in parts_of(dataset):
-            if isinstance(part, FolderDataset):
-                files = Counter(os.path.normpath(part.index.file(position)) for position in range(len(part.index)))
-                here |= files.keys()
-                for file in (file for file, times in files.items() if times > 1):
-                    yield Finding("image listed twice", printable(file), part.name, "it counts as often as it is listed")
-        for file in sorted(here & split_of.keys()):
-            entry = f"{split_of[file]} and {split}"
-            yield Finding("image in both splits", printable(file), entry, "the metric would count training images")
-        split_of |= dict.fromkeys(here - split_of.keys(), split)
+        images = Counter(image_keys(dataset))
+        for image in (image for image, times in images.items() if times > 1):
+            yield Finding("image listed twice", printable(image), dataset.name, "it counts as often as it is listed")
+        for image in sorted(images.keys() & split_of.keys()):
+            entry = f"{split_of[image]} and {split}"
+            yield Finding("image in both splits", printable(image), entry, "the metric would count training images")
+        split_of |= dict.fromkeys(images.keys() - split_of.keys(), split)
+    if {"train", "val"} <= datasets.keys():
+        shared = how_images_are_shared(datasets["train"], datasets["val"])
+        if shared.all:
+            yield fault("same images", where, "train and val", f"{shared.sentence}. {ALLOW_SAME}")
 
 
 def _describe(split: str, dataset: Dataset) -> SplitReport:

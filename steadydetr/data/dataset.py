@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,6 +93,15 @@ class FolderDataset:
         """Whether the boxes of an image end within this width and height, but for a pixel."""
         return bool((self.index.boxes_xyxy[self.index.rows(position)][:, 2:] <= np.add(size, 1)).all())
 
+    def take(self, positions: NDArray[np.int64], name: str) -> FolderDataset:
+        """Only the images at these positions, under another name."""
+        return replace(self, index=self.index.keep_images(positions), name=name)
+
+    def image_keys(self) -> Iterator[str]:
+        """What tells an image from those of other data sets: where its file lies."""
+        folder = os.path.realpath(self.folder)
+        return (os.path.normpath(os.path.join(folder, self.index.file(position))) for position in range(len(self.index)))
+
     def check_files(self) -> None:
         """Raise ValueError where an image is not on disk, or lies where it may not be read.
 
@@ -152,6 +163,37 @@ class JoinedDataset:
                 return part.load_image(position)
             position -= len(part.index)
         raise IndexError(position)
+
+
+def take_images(dataset: Dataset, positions: NDArray[np.int64], name: str) -> Dataset:
+    """Only the images at these positions, in ascending order, under another name where the data set can have one."""
+    if isinstance(dataset, FolderDataset):
+        return dataset.take(positions, name)
+    index = dataset.index.keep_images(positions)
+    if isinstance(dataset, JoinedDataset):
+        ends = np.cumsum([0, *(len(part.index) for part in dataset.parts)])
+        bounds = np.searchsorted(positions, ends)
+        parts = (
+            take_images(part, positions[low:high] - start, name)
+            for part, start, low, high in zip(dataset.parts, ends, bounds, bounds[1:], strict=False)
+        )
+        return JoinedDataset(index, tuple(parts))
+    return Subset(index, dataset, positions)
+
+
+def image_keys(dataset: Dataset) -> Iterator[str]:
+    """What tells images from those of other data sets; see `FolderDataset.image_keys` and `content_keys`."""
+    if isinstance(dataset, JoinedDataset):
+        return chain.from_iterable(map(image_keys, dataset.parts))
+    return dataset.image_keys() if isinstance(dataset, FolderDataset) else content_keys(dataset.index)
+
+
+def content_keys(index: AnnotationIndex) -> Iterator[str]:
+    """Of images that lie in no files: name, size and objects, because names alone may be numbers. Images without objects have none."""
+    for position in np.flatnonzero(index.counts).tolist():
+        rows = index.rows(position)
+        objects = hashlib.blake2b(index.boxes_xyxy[rows].tobytes() + index.labels[rows].tobytes(), digest_size=16).hexdigest()
+        yield f"{index.file(position)} {index.sizes[position].tolist()} {objects}"
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:

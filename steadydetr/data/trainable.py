@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from steadydetr.data.dataset import Dataset, image_keys
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.files import listed, printable
 from steadydetr.lazy import np
@@ -13,6 +14,29 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
+
+
+ALLOW_SAME = (
+    "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
+    " out where the data bring no split to validate on. To see whether a detector can learn these images at all: --data.same-images allow"
+)
+
+
+class SharedImages(NamedTuple):
+    sentence: str  # empty: there are none
+    all: bool  # that are validated on
+
+
+def how_images_are_shared(train: Dataset, val: Dataset) -> SharedImages:
+    """The images to validate on that are trained on too, in a sentence."""
+    keys = list(image_keys(val))
+    trained = set(keys).intersection(image_keys(train))
+    if not trained:
+        return SharedImages("", False)
+    shared = [key for key in keys if key in trained]
+    how_many = "all" if len(shared) == len(keys) else f"{len(shared)} of the"
+    first = printable(", ".join(shared[:3]))
+    return SharedImages(f"{how_many} {len(val.index)} images to validate on are trained on too: {first}", len(shared) == len(keys))
 
 
 def why_no_object(index: AnnotationIndex) -> str:

@@ -19,7 +19,7 @@ from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.files import claim_folder
 from steadydetr.learning.teachers import score_classes
 from steadydetr.limits import DEFAULT_LIMITS, Limits
-from steadydetr.runs.folder import RunFolder, run_criterion
+from steadydetr.runs.folder import RunFolder, run_criterion, run_divisions
 from steadydetr.runs.models import load_models
 from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs_at_epochs
 
@@ -59,7 +59,7 @@ def write_figures(
     if data is None or not found:
         needs = "needs --data" if found else "needs a run that is not cut by @"
         return written, missing | dict.fromkeys(["sampling-points", *MASK_FIGURES], needs)
-    dataset = open_data(data, split, limits)
+    dataset = open_data(data, split, limits, None, *run_divisions(RunFolder(found[0].folder).find_checkpoint()))
     models, like = _models_that_sample_points(found, device)
     if models:
         written.append(output / f"sampling-points.{suffix}")
