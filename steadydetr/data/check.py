@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import Dataset, FolderDataset, image_keys, join_data, parts_of
+from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.division import CannotDivide
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of, open_train_and_val
+from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     NORMALISED,
@@ -124,7 +126,7 @@ def _divide(
     """The splits to train and to validate on, where data are divided for that, as `say` is told. Raises CannotDivide."""
     asked = [split for split in ("train", "val") if split in splits]
     try:
-        if not asked or all("val" in layout.splits(place) for layout, place in places):
+        if all(split in layout.splits(place) for layout, place in places for split in asked):
             return {}
         both = open_train_and_val(DataConfig(source=str(where), **asdict(limits), **asdict(hold_out)), report, say)
     except CannotDivide:
@@ -266,15 +268,15 @@ def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[
 
 def _check_overlap(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
     """Findings for images that a split lists twice, or two splits, whose metric would then count images that were trained on."""
-    split_of: dict[str, str] = {}
-    for split, dataset in datasets.items():
-        images = Counter(image_keys(dataset))
-        for image in (image for image, times in images.items() if times > 1):
-            yield Finding("image listed twice", printable(image), dataset.name, "it counts as often as it is listed")
-        for image in sorted(images.keys() & split_of.keys()):
-            entry = f"{split_of[image]} and {split}"
-            yield Finding("image in both splits", printable(image), entry, "the metric would count training images")
-        split_of |= dict.fromkeys(images.keys() - split_of.keys(), split)
+    for number, (split, dataset) in enumerate(datasets.items()):
+        for part in parts_of(dataset):
+            files = Counter(os.path.normpath(part.index.file(position)) for position in range(len(part.index)))
+            for file in (file for file, times in files.items() if times > 1):
+                yield Finding("image listed twice", printable(file), part.name, "it counts as often as it is listed")
+        for earlier in list(datasets)[:number]:
+            for position in shared_images(dataset, datasets[earlier]):
+                file = printable(os.path.normpath(dataset.index.file(position)))
+                yield Finding("image in both splits", file, f"{earlier} and {split}", "the metric would count training images")
     if {"train", "val"} <= datasets.keys():
         shared = how_images_are_shared(datasets["train"], datasets["val"])
         if shared.all:

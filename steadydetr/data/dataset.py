@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import Decoded, remark
 from steadydetr.data.index import AnnotationIndex, join_indices
+from steadydetr.data.picture_inputs import Encoded
 from steadydetr.files import printable
 from steadydetr.lazy import np
 
@@ -39,6 +38,8 @@ class FolderDataset:
     folder: Path  # what the index's file names are relative to
     name: str
     source: DataFolder | None = None  # the data folder, in which the files must lie, and its limits; `folder` if not given
+
+    in_files: ClassVar[bool] = True  # each image is a file
 
     @property
     def data_folder(self) -> DataFolder:
@@ -97,10 +98,11 @@ class FolderDataset:
         """Only the images at these positions, under another name."""
         return replace(self, index=self.index.keep_images(positions), name=name)
 
-    def image_keys(self) -> Iterator[str]:
-        """What tells an image from those of other data sets: where its file lies."""
-        folder = os.path.realpath(self.folder)
-        return (os.path.normpath(os.path.join(folder, self.index.file(position))) for position in range(len(self.index)))
+    def source_of(self, position: int) -> Path | Encoded:
+        """The file of an image, or its content where it lies in no file. Raises ValueError where it may not be read."""
+        path = self.folder / self.index.file(position)
+        self.data_folder.check_inside(path)
+        return path
 
     def check_files(self) -> None:
         """Raise ValueError where an image is not on disk, or lies where it may not be read.
@@ -179,21 +181,6 @@ def take_images(dataset: Dataset, positions: NDArray[np.int64], name: str) -> Da
         )
         return JoinedDataset(index, tuple(parts))
     return Subset(index, dataset, positions)
-
-
-def image_keys(dataset: Dataset) -> Iterator[str]:
-    """What tells images from those of other data sets; see `FolderDataset.image_keys` and `content_keys`."""
-    if isinstance(dataset, JoinedDataset):
-        return chain.from_iterable(map(image_keys, dataset.parts))
-    return dataset.image_keys() if isinstance(dataset, FolderDataset) else content_keys(dataset.index)
-
-
-def content_keys(index: AnnotationIndex) -> Iterator[str]:
-    """Of images that lie in no files: name, size and objects, because names alone may be numbers. Images without objects have none."""
-    for position in np.flatnonzero(index.counts).tolist():
-        rows = index.rows(position)
-        objects = hashlib.blake2b(index.boxes_xyxy[rows].tobytes() + index.labels[rows].tobytes(), digest_size=16).hexdigest()
-        yield f"{index.file(position)} {index.sizes[position].tolist()} {objects}"
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from steadydetr.data.dataset import Dataset, image_keys
+from steadydetr.data.dataset import Dataset
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.files import listed, printable
+from steadydetr.data.overlap import shared_images
+from steadydetr.files import counted, listed, printable
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
@@ -29,14 +30,12 @@ class SharedImages(NamedTuple):
 
 def how_images_are_shared(train: Dataset, val: Dataset) -> SharedImages:
     """The images to validate on that are trained on too, in a sentence."""
-    keys = list(image_keys(val))
-    trained = set(keys).intersection(image_keys(train))
-    if not trained:
+    shared, total = shared_images(val, train), len(val.index)
+    if not shared:
         return SharedImages("", False)
-    shared = [key for key in keys if key in trained]
-    how_many = "all" if len(shared) == len(keys) else f"{len(shared)} of the"
-    first = printable(", ".join(shared[:3]))
-    return SharedImages(f"{how_many} {len(val.index)} images to validate on are trained on too: {first}", len(shared) == len(keys))
+    how_many = "all images" if len(shared) == total else f"{len(shared)} of the {counted(total, 'image')}"
+    first = listed((printable(val.index.file(position)) for position in shared), 3)
+    return SharedImages(f"{how_many} to validate on are trained on too: {first}", len(shared) == total)
 
 
 def why_no_object(index: AnnotationIndex) -> str:

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from steadydetr.data.dataset import FolderDataset, content_keys
+from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import Decoded, decode_picture, picture_size
 from steadydetr.data.index import AnnotationIndex, id_array
@@ -157,6 +157,8 @@ class TableDataset(FolderDataset):
 
     table: Any = None  # a datasets.Dataset of one column, not decoded
 
+    in_files: ClassVar[bool] = False
+
     def encoded(self, position: int) -> Encoded | Path:
         """The image file in a row, or the path of one. Raises ValueError where there is neither."""
         cell = self.table[position]["image"] or {}
@@ -190,9 +192,8 @@ class TableDataset(FolderDataset):
     def take(self, positions: NDArray[np.int64], name: str) -> TableDataset:
         return replace(self, index=self.index.keep_images(positions), name=name, table=self.table.select(positions))
 
-    def image_keys(self) -> Iterator[str]:
-        """Names are those of files that the images once were, or numbers of rows: either may be the same in several splits."""
-        return content_keys(self.index)
+    def source_of(self, position: int) -> Encoded | Path:
+        return self.encoded(position)
 
     def check_files(self) -> None:
         """There are no files to look for."""
