@@ -15,7 +15,7 @@ from steadydetr.data.division import CannotDivide
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
+from steadydetr.data.layouts import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault
 from steadydetr.data.opening import joined_places, layout_of, open_train_and_val
 from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
@@ -88,6 +88,8 @@ def check_data(
         datasets |= _divide(where, places, splits, findings.append, limits, hold_out, held_out.append)
     except CannotDivide as error:
         findings.append(fault("missing split", where, "val", str(error)))
+    if not datasets and all(layout.splits(place) == (ALL,) for layout, place in places):
+        splits = (*splits, ALL)  # so that what is wrong with it is found
     for split in (split for split in splits if split not in datasets):
         try:
             datasets[split] = _inspect(places, split, findings.append)
