@@ -164,9 +164,9 @@ class _Choice:
         self.undecided_of_class -= np.bincount(self.label[of_these], minlength=len(self.got))
 
     def _missing(self, label: int) -> int:
-        """Images of a class that are still to be held out, rounded up as long as the whole is short of its share, else down."""
-        rounded = math.ceil if self.short > 0 else math.floor
-        return int(rounded(self.wanted[label] - 1e-9) - self.got[label])
+        """Images of a class that are still to be held out: at least one as long as the whole is short of its share, else rounded down."""
+        wanted = self.wanted[label] + 1e-9
+        return int((max(1, math.floor(wanted + 0.5)) if self.short > 0 else math.floor(wanted)) - self.got[label])
 
     def fill(self) -> None:
         """Hold out what is short of the share; at least one family."""
