@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from steadydetr.checkpoints.folder import load_progress
 from steadydetr.cli import main
 from steadydetr.data import DataConfig, open_data
 from steadydetr.data.check import check_data
@@ -316,7 +317,9 @@ def test_a_run_keeps_its_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     json_folder(place)
     moved = place.rename(tmp_path / "elsewhere")
     monkeypatch.setattr(HoldOut, "choose", None)  # another version may choose otherwise
-    assert train(recipe_on(moved, val_share=0.3), run, resume=True, device="cpu")["finished"]
+    StopAfter(2, monkeypatch)
+    assert not train(recipe_on(moved, val_share=0.3), run, resume=True, device="cpu")["finished"]
+    assert load_progress(run / "last")["step"] == 2
 
 
 def test_evaluation_on_a_divided_split_is_of_the_runs_part(tmp_path: Path) -> None:
