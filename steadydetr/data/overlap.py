@@ -6,7 +6,7 @@ import filecmp
 import os
 from functools import cache
 
-from steadydetr.data.dataset import Dataset, FolderDataset, JoinedDataset, Subset
+from steadydetr.data.dataset import Dataset, FolderDataset, place_of
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.data.shapes import ShapesDataset
 
@@ -35,7 +35,7 @@ def shared_images(first: Dataset, second: Dataset) -> list[int]:
 
 def _place(dataset: Dataset, position: int) -> str:
     """Where an image lies."""
-    part, inner = _origin(dataset, position)
+    part, inner = place_of(dataset, position)
     file = part.index.file(inner)
     if isinstance(part, FolderDataset) and part.in_files:
         return os.path.normpath(os.path.join(_real(str(part.folder)), file))
@@ -47,26 +47,15 @@ _real = cache(os.path.realpath)
 
 
 def _is_same_content(first: Dataset, position: int, second: Dataset, other: int) -> bool:
-    (here, i), (there, j) = _origin(first, position), _origin(second, other)
+    (here, i), (there, j) = place_of(first, position), place_of(second, other)
     if not (isinstance(here, FolderDataset) and isinstance(there, FolderDataset)):
         return False
     if here.index.sizes[i].tolist() != there.index.sizes[j].tolist():
         return False
     try:
-        a, b = here.source_of(i), there.source_of(j)
+        a, b = here.image_file(i), there.image_file(j)
         if isinstance(a, Encoded) or isinstance(b, Encoded):
             return isinstance(a, Encoded) and isinstance(b, Encoded) and a.getvalue() == b.getvalue()
         return filecmp.cmp(a, b, shallow=False)
     except (ValueError, OSError):  # what is wrong with them is said elsewhere
         return False
-
-
-def _origin(dataset: Dataset, position: int) -> tuple[Dataset, int]:
-    """The data set that an image is taken from, and its position there."""
-    if isinstance(dataset, Subset):
-        return _origin(dataset.source, int(dataset.positions[position]))
-    for part in dataset.parts if isinstance(dataset, JoinedDataset) else ():
-        if position < len(part.index):
-            return _origin(part, position)
-        position -= len(part.index)
-    return dataset, position

@@ -10,6 +10,7 @@ from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
 from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
+from steadydetr.data.dataset import in_channels
 from steadydetr.detectors import Detector
 from steadydetr.devices import choose_device
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
@@ -63,8 +64,9 @@ def write_figures(
     models, like = _models_that_sample_points(found, device)
     if models:
         written.append(output / f"sampling-points.{suffix}")
-        config = DataConfig(resize=read_card(like).resize, workers=0)
-        draw_sampling_points(models, run_criterion(like), dataset, config, written[-1], objects)
+        card = read_card(like)
+        config = DataConfig(resize=card.resize, workers=0)
+        draw_sampling_points(models, run_criterion(like), in_channels(dataset, card.detector.image_channels), config, written[-1], objects)
     else:
         missing["sampling-points"] = "needs a detector with deformable attention"
     try:
@@ -72,7 +74,8 @@ def write_figures(
     except (FileNotFoundError, ValueError) as error:
         return written, missing | dict.fromkeys(MASK_FIGURES, str(error))
     config = DataConfig(resize=loaded.card.resize, workers=0)
-    written += draw_feature_masks(loaded.detector, run_criterion(folder), dataset, config, output, suffix, objects)
+    images = in_channels(dataset, loaded.detector.image_channels)
+    written += draw_feature_masks(loaded.detector, run_criterion(folder), images, config, output, suffix, objects)
     return written, missing
 
 

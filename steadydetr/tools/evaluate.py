@@ -12,6 +12,7 @@ from torch import Tensor
 from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.data import DataConfig, EvalLoader, open_data
+from steadydetr.data.dataset import in_channels
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import prefix_errors
 from steadydetr.learning.criterion import Criterion
@@ -64,9 +65,10 @@ def evaluate_checkpoint(
     dataset = open_data(data, split, limits, say, *run_divisions(find_checkpoint(Path(checkpoint).expanduser())))
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
+    images = in_channels(dataset, loaded.detector.image_channels)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
     with prefix_errors(checkpoint):
-        results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
+        results = collect(predict, track(EvalLoader(images, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index, iou)
     if output is not None:
@@ -101,6 +103,7 @@ def measure_checkpoint(
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
     dataset = held_out(open_data(data, split, limits, None, *run_divisions(folder)), images)
+    dataset = in_channels(dataset, card.detector.image_channels)
     if dataset.index.classes != card.classes:
         raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)

@@ -19,13 +19,14 @@ from steadydetr.checkpoints.transfer import Transfer
 from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.config import check_savable, to_plain
 from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training
-from steadydetr.data.dataset import FolderDataset, parts_of, with_classes, without_images
+from steadydetr.data.dataset import FolderDataset, in_channels, parts_of, with_classes, without_images
 from steadydetr.data.division import Division, classes_only_in
 from steadydetr.data.loading import find_unreadable
 from steadydetr.data.opening import Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     NORMALISED,
+    check_transform,
     how_classes_differ,
     how_images_are_shared,
     look_normalised,
@@ -149,6 +150,11 @@ def open_loaders(
         index = train_data.index
         classes = joined_classes(index.classes, index.category_ids, *more_classes, recipe.start.classes)
         train_data, val_data = with_classes(train_data, *classes), with_classes(val_data, *classes)
+    channels = recipe.detector.image_channels
+    if channels != 3:
+        both = (train_data, val_data)
+        train_data, val_data = together(accelerator, lambda: (in_channels(both[0], channels), in_channels(both[1], channels)))
+        check_transform(recipe.data.transform, channels)
     loader = together(
         accelerator,
         lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps),
@@ -269,6 +275,12 @@ def build_student(recipe: Recipe, classes: Sequence[str], weights: TrainedWeight
 def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator, student: Detector) -> Method:
     """The method of a recipe that trains this detector, on the device of this process."""
     method = recipe.build(classes, total_steps, student)
+    for name, teacher in method.teaching.items():
+        if teacher.image_channels != student.image_channels:
+            raise ValueError(
+                f"the {name} takes images of {counted(teacher.image_channels, 'channel')}, the detector of {student.image_channels}:"
+                " both must be the same (detector.backbone.image_channels)"
+            )
     if recipe.training.freeze:
         method.student.freeze(recipe.training.freeze)
     if found := where_not_finite(method.state_dict()):
