@@ -18,6 +18,7 @@ import steadydetr
 from steadydetr.checkpoints.start import Start
 from steadydetr.checkpoints.weights import read_weights
 from steadydetr.cli import main
+from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.data import DataConfig, EvalLoader, open_data
 from steadydetr.data.dataset import in_channels
 from steadydetr.data.images import as_picture, open_pixels
@@ -219,3 +220,14 @@ def test_channels_are_at_least_one() -> None:
     for config in (SmallBackboneConfig, TimmBackboneConfig):
         with pytest.raises(ValueError, match=r"detector\.backbone\.image_channels = 0 must"):
             config(image_channels=0)
+
+
+@pytest.mark.parametrize(
+    "flag", ["--detector.backbone.channels 1", "--detector.backbone.channels=1", "--detector.backbone.image-channels 1"]
+)
+@pytest.mark.parametrize("name", ["small-dino", "dino-4scale-r50-12ep"])
+def test_channels_are_a_flag(name: str, flag: str) -> None:
+    """One number; four of a small backbone are its widths, as they were in version 0.1."""
+    assert read_training_arguments(name, flag.split())[0].detector.image_channels == 1
+    recipe, _ = read_training_arguments("small-dino", [*flag.split(), *["--detector.backbone.channels", "4", "4", "8", "8"]])
+    assert recipe.detector.backbone == SmallBackboneConfig(channels=(4, 4, 8, 8), image_channels=1)
