@@ -385,6 +385,19 @@ def test_some_images_in_both_splits_are_a_warning(tmp_path: Path) -> None:
     assert [f.file for f in check_data(tmp_path).findings if f.kind == "image in both splits"] == ["1.png"]
 
 
+def test_versions_of_an_image_in_both_splits_are_told(tmp_path: Path) -> None:
+    """Of Roboflow, where someone made the versions before the splits."""
+    for split, files in (("train", ("a_jpg.rf.1.png", "b_jpg.rf.2.png")), ("val", ("A_jpg.rf.3.png", "c_jpg.rf.4.png"))):
+        images = [{"id": i, "file_name": file, "width": 8, "height": 6} for i, file in enumerate(files, 1)]
+        coco_folder(tmp_path, {**COCO, "images": images}, (split,))
+        for file in files:
+            picture(tmp_path / split / file)
+    sentence = "of 1 of the 2 images to validate on other versions are trained on, by their names: A_jpg.rf.3.png"
+    assert sentence in said_of(tmp_path)
+    found = [f for f in check_data(tmp_path).findings if f.kind == "versions of an image in both splits"]
+    assert [finding.message for finding in found] == [sentence] and not found[0].fatal
+
+
 def test_other_shapes_of_the_same_names_are_no_overlap() -> None:
     assert not said_of("shapes:size=64,images=8", val_source="shapes:size=64,images=8,seed=1", val_split="train")
 

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
-from steadydetr.data.division import CannotDivide
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
@@ -24,6 +23,7 @@ from steadydetr.data.trainable import (
     alike_classes,
     how_classes_differ,
     how_images_are_shared,
+    how_versions_are_shared,
     look_normalised,
     why_no_object,
 )
@@ -79,29 +79,18 @@ def check_data(
 
     Raises ValueError where no layout or no split of `where` can be recognised.
     """
+    findings, held_out = list[Finding](), list[str]()
     places = [(layout_of(place, limits), place) for place in joined_places(where)]
-    findings: list[Finding] = []
-    datasets: dict[str, Dataset] = {}
-    absent: dict[str, NoSplit] = {}
-    held_out = list[str]()
-    try:
-        datasets |= _divide(where, places, splits, findings.append, limits, hold_out, held_out.append)
-    except CannotDivide as error:
-        findings.append(fault("missing split", where, "val", str(error)))
-    if not datasets and all(layout.splits(place) == (ALL,) for layout, place in places):
-        splits = (*splits, ALL)  # so that what is wrong with it is found
-    for split in (split for split in splits if split not in datasets):
-        try:
-            datasets[split] = _inspect(places, split, findings.append)
-        except NoSplit as error:
-            absent[split] = error
-        except (ValueError, OSError) as error:
-            findings.append(fault("unreadable split", where, split, str(error)))
+    datasets, absent = _open_splits(where, places, splits, findings.append)
+    asked = [split for split in ("train", "val") if split in splits]
+    if absent.keys() & set(asked) and "val" not in datasets and all(split in datasets or split in absent for split in asked):
+        config = DataConfig(source=str(where), **asdict(limits), **asdict(hold_out))
+        datasets |= _divide(config, asked, findings.append, held_out.append)
+        if not datasets:  # so that what is wrong with all images is found
+            datasets |= _open_splits(where, places, (ALL,), findings.append)[0]
     if not datasets and not findings and absent:
         raise next(iter(absent.values()))
-    if "train" in datasets and "val" in absent:
-        findings.append(fault("missing split", where, "val", f"training needs a split to validate on: {absent['val']}"))
-    elif "train" in absent:  # a set to evaluate on may have none
+    if "train" in absent and not {"train", ALL} & datasets.keys():  # a set to evaluate on may have none
         findings.append(Finding("missing split", printable(where), "train", printable(f"there is none to train on: {absent['train']}")))
     if not any(finding.fatal for finding in findings):  # otherwise their entries may be the objects
         findings += [finding for split, dataset in datasets.items() for finding in _check_objects(split, dataset)]
@@ -112,34 +101,40 @@ def check_data(
                 findings += _check_images(part, workers)
     findings += _check_classes(where, datasets)
     findings += _check_overlap(where, datasets)
-    described = tuple(_describe(split, datasets[split]) for split in splits if split in datasets)
+    described = tuple(_describe(split, datasets[split]) for split in (*splits, ALL) if split in datasets)
     return CheckReport(described, tuple(dict.fromkeys(findings)), tuple(held_out))
 
 
-def _divide(
-    where: str | Path,
-    places: Sequence[tuple[DataLayout, str]],
-    splits: Sequence[str],
-    report: Report,
-    limits: Limits,
-    hold_out: HoldOut,
-    say: Callable[[str], None],
-) -> dict[str, Dataset]:
-    """The splits to train and to validate on, where data are divided for that, as `say` is told. Raises CannotDivide."""
-    asked = [split for split in ("train", "val") if split in splits]
+def _open_splits(
+    where: str | Path, places: Sequence[tuple[DataLayout, str]], splits: Sequence[str], report: Report
+) -> tuple[dict[str, Dataset], dict[str, NoSplit]]:
+    """The splits that are there, without the entries that are reported, and why others are not."""
+    datasets, absent = dict[str, Dataset](), dict[str, NoSplit]()
+    for split in splits:
+        try:
+            datasets[split] = _inspect(places, split, report)
+        except NoSplit as error:
+            absent[split] = error
+        except (ValueError, OSError) as error:
+            report(fault("unreadable split", where, split, str(error)))
+    return datasets, absent
+
+
+def _divide(config: DataConfig, splits: Sequence[str], report: Report, say: Callable[[str], None]) -> dict[str, Dataset]:
+    """Of these splits those to train and to validate on, where data are divided for that, as `say` is told."""
     try:
-        if all(split in layout.splits(place) for layout, place in places for split in asked):
-            return {}
-        both = open_train_and_val(DataConfig(source=str(where), **asdict(limits), **asdict(hold_out)), report, say)
-    except CannotDivide:
-        raise
-    except (ValueError, OSError):  # which is found again, and named, where each split is opened by itself
+        both = open_train_and_val(config, report, say)
+    except NoSplit:  # which is told of each split
         return {}
-    return {split: getattr(both, split) for split in asked}
+    except (ValueError, OSError) as error:
+        report(fault("missing split", config.source, "val", str(error)))
+        return {}
+    return {split: getattr(both, split) for split in splits}
 
 
 def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Report) -> Dataset:
-    """The split of joined places, without the entries that are reported. NoSplit where none of them has it."""
+    """The split of joined places, without the entries that are reported. NoSplit where one that can be made of others is missing in any of
+    them, or another in all."""
     parts: list[Dataset] = []
     absent: list[NoSplit] = []
     for layout, place in places:
@@ -148,7 +143,7 @@ def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Repor
         except NoSplit as error:
             absent.append(error)
     if absent:
-        raise ValueError(str(absent[0])) if parts else absent[0]
+        raise ValueError(str(absent[0])) if parts and split not in ("train", "val") else absent[0]
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 
@@ -283,6 +278,8 @@ def _check_overlap(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[
         shared = how_images_are_shared(datasets["train"], datasets["val"])
         if shared.all:
             yield fault("same images", where, "train and val", f"{shared.sentence}. {ALLOW_SAME}")
+        if versions := how_versions_are_shared(datasets["train"], datasets["val"]):
+            yield Finding("versions of an image in both splits", printable(where), "train and val", versions)
 
 
 def _describe(split: str, dataset: Dataset) -> SplitReport:

@@ -93,6 +93,13 @@ def families(names: Sequence[str], group: str = "") -> list[str]:
     return [key if sizes[key] <= LARGEST_FAMILY else f"{folder}/{stem}" for key, (folder, _, _), stem in pairs]
 
 
+def version_of(name: str) -> str:
+    """What a version that Roboflow made is one of; empty for other names."""
+    stem = _plain(name).rpartition("/")[2].rpartition(".")[0]
+    bare = ROBOFLOW.sub("", stem)
+    return bare.casefold() if bare != stem else ""
+
+
 def _plain(name: str) -> str:
     """The name as every system writes it."""
     return unicodedata.normalize("NFC", name.replace("\\", "/"))

@@ -7,6 +7,7 @@ import os
 from functools import cache
 
 from steadydetr.data.dataset import Dataset, FolderDataset, place_of
+from steadydetr.data.hold_out import version_of
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.data.shapes import ShapesDataset
 
@@ -31,6 +32,12 @@ def shared_images(first: Dataset, second: Dataset) -> list[int]:
         if _place(first, position) in places or (other is not None and _is_same_content(first, position, second, other)):
             found.append(position)
     return found
+
+
+def shared_versions(first: Dataset, second: Dataset) -> list[int]:
+    """The positions of the images in the first data set of which the second has another version by Roboflow, as their names tell."""
+    there = {version_of(second.index.file(position)) for position in range(len(second.index))} - {""}
+    return [position for position in range(len(first.index)) if there and version_of(first.index.file(position)) in there]
 
 
 def _place(dataset: Dataset, position: int) -> str:

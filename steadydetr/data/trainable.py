@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.overlap import shared_images
+from steadydetr.data.overlap import shared_images, shared_versions
 from steadydetr.data.transforms import Sample, TrainTransform, apply, seeded
 from steadydetr.files import counted, listed, one_line, printable
 from steadydetr.lazy import np, torch
@@ -38,6 +38,17 @@ def how_images_are_shared(train: Dataset, val: Dataset) -> SharedImages:
     how_many = "all images" if len(shared) == total else f"{len(shared)} of the {counted(total, 'image')}"
     first = listed((printable(val.index.file(position)) for position in shared), 3)
     return SharedImages(f"{how_many} to validate on are trained on too: {first}", len(shared) == total)
+
+
+def how_versions_are_shared(train: Dataset, val: Dataset) -> str:
+    """The images to validate on of which other versions are trained on, in a sentence; empty if there are none."""
+    shared = shared_versions(val, train)
+    if not shared:
+        return ""
+    first = listed((printable(val.index.file(position)) for position in shared), 3)
+    return (
+        f"of {len(shared)} of the {counted(len(val.index), 'image')} to validate on other versions are trained on, by their names: {first}"
+    )
 
 
 def check_transform(transform: TrainTransform, channels: int) -> None:

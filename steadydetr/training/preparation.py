@@ -29,6 +29,7 @@ from steadydetr.data.trainable import (
     check_transform,
     how_classes_differ,
     how_images_are_shared,
+    how_versions_are_shared,
     look_normalised,
     smaller_than_a_pixel,
     why_no_object,
@@ -220,8 +221,8 @@ def open_both(
         for part in (*parts_of(train_data), *parts_of(val_data)):
             if isinstance(part, FolderDataset):
                 part.check_files()
-    if shared.sentence:
-        say(shared.sentence)
+    for sentence in filter(None, (shared.sentence, how_versions_are_shared(opened.train, opened.val))):
+        say(sentence)
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
     for sentence in object_remarks(recipe, train_data, val_data, bool(opened.divisions)):
