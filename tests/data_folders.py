@@ -27,8 +27,10 @@ XML = (
 
 
 def picture(path: Path, size: tuple[int, int] = (8, 6), **options: Any) -> Path:
+    """A grey picture; how grey, its folder tells, so that splits do not have the same pictures."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(path, **options)
+    grey = 90 + sum(path.parent.name.encode()) % 30
+    Image.fromarray(np.full((size[1], size[0], 3), grey, np.uint8)).save(path, **options)
     return path
 
 

@@ -390,7 +390,7 @@ def test_lists_that_cannot_be_used_are_named(content: bytes, tmp_path: Path) -> 
 
 def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
     """Two files for a split, no split to validate on, other classes in it."""
-    coco_folder(tmp_path / "a")
+    coco_folder(tmp_path / "a", coco_with(images=COCO["images"][:1], annotations=COCO["annotations"][:1]))
     assert {f.kind for f in check_data(tmp_path / "a").findings} == {"missing split"}
     coco_folder(tmp_path / "b", coco_with(category={"name": "washer"}), ("train", "val"))
     coco_folder(tmp_path / "b")

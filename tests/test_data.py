@@ -88,8 +88,8 @@ def test_voc_counts_pixels_from_one(tmp_path: Path) -> None:
     assert index.classes == ("ape", "zebra") and index.image_ids.tolist() == [1, 2]
     assert index.boxes_xyxy[0].tolist() == [0, 0, 10, 20] and index.difficult.tolist() == [True, False] * 2
     assert for_training(open_data(tmp_path, "train"))[1] == 2
-    with pytest.raises(ValueError, match="no split 'val'; ImageSets/Main holds test, train"):
-        open_data(tmp_path, "val")
+    with pytest.raises(ValueError, match="no split 'minival'; ImageSets/Main holds test, train"):
+        open_data(tmp_path, "minival")
 
 
 def test_voc_years_and_joined_data(tmp_path: Path) -> None:
@@ -151,7 +151,8 @@ def test_check_names_every_kind(tmp_path: Path) -> None:
     (tmp_path / "train2017/train2.png").write_bytes(b"not an image")
     for split in ("val",):
         names = json.loads((tmp_path / f"annotations/instances_{split}2017.json").read_text())
-        names["images"][0]["file_name"] = "train0.png"
+        names["images"][0]["file_name"] = "train0.png"  # of another size, so another picture
+        names["images"][1]["file_name"] = "../train2017/train0.png"
         Image.fromarray(np.zeros((41, 60, 3), np.uint8)).save(tmp_path / "val2017/train0.png")
         (tmp_path / f"annotations/instances_{split}2017.json").write_text(json.dumps(names))
     report = check_data(tmp_path)

@@ -150,7 +150,8 @@ def test_tables_outside_the_data_folder_are_read_only_if_allowed(saved: str, tmp
         (root / "train.parquet").symlink_to(tmp_path / "elsewhere" / "data" / "train-00000-of-00001.parquet")
     with pytest.raises(ValueError, match="outside the data folder"):
         open_data(root)
-    assert len(open_data(root, "train", Limits(outside="allow")).index) == len(ITEMS["train"])
+    split = "all" if saved == "disk" else "train"
+    assert len(open_data(root, split, Limits(outside="allow")).index) == len(ITEMS["train"])
 
 
 @pytest.mark.parametrize("words", ["bbox=cxcywh", "bbox", "colour=red"])
@@ -186,3 +187,37 @@ def test_without_a_network_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(ValueError, match=r"owner/name cannot be loaded: .*Without a network: save it elsewhere with save_to_disk"):
         open_data("hf:owner/name")
     assert asked == [True] and not constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE  # as they were before
+
+
+def test_rows_of_two_splits_are_the_same_image_only_by_their_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row without a name is called by its number, which is the same in every split."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install steadydetr[hf]")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def save(name: str, val: list[int]) -> Path:
+        """Grey pictures, named by how grey they are."""
+        features = {"image": datasets.Image(), "objects": {"bbox": datasets.List(datasets.List(datasets.Value("float64")))}}
+        features["objects"]["category"] = datasets.List(datasets.ClassLabel(names=["nut"]))
+        found = {}
+        for split, greys in (("train", [1, 2, 3]), ("validation", val)):
+            pictures = [io.BytesIO() for _ in greys]
+            for grey, file in zip(greys, pictures, strict=True):
+                Image.fromarray(np.full((6, 8, 3), grey, np.uint8)).save(file, "PNG")
+            rows = [{"image": {"bytes": f.getvalue()}, "objects": {"bbox": [[1, 1, 3, 3]], "category": [0]}} for f in pictures]
+            found[split] = datasets.Dataset.from_list(rows, features=datasets.Features(features))
+        datasets.DatasetDict(found).save_to_disk(tmp_path / name)
+        return tmp_path / name
+
+    assert "image in both splits" not in {finding.kind for finding in check_data(save("other", [4, 5])).findings}
+    shared = [finding for finding in check_data(save("shared", [4, 2])).findings if finding.kind == "image in both splits"]
+    assert [(finding.file, finding.entry) for finding in shared] == [("row 1", "train and val")]
+
+
+def test_a_table_without_splits_is_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="needs the extra: pip install steadydetr[hf]")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tables()["train"].save_to_disk(tmp_path / "table")
+    whole, train, val = (open_data(tmp_path / "table", split) for split in ("all", "train", "val"))
+    assert len(train.index) + len(val.index) == len(whole.index) == len(ITEMS["train"]) and len(val.index)
+    position = next(i for i in range(len(whole.index)) if whole.index.file(i) == val.index.file(0))
+    assert (val.load_image(0) == whole.load_image(position)).all()

@@ -230,8 +230,8 @@ def test_splits_may_be_called_as_the_place_calls_them(tmp_path: Path) -> None:
 def test_places_that_are_not_split_say_so(tmp_path: Path) -> None:
     for name in ("YOLO of Label Studio", "VOC of labelImg", "CVAT", "COCO of Label Studio"):
         export(name, tmp_path / name)
-        with pytest.raises(NoSplit, match="is not split, so it has no split 'train': all its images are the split 'all'"):
-            open_data(tmp_path / name)
+        with pytest.raises(NoSplit, match="is not split, so it has no split 'test': all its images are the split 'all'"):
+            open_data(tmp_path / name, "test")
 
 
 def test_paths_of_another_machine_are_told(tmp_path: Path) -> None:

@@ -354,8 +354,8 @@ def test_turned_rectangles_of_label_studio_become_boxes(tmp_path: Path) -> None:
     label_studio_with(tmp_path, *turned)
     half = 2**-0.5
     expected = [[80, 50, 100, 110], [100 - 20 * half, 50, 100 + 60 * half, 50 + 80 * half], [100, 50, 160, 70]]
-    assert boxes(tmp_path) == [pytest.approx(box, abs=1e-4) for box in expected]
-    assert remarks(tmp_path)["shapes that become boxes"] == of_shapes(BOXED, "task 1", "2 rotated rectangle")
+    assert boxes(tmp_path, "all") == [pytest.approx(box, abs=1e-4) for box in expected]
+    assert remarks(tmp_path, "all")["shapes that become boxes"] == of_shapes(BOXED, "task 1", "2 rotated rectangle")
 
 
 def test_other_shapes_of_label_studio(tmp_path: Path) -> None:
@@ -369,8 +369,8 @@ def test_other_shapes_of_label_studio(tmp_path: Path) -> None:
         {"type": "choices", "value": {"choices": ["sharp"]}},
         {"type": "relation", "from_id": "a", "to_id": "b", "direction": "right"},
     )
-    assert boxes(tmp_path) == [[20, 10, 60, 50], [80, 30, 120, 70], [90, 30, 110, 70]]
-    assert remarks(tmp_path) == {
+    assert boxes(tmp_path, "all") == [[20, 10, 60, 50], [80, 30, 120, 70], [90, 30, 110, 70]]
+    assert remarks(tmp_path, "all") == {
         "shapes that become boxes": of_shapes(BOXED, "task 1", "1 polygon", "2 ellipse"),
         "shapes left out": of_shapes(LEFT_OUT, "task 1", "1 brush stroke", "1 key point"),
     }
@@ -385,15 +385,15 @@ def test_which_annotation_of_several_is_taken(tmp_path: Path) -> None:
     def with_annotations(*annotations: dict[str, Any]) -> list[list[float]]:
         prediction = {"result": [rectangle(PHOTO, "bolt", 90, 0, 95, 10)], "score": 0.9}
         label_studio_with(tmp_path, annotations=list(annotations), predictions=[prediction], drafts=[prediction])
-        return boxes(tmp_path)
+        return boxes(tmp_path, "all")
 
     early, late = {"updated_at": "2024-01-01T00:00:00Z"}, {"updated_at": "2024-05-01T00:00:00Z"}
     assert with_annotations(annotation(1, **early), annotation(2, **late)) == [[2, 0, 12, 10]]
     assert with_annotations(annotation(2, **late), annotation(1, **early)) == [[2, 0, 12, 10]]
-    assert "ground truth is taken, else the one updated last" in remarks(tmp_path)["several annotations"]
+    assert "ground truth is taken, else the one updated last" in remarks(tmp_path, "all")["several annotations"]
     assert with_annotations(annotation(1, ground_truth=True, **early), annotation(2, **late)) == [[1, 0, 11, 10]]
     assert with_annotations(annotation(1, **early), annotation(2, was_cancelled=True, **late)) == [[1, 0, 11, 10]]
-    assert open_data(tmp_path).index.classes == ("nut",) and "several annotations" not in remarks(tmp_path)
+    assert open_data(tmp_path, "all").index.classes == ("nut",) and "several annotations" not in remarks(tmp_path, "all")
     with pytest.raises(ValueError, match=r"export\.json has no annotated image that can be used"):
         with_annotations(annotation(1, was_cancelled=True))
 
@@ -402,8 +402,8 @@ def test_tasks_that_nobody_has_annotated_are_left_out(tmp_path: Path) -> None:
     pictures(tmp_path, [PHOTO])
     tasks = [task(1, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)]), task(2, PHOTO, [], annotations=[]), task(3, PHOTO, [])]
     (tmp_path / "export.json").write_text(json.dumps(tasks))
-    assert open_data(tmp_path).index.counts.tolist() == [1, 0]  # the last was looked at, and has no object
-    assert remarks(tmp_path)["tasks left out"].startswith("1 tasks without annotation")
+    assert open_data(tmp_path, "all").index.counts.tolist() == [1, 0]  # the last was looked at, and has no object
+    assert remarks(tmp_path, "all")["tasks left out"].startswith("1 tasks without annotation")
 
 
 ADDRESSES = {
@@ -424,7 +424,7 @@ def test_images_of_label_studio_are_found_by_their_addresses(address: str, tmp_p
         picture(tmp_path / file, PHOTO.size)
     content = [task(1, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)], data={"image": address})]
     (tmp_path / "export.json").write_text(json.dumps(content))
-    assert open_data(tmp_path).index.file(0) == ADDRESSES[address]
+    assert open_data(tmp_path, "all").index.file(0) == ADDRESSES[address]
 
 
 def test_two_images_that_an_address_could_mean(tmp_path: Path) -> None:
@@ -433,7 +433,7 @@ def test_two_images_that_an_address_could_mean(tmp_path: Path) -> None:
     content = [task(7, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)], data={"image": "s3://bucket/photo.png"})]
     (tmp_path / "export.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"task 7: 'photo\.png' could be 'a/photo\.png', 'b/photo\.png': rename the files"):
-        open_data(tmp_path)
+        open_data(tmp_path, "all")
 
 
 LABEL_STUDIO_FAULTS: dict[str, tuple[Any, str]] = {
@@ -456,7 +456,7 @@ def test_faults_of_label_studio_are_named(kind: str, tmp_path: Path) -> None:
     pictures(tmp_path, [PHOTO])
     (tmp_path / "export.json").write_text(json.dumps([*tasks, task(2, PHOTO, [rectangle(PHOTO, "nut", 1, 1, 9, 9)])]))
     with pytest.raises(ValueError, match=rf"export\.json: .*{message}"):
-        open_data(tmp_path)
+        open_data(tmp_path, "all")
     report = check_data(tmp_path, ("train",))
     assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
 
@@ -478,11 +478,11 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
         shape("edge", "linestrip", (1, 1), (5, 5)),
         shape("corner", "point", (1, 1)),
     )
-    dataset = open_data(tmp_path)
+    dataset = open_data(tmp_path, "all")
     expected = [[10, 20, 30, 40], [10, 10, 30, 50.5], [45, 45, 55, 55], [0, 0, 20, 20], [5, 6, 8, 9]]
     assert dataset.index.boxes_xyxy.tolist() == expected and dataset.index.classes == ("nut",)
     assert dataset.index.difficult.tolist() == [True, False, False, False, False]
-    found = remarks(tmp_path)
+    found = remarks(tmp_path, "all")
     assert set(found) == {"shapes that become boxes", "shapes left out"}
     counted = re.findall(r"(\d shapes of the kind \w+) are taken as the boxes around them", found["shapes that become boxes"])
     assert counted == [f"1 shapes of the kind {kind}" for kind in ("polygon", "circle", "oriented_rectangle", "mask")]
@@ -500,9 +500,9 @@ def test_images_of_labelme_lie_where_the_file_says_or_beside_it(tmp_path: Path) 
     (tmp_path / "labels" / "a.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="..\\images\\a.png")))
     (tmp_path / "labels" / "b.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="/home/me/b.png")))
     (tmp_path / "labels" / "c.json").write_text(json.dumps(labelme_file(PHOTO, nut, imagePath="renamed.png", imageHeight=None)))
-    index = open_data(tmp_path).index
+    index = open_data(tmp_path, "all").index
     assert [index.file(i) for i in range(3)] == ["images/a.png", "labels/b.png", "labels/c.jpeg"] and index.sizes[2].tolist() == [100, 200]
-    assert remarks(tmp_path)["images left out"].startswith("1 images, the first is images/without.png: they have no annotation file")
+    assert remarks(tmp_path, "all")["images left out"].startswith("1 images, the first is images/without.png: they have no annotation file")
 
 
 LABELME_FAULTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -526,7 +526,7 @@ def test_faults_of_labelme_are_named(kind: str, tmp_path: Path) -> None:
     if kind == "outside":
         (tmp_path / "photo.json").write_text(json.dumps(labelme_file(PHOTO, [], imagePath="x.png")))
     with pytest.raises(ValueError, match=rf"other\.json.*{message}"):
-        open_data(tmp_path)
+        open_data(tmp_path, "all")
     report = check_data(tmp_path, ("train",))
     assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
 

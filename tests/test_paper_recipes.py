@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from steadydetr.data.hold_out import HoldOut
 from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.limits import Limits
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation
@@ -77,7 +78,8 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
             assert ours == value, f"{path} of {name} is {ours}, but {TABLE['sources'][source]} has {value}"
 
 
-NEUTRAL: dict[str, Any] = {  # what training on from weights has options for, and papers do not use
+NEUTRAL: dict[str, Any] = {  # what there are options for, and papers do not use
+    "detector.backbone.image_channels": 3,
     "training.encoder_lr_factor": 1.0,
     "training.epoch_steps": 0,
     "training.freeze": [],
@@ -90,10 +92,10 @@ NEUTRAL: dict[str, Any] = {  # what training on from weights has options for, an
 def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
     """Down to the last field, save what only says how a run is logged and kept."""
     ours = {
-        *(f"data.{field.name}" for field in fields(Limits)),
+        *(f"data.{field.name}" for field in (*fields(Limits), *fields(HoldOut))),
         *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
-        *(f"data.{field}" for field in ("workers", "timeout", "unreadable")),
+        *(f"data.{field}" for field in ("workers", "timeout", "unreadable", "same_images")),
         "detector.transformer.checkpointing",
     }
     missing = {path for path in leaves(find(name)) if path not in ours | NEUTRAL.keys()} - sources(name).keys()

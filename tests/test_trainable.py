@@ -227,7 +227,7 @@ def test_unreadable_images_are_left_out_by_name_if_asked(workers: int, how: Call
     left_out = unreadable_of_both(recipe, sentences.append)
     assert left_out == ({0}, set()) and sentences[0].endswith("-train: 1 of 2 images are left out, which cannot be read:")
     assert "train/1.png" in sentences[1] and len(sentences) == 2
-    train, val = open_both(recipe, print, left_out)
+    train, val, _ = open_both(recipe, print, left_out)
     assert train.index.image_ids.tolist() == [2] and train.load_image(0).shape == (6, 8, 3) and len(val.index) == 2
     assert unreadable_of_both(recipe_for(tmp_path), print) == (set(), set())
     break_image(tmp_path, "train", 2, how)

@@ -17,8 +17,9 @@ from torch import Tensor
 from steadydetr.checkpoints.class_names import ClassMatch, Pairs, match_classes
 from steadydetr.checkpoints.weights import TrainedWeights
 from steadydetr.detectors import Detector, DetectorConfig
-from steadydetr.files import listed, printable
+from steadydetr.files import counted, listed, printable
 from steadydetr.finite import where_not_finite
+from steadydetr.nn.backbone import adapt_input
 
 LEVEL_LISTS = ("neck.convs", "neck.norms")  # lists of modules with one for each level
 DECODER_LISTS = ("decoder.layers", "decoder.class_heads", "decoder.box_heads")  # and for each stage of the decoder
@@ -97,7 +98,7 @@ def transfer(
     sides = Sides(detector, config, untrained(there.detector, len(there.classes)), there.detector)
     queries = query_rows(sides)
     rows = class_rows(sides, match.pairs) | queries | level_rows(sides)
-    taken, wrong = fitting(sides, named_as_here(sides, weights.state), rows)
+    taken, wrong = fitting(sides, in_image_channels(sides, named_as_here(sides, weights.state)), rows)
     allowed = [name for name in wrong if any(name == part or name.startswith(f"{part}.") for part in partial)]
     refuse({name: what for name, what in wrong.items() if name not in allowed}, detector, weights)
     if not_finite := where_not_finite(taken):
@@ -106,7 +107,7 @@ def transfer(
     here = detector.state_dict().keys()
     return Transfer(
         match if by_name else replace(match, dropped=there.classes),
-        [*query_remarks(sides, bool(queries)), *level_remarks(sides), *stage_remarks(sides)],
+        [*channel_remarks(sides), *query_remarks(sides, bool(queries)), *level_remarks(sides), *stage_remarks(sides)],
         [name for name in allowed if name in here],
         [name for name in allowed if name not in here],
     )
@@ -184,6 +185,11 @@ class Sides:
         """The numbers of queries here and there, if they differ."""
         here, there = self.config.queries, self.config_there.queries
         return None if here is None or there is None or here == there else (here, there)
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Those of images, here and there."""
+        return self.config.image_channels, self.config_there.image_channels
 
     @property
     def has_other_levels(self) -> bool:
@@ -266,6 +272,22 @@ def stage_remarks(sides: Sides) -> Iterator[str]:
     for parts, (here, there) in sides.stages.items():
         if here is not None and there is not None and here < there and parts.endswith("layers"):
             yield f"the first {here} of {there} {parts.replace('.', ' ')} are kept"
+
+
+def in_image_channels(sides: Sides, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, of which the first convolution is adapted where the images have another number of channels here."""
+    here, there = sides.channels
+    if here == there:
+        return state
+    larger = grown(sides.here, untrained(sides.config.with_image_channels(here + 1), sides.here.num_classes))
+    return state | {name: adapt_input(state[name], here) for name in larger if name in state and state[name].ndim == 4}
+
+
+def channel_remarks(sides: Sides) -> Iterator[str]:
+    here, there = sides.channels
+    if here != there:
+        how = "are summed" if here == 1 else "are repeated or cut in their order, and scaled to about the same sum"
+        yield f"images of {counted(here, 'channel')} instead of {there}: the weights of the first convolution {how}"
 
 
 def named_as_here(sides: Sides, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

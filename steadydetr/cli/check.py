@@ -14,6 +14,7 @@ from rich.table import Table
 
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.files import counted, printable, refuse_existing, write_json
 from steadydetr.limits import Limits
 
@@ -42,6 +43,7 @@ class CheckArguments:
     """JSON file for every finding; the console shows the first of each kind."""
     overwrite: Overwrite = False
     """Replace --output if it is there."""
+    hold_out: Annotated[HoldOut, tyro.conf.arg(name="")] = DEFAULT_HOLD_OUT
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits()
 
 
@@ -50,7 +52,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.data.check import check_data
 
     refuse_existing(arguments.output, arguments.overwrite)
-    report = check_data(arguments.data, arguments.splits, limits=arguments.limits)
+    report = check_data(arguments.data, arguments.splits, limits=arguments.limits, hold_out=arguments.hold_out)
     PlainConsole(soft_wrap=True, highlight=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))
@@ -74,6 +76,7 @@ def render(report: CheckReport, limit: int = 20) -> RenderableType:
         parts.append(classes)
     for kind in dict.fromkeys(finding.kind for finding in report.findings):
         parts.append(_render_kind([finding for finding in report.findings if finding.kind == kind], limit))
+    parts += report.held_out
     parts.append(_verdict(report))
     return Group(*parts)
 

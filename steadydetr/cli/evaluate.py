@@ -59,8 +59,9 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.metrics.table import CLASS_METRICS, METRICS, percent
     from steadydetr.tools.evaluate import evaluate_checkpoint
 
-    evaluation = evaluate_checkpoint(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)})
-    console = PlainConsole()
+    console = PlainConsole(soft_wrap=True)
+    options = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
+    evaluation = evaluate_checkpoint(**options, say=console.print)
     at_ious = [iou_metrics(iou) for iou in arguments.iou]
     numbers = {metric.name: metric.label for metric in (*METRICS, *(overall for overall, _ in at_ious)) if metric.name in evaluation.values}
     by_class = {metric.name: metric.label for metric in (*CLASS_METRICS, *(each for _, each in at_ious))}

@@ -12,6 +12,7 @@ import types
 from abc import ABCMeta
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from itertools import takewhile
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
@@ -59,10 +60,25 @@ def choose(recipe: Recipe, words: Sequence[str]) -> tuple[Recipe, list[str]]:
 
     Raises ValueError for a part that does not exist, with the nearest one.
     """
+    words = _with_image_channels(words)
     left = [part for word in words for part in (word.split("=", 1) if word.startswith("--") else [word])]
     recipe, taken = _exchange(recipe, left)
     _check_flags(recipe, left)
     return (recipe, left) if taken else (recipe, list(words))
+
+
+def _with_image_channels(words: Sequence[str]) -> list[str]:
+    """The words, in which `--detector.backbone.channels 1` is short for image-channels.
+
+    Several numbers are the widths of a small backbone (D-145).
+    """
+    found = list(words)
+    for at, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        numbers = [value] if equals else list(takewhile(str.isdigit, words[at + 1 :]))
+        if name == "--detector.backbone.channels" and len(numbers) == 1:
+            found[at] = f"--detector.backbone.image-channels{equals}{value}"
+    return found
 
 
 def _exchange(recipe: Recipe, left: list[str]) -> tuple[Recipe, bool]:

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
+from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import ENCODING, DataLayout, Finding, NoSplit, Report, fault
-from steadydetr.data.opening import joined_places, layout_of
-from steadydetr.data.trainable import NORMALISED, alike_classes, how_classes_differ, look_normalised, why_no_object
+from steadydetr.data.layouts import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault
+from steadydetr.data.opening import joined_places, layout_of, open_train_and_val
+from steadydetr.data.overlap import shared_images
+from steadydetr.data.trainable import (
+    ALLOW_SAME,
+    NORMALISED,
+    alike_classes,
+    how_classes_differ,
+    how_images_are_shared,
+    how_versions_are_shared,
+    look_normalised,
+    why_no_object,
+)
 from steadydetr.files import printable
 from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
@@ -41,6 +53,7 @@ class SplitReport:
 class CheckReport:
     splits: tuple[SplitReport, ...]
     findings: tuple[Finding, ...]
+    held_out: tuple[str, ...] = ()  # how data without a split to validate on were divided, in sentences
 
     @property
     def fatal(self) -> bool:
@@ -53,28 +66,31 @@ class CheckReport:
 
 
 def check_data(
-    where: str | Path, splits: tuple[str, ...] = ("train", "val", "test"), workers: int = 4, limits: Limits = DEFAULT_LIMITS
+    where: str | Path,
+    splits: tuple[str, ...] = ("train", "val", "test"),
+    workers: int = 4,
+    limits: Limits = DEFAULT_LIMITS,
+    hold_out: HoldOut = DEFAULT_HOLD_OUT,
 ) -> CheckReport:
     """Inspect every split that is there: annotations, every image file, and what the splits have in common.
 
+    Args:
+        hold_out: how data are divided that bring no split to validate on, as `train` divides them.
+
     Raises ValueError where no layout or no split of `where` can be recognised.
     """
+    findings, held_out = list[Finding](), list[str]()
     places = [(layout_of(place, limits), place) for place in joined_places(where)]
-    findings: list[Finding] = []
-    datasets: dict[str, Dataset] = {}
-    absent: dict[str, NoSplit] = {}
-    for split in splits:
-        try:
-            datasets[split] = _inspect(places, split, findings.append)
-        except NoSplit as error:
-            absent[split] = error
-        except (ValueError, OSError) as error:
-            findings.append(fault("unreadable split", where, split, str(error)))
+    datasets, absent = _open_splits(where, places, splits, findings.append)
+    asked = [split for split in ("train", "val") if split in splits]
+    if absent.keys() & set(asked) and "val" not in datasets and all(split in datasets or split in absent for split in asked):
+        config = DataConfig(source=str(where), **asdict(limits), **asdict(hold_out))
+        datasets |= _divide(config, asked, findings.append, held_out.append)
+        if not datasets:  # so that what is wrong with all images is found
+            datasets |= _open_splits(where, places, (ALL,), findings.append)[0]
     if not datasets and not findings and absent:
         raise next(iter(absent.values()))
-    if "train" in datasets and "val" in absent:
-        findings.append(fault("missing split", where, "val", f"training needs a split to validate on: {absent['val']}"))
-    elif "train" in absent:  # a set to evaluate on may have none
+    if "train" in absent and not {"train", ALL} & datasets.keys():  # a set to evaluate on may have none
         findings.append(Finding("missing split", printable(where), "train", printable(f"there is none to train on: {absent['train']}")))
     if not any(finding.fatal for finding in findings):  # otherwise their entries may be the objects
         findings += [finding for split, dataset in datasets.items() for finding in _check_objects(split, dataset)]
@@ -84,12 +100,41 @@ def check_data(
             if isinstance(part, FolderDataset):
                 findings += _check_images(part, workers)
     findings += _check_classes(where, datasets)
-    findings += _check_overlap(datasets)
-    return CheckReport(tuple(_describe(split, d) for split, d in datasets.items()), tuple(dict.fromkeys(findings)))
+    findings += _check_overlap(where, datasets)
+    described = tuple(_describe(split, datasets[split]) for split in (*splits, ALL) if split in datasets)
+    return CheckReport(described, tuple(dict.fromkeys(findings)), tuple(held_out))
+
+
+def _open_splits(
+    where: str | Path, places: Sequence[tuple[DataLayout, str]], splits: Sequence[str], report: Report
+) -> tuple[dict[str, Dataset], dict[str, NoSplit]]:
+    """The splits that are there, without the entries that are reported, and why others are not."""
+    datasets, absent = dict[str, Dataset](), dict[str, NoSplit]()
+    for split in splits:
+        try:
+            datasets[split] = _inspect(places, split, report)
+        except NoSplit as error:
+            absent[split] = error
+        except (ValueError, OSError) as error:
+            report(fault("unreadable split", where, split, str(error)))
+    return datasets, absent
+
+
+def _divide(config: DataConfig, splits: Sequence[str], report: Report, say: Callable[[str], None]) -> dict[str, Dataset]:
+    """Of these splits those to train and to validate on, where data are divided for that, as `say` is told."""
+    try:
+        both = open_train_and_val(config, report, say)
+    except NoSplit:  # which is told of each split
+        return {}
+    except (ValueError, OSError) as error:
+        report(fault("missing split", config.source, "val", str(error)))
+        return {}
+    return {split: getattr(both, split) for split in splits}
 
 
 def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Report) -> Dataset:
-    """The split of joined places, without the entries that are reported. NoSplit where none of them has it."""
+    """The split of joined places, without the entries that are reported. NoSplit where one that can be made of others is missing in any of
+    them, or another in all."""
     parts: list[Dataset] = []
     absent: list[NoSplit] = []
     for layout, place in places:
@@ -98,7 +143,7 @@ def _inspect(places: Sequence[tuple[DataLayout, str]], split: str, report: Repor
         except NoSplit as error:
             absent.append(error)
     if absent:
-        raise ValueError(str(absent[0])) if parts else absent[0]
+        raise ValueError(str(absent[0])) if parts and split not in ("train", "val") else absent[0]
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 
@@ -218,21 +263,23 @@ def _check_classes(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[
             yield found if {first, split} == {"train", "val"} else replace(found, kind="other classes", fatal=False)
 
 
-def _check_overlap(datasets: dict[str, Dataset]) -> Iterator[Finding]:
+def _check_overlap(where: str | Path, datasets: dict[str, Dataset]) -> Iterator[Finding]:
     """Findings for images that a split lists twice, or two splits, whose metric would then count images that were trained on."""
-    split_of: dict[str, str] = {}
-    for split, dataset in datasets.items():
-        here = set[str]()
+    for number, (split, dataset) in enumerate(datasets.items()):
         for part in parts_of(dataset):
-            if isinstance(part, FolderDataset):
-                files = Counter(os.path.normpath(part.index.file(position)) for position in range(len(part.index)))
-                here |= files.keys()
-                for file in (file for file, times in files.items() if times > 1):
-                    yield Finding("image listed twice", printable(file), part.name, "it counts as often as it is listed")
-        for file in sorted(here & split_of.keys()):
-            entry = f"{split_of[file]} and {split}"
-            yield Finding("image in both splits", printable(file), entry, "the metric would count training images")
-        split_of |= dict.fromkeys(here - split_of.keys(), split)
+            files = Counter(os.path.normpath(part.index.file(position)) for position in range(len(part.index)))
+            for file in (file for file, times in files.items() if times > 1):
+                yield Finding("image listed twice", printable(file), part.name, "it counts as often as it is listed")
+        for earlier in list(datasets)[:number]:
+            for position in shared_images(dataset, datasets[earlier]):
+                file = printable(os.path.normpath(dataset.index.file(position)))
+                yield Finding("image in both splits", file, f"{earlier} and {split}", "the metric would count training images")
+    if {"train", "val"} <= datasets.keys():
+        shared = how_images_are_shared(datasets["train"], datasets["val"])
+        if shared.all:
+            yield fault("same images", where, "train and val", f"{shared.sentence}. {ALLOW_SAME}")
+        if versions := how_versions_are_shared(datasets["train"], datasets["val"]):
+            yield Finding("versions of an image in both splits", printable(where), "train and val", versions)
 
 
 def _describe(split: str, dataset: Dataset) -> SplitReport:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from steadydetr.data.hold_out import HoldOut
 from steadydetr.data.transforms import DetrTransform, EvalTransform, ShortestSide, TrainTransform
 from steadydetr.kinds import changeable, register
 from steadydetr.limits import Limits
@@ -13,13 +14,16 @@ from steadydetr.limits import Limits
 
 @register("data")
 @dataclass(frozen=True)
-class DataConfig(Limits):
+class DataConfig(Limits, HoldOut):
     """What is trained and evaluated on, what may be read of it, and how it is prepared."""
 
     source: str = changeable("shapes")  # folder, `shapes`, or several joined by +
     val_source: str = changeable("")  # where validation images come from, if from another place
     train_split: str = "train"
     val_split: str = "val"
+    same_images: Literal["refuse", "allow"] = changeable(
+        "refuse"
+    )  # validation on the images of training: whether they can be learned at all
     transform: TrainTransform = DetrTransform()
     resize: EvalTransform = ShortestSide()
     filter_empty: bool = False  # leave out training images without objects
@@ -29,7 +33,10 @@ class DataConfig(Limits):
     timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        Limits.__post_init__(self)
+        HoldOut.__post_init__(self)
+        if self.same_images not in ("refuse", "allow"):
+            raise ValueError(f"data.same_images = {self.same_images!r} must be refuse or allow")
         if self.workers < 0:
             raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
         if self.unreadable not in ("error", "skip"):

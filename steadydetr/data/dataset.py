@@ -6,13 +6,14 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, remark
+from steadydetr.data.images import Decoded, decode_picture, remark, to_channels
 from steadydetr.data.index import AnnotationIndex, join_indices
+from steadydetr.data.picture_inputs import Encoded
 from steadydetr.files import printable
 from steadydetr.lazy import np
 
@@ -37,13 +38,16 @@ class FolderDataset:
     folder: Path  # what the index's file names are relative to
     name: str
     source: DataFolder | None = None  # the data folder, in which the files must lie, and its limits; `folder` if not given
+    alpha: bool = False  # whether images are RGBA
+
+    in_files: ClassVar[bool] = True  # each image is a file
 
     @property
     def data_folder(self) -> DataFolder:
         return self.source or DataFolder(self.folder)
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
-        """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
+        """RGB [H, W, 3], or RGBA; an unreadable file is a ValueError that names it."""
         try:
             decoded = self.picture(position)
             remark(self.folder / self.index.file(position), decoded)
@@ -53,7 +57,13 @@ class FolderDataset:
 
     def picture(self, position: int) -> Decoded:
         """An image as its file has it; a ValueError names the file."""
-        return self.data_folder.picture(self.folder / self.index.file(position))
+        return decode_picture(self.image_file(position), self.data_folder.limits, self.alpha)
+
+    def image_file(self, position: int) -> Path | Encoded:
+        """The file of an image, which lies where it may be read, or else a ValueError says so."""
+        path = self.folder / self.index.file(position)
+        self.data_folder.check_inside(path)
+        return path
 
     def way_out(self, position: int) -> str:
         """How the path of an image leads out of the data folder; empty if it does not."""
@@ -90,6 +100,10 @@ class FolderDataset:
     def _boxes_fit(self, position: int, size: tuple[int, int]) -> bool:
         """Whether the boxes of an image end within this width and height, but for a pixel."""
         return bool((self.index.boxes_xyxy[self.index.rows(position)][:, 2:] <= np.add(size, 1)).all())
+
+    def take(self, positions: NDArray[np.int64], name: str) -> FolderDataset:
+        """Only the images at these positions, under another name."""
+        return replace(self, index=self.index.keep_images(positions), name=name)
 
     def check_files(self) -> None:
         """Raise ValueError where an image is not on disk, or lies where it may not be read.
@@ -132,7 +146,8 @@ class Subset:
         return self.source.name
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
-        return self.source.load_image(int(self.positions[position]))
+        source, place = place_of(self, position)
+        return source.load_image(place)
 
 
 @dataclass(frozen=True)
@@ -147,16 +162,75 @@ class JoinedDataset:
         return "+".join(part.name for part in self.parts)
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
-        for part in self.parts:
+        source, place = place_of(self, position)
+        return source.load_image(place)
+
+
+@dataclass(frozen=True)
+class InChannels:
+    """A data set whose images have another number of channels."""
+
+    source: Dataset
+    channels: int
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def index(self) -> AnnotationIndex:
+        return self.source.index
+
+    def load_image(self, position: int) -> NDArray[np.uint8]:
+        """[H, W, channels]."""
+        source, place = place_of(self.source, position)
+        if isinstance(source, FolderDataset) and self.channels == 4:
+            return replace(source, alpha=True).load_image(place)
+        return to_channels(source.load_image(place), self.channels)
+
+
+def in_channels(dataset: Dataset, channels: int) -> Dataset:
+    """The data set with images of so many channels. Raises ValueError where it has none such."""
+    if channels == 3:
+        return dataset
+    found = InChannels(dataset, channels)
+    if channels not in (1, 4):
+        found.load_image(0)
+    return found
+
+
+def place_of(dataset: Dataset, position: int) -> tuple[Dataset, int]:
+    """The data set on disk, or the generated one, that an image comes from, and its position there."""
+    if isinstance(dataset, Subset):
+        return place_of(dataset.source, int(dataset.positions[position]))
+    if isinstance(dataset, JoinedDataset):
+        for part in dataset.parts:
             if position < len(part.index):
-                return part.load_image(position)
+                return place_of(part, position)
             position -= len(part.index)
         raise IndexError(position)
+    return dataset, position
+
+
+def take_images(dataset: Dataset, positions: NDArray[np.int64], name: str) -> Dataset:
+    """Only the images at these positions, in ascending order, under another name where the data set can have one."""
+    if isinstance(dataset, FolderDataset):
+        return dataset.take(positions, name)
+    index = dataset.index.keep_images(positions)
+    if isinstance(dataset, JoinedDataset):
+        ends = np.cumsum([0, *(len(part.index) for part in dataset.parts)])
+        bounds = np.searchsorted(positions, ends)
+        parts = (
+            take_images(part, positions[low:high] - start, name)
+            for part, start, low, high in zip(dataset.parts, ends, bounds, bounds[1:], strict=False)
+        )
+        return JoinedDataset(index, tuple(parts))
+    return Subset(index, dataset, positions)
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:
     """The data sets on disk, or generated ones, that a data set takes its images from."""
-    if isinstance(dataset, Subset):
+    if isinstance(dataset, Subset | InChannels):
         return parts_of(dataset.source)
     return tuple(p for part in dataset.parts for p in parts_of(part)) if isinstance(dataset, JoinedDataset) else (dataset,)
 

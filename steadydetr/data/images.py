@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image, UnidentifiedImageError
 
-from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
+from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, as_pixels, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
 from steadydetr.lazy import np
@@ -29,6 +29,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 # how names of files of these formats end
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".pgm", ".ppm")
 ORIENTATION = 0x0112  # the EXIF tag
+BANDS_OF_TIFF = 277  # the tag SamplesPerPixel
 TURNS = {  # what its values ask for
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -51,15 +52,15 @@ _said = set[str]()
 class Decoded:
     """An image file as pixels, and what is remarkable about it."""
 
-    image: Image.Image  # RGB, turned as its EXIF orientation says
-    stored: Image.Image  # RGB, not turned
+    image: Image.Image  # RGB, or RGBA, turned as its EXIF orientation says
+    stored: Image.Image  # the same, not turned
     orientation: int  # of EXIF; 1: as it is stored
     cut: str = ""  # what the file lacks at its end
     scaled: str = ""  # how pixels of more than 8 bits became 8
 
 
-def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image:
-    """The RGB image in anything that `predict` takes: see `picture_inputs`.
+def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS, alpha: bool = False) -> Image.Image:
+    """The RGB image, or RGBA, in anything that `predict` takes: see `picture_inputs`.
 
     A file is turned as its EXIF orientation says; a Pillow image is not, because its owner sees it as it is.
 
@@ -68,13 +69,43 @@ def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         TypeError: it is nothing that could be an image.
     """
     if isinstance(image, Image.Image):
-        return _to_rgb(image)[0]
+        return _to_rgb(image, alpha)[0]
     if is_array(image):
-        return from_array(image)
+        return from_array(image, alpha)
     file = to_file(image, limits)
-    decoded = decode_picture(file, limits)
+    decoded = decode_picture(file, limits, alpha)
     remark(file, decoded)
     return decoded.image
+
+
+def open_pixels(image: Picture, channels: int = 3, limits: Limits = DEFAULT_LIMITS) -> NDArray[np.uint8]:
+    """The pixels [H, W, channels] of anything that `predict` takes; see `open_picture`."""
+    if is_array(image) and channels not in (1, 3, 4):
+        return as_pixels(image, channels)
+    return to_channels(np.asarray(open_picture(image, limits, channels == 4)), channels)
+
+
+def to_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Pixels [H, W, 3] as grey ones [H, W, 1], or opaque RGBA [H, W, 4]. Those that have so many channels stay as they are.
+
+    Raises:
+        ValueError: there is no way to have so many.
+    """
+    if pixels.shape[2] == channels:
+        return pixels
+    if pixels.shape[2] == 3 and channels == 1:
+        return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    if pixels.shape[2] == 3 and channels == 4:
+        return np.asarray(Image.fromarray(pixels).convert("RGBA"))
+    raise ValueError(
+        f"detector.backbone.image_channels = {channels}, but image files are read with 1 (grey), 3 (RGB) or 4 channels (RGBA): take one of"
+        " these, or a data layout of your own that gives others (docs/extending.md)"
+    )
+
+
+def as_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Pixels [H, W, C] as people look at them: of 3 or 4 channels red, green and blue, else the first one as grey."""
+    return Image.fromarray(np.ascontiguousarray(pixels[..., :3] if pixels.shape[2] in (3, 4) else pixels[..., 0])).convert("RGB")
 
 
 def remark(file: Path | Encoded, decoded: Decoded) -> None:
@@ -86,12 +117,17 @@ def remark(file: Path | Encoded, decoded: Decoded) -> None:
         logging.getLogger(__name__).warning("%s is read, but %s%s", printable(file), what, more)
 
 
-def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Decoded:
+def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS, alpha: bool = False) -> Decoded:
     """The pixels of an image file, however they are stored (D-100). Up to a third of its rows may be missing at its end.
+
+    Args:
+        alpha: RGBA instead of RGB.
 
     Raises ValueError for a file that is unreadable, larger than allowed, or damaged otherwise; names it.
     """
     with _opened(file, limits) as opened:
+        if alpha and opened.format == "TIFF" and opened.mode == "RGB" and opened.tag_v2.get(BANDS_OF_TIFF, 3) > 3:  # type: ignore[attr-defined]
+            raise ValueError("its fourth band is not called alpha (ExtraSamples 2), and would not be read: save it as RGBA, as PNG")
         orientation, cut, pixels = _orientation(opened), "", opened
         try:
             opened.load()
@@ -99,7 +135,7 @@ def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Dec
             if "truncated" not in str(error):
                 raise
             pixels, cut = _load_cut(file, error)
-        stored, scaled = _to_rgb(pixels)
+        stored, scaled = _to_rgb(pixels, alpha)
         turned = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
         return Decoded(turned, stored, orientation, cut, scaled)
 
@@ -203,12 +239,13 @@ def _decode_onto(content: bytes, value: float) -> tuple[Image.Image, NDArray[Any
     return opened, np.asarray(opened)
 
 
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
-    """The image as RGB of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
+def _to_rgb(image: Image.Image, alpha: bool = False) -> tuple[Image.Image, str]:
+    """The image as RGB or RGBA of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
+    mode = "RGBA" if alpha else "RGB"
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow asks for this step in between, with the same colours
-        return image.convert("RGB"), ""
+        return image.convert(mode), ""
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
@@ -218,4 +255,4 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
         low, high = 0.0, float(2 ** next(bits for bits in BITS if high < 2**bits) - 1)
     scaled = ((values - low) * (255 / max(high - low, 1e-30))).round().astype(np.uint8)
     kind = "floating-point numbers" if image.mode == "F" else "more than 8 bits"
-    return Image.fromarray(scaled).convert("RGB"), f"its pixels are {kind}: {low:g} .. {high:g} are scaled to 0 .. 255"
+    return Image.fromarray(scaled).convert(mode), f"its pixels are {kind}: {low:g} .. {high:g} are scaled to 0 .. 255"

@@ -4,36 +4,156 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import Dataset, join_data
-from steadydetr.data.layouts import DataLayout, Finding, Report, stop
+from steadydetr.data.division import Division, saved_division
+from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
+from steadydetr.data.layouts import ALL, DataLayout, Finding, NoSplit, Report, stop
 from steadydetr.data.reading import expanded
-from steadydetr.files import printable
+from steadydetr.files import counted, printable
 from steadydetr.kinds import options
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 MOST_SAID = 5  # remarks of one kind
 
 
+class Splits(NamedTuple):
+    """What is trained on and what is validated on, as they are in the data, and how places that are not split were divided for that."""
+
+    train: Dataset
+    val: Dataset
+    divisions: list[Division]
+
+
 def open_data(
-    where: str | Path, split: str = "train", limits: Limits = DEFAULT_LIMITS, say: Callable[[str], None] | None = None
+    where: str | Path,
+    split: str = "train",
+    limits: Limits = DEFAULT_LIMITS,
+    say: Callable[[str], None] | None = None,
+    hold_out: HoldOut = DEFAULT_HOLD_OUT,
+    divisions: Sequence[Division] = (),
 ) -> Dataset:
     """The data set behind a folder or the word `shapes`.
 
     Args:
         where: a folder or file of a layout that is known (docs/data.md), or that a plugin brings; `shapes[:option=value,...]`; several
             joined by `+`.
-        split: train, val, test or the name of any split that the place has; `all` where it is not split.
+        split: train, val, test or the name of any split that the place has; `all` where it is not split. Where it is not, train and val
+            are what `hold_out` makes of it; where only val is missing, val is what it holds out of train.
         limits: what may be read: whether files outside the folder, and how large.
         say: is told what is remarkable about the annotations, such as polygons of which the boxes are taken.
+        hold_out: how a place is divided where it has to be.
+        divisions: those of a run, which then count instead, also for the split that they divide.
 
     Raises:
         ValueError: the layout is not recognised or has no such split; says what was looked for and what is there.
     """
-    layouts = [(layout_of(place, limits), place) for place in joined_places(where)]
-    parts = [layout.inspect(place, split, telling(say)) if say else layout.open(place, split) for layout, place in layouts]
+    opener, parts = _Opener(telling(say) if say else stop, say, hold_out, divisions), list[Dataset]()
+    for place in joined_places(where):
+        parts.append(opener.one(layout_of(place, limits), place, split))
+    return _joined(parts)
+
+
+def open_train_and_val(
+    data: DataConfig, report: Report = stop, say: Callable[[str], None] | None = None, divisions: Sequence[Division] | None = None
+) -> Splits:
+    """The images to train on and those to validate on.
+
+    Args:
+        report: takes what is wrong or remarkable with entries.
+        say: is told how places were divided.
+        divisions: those of a run that goes on, since which no image may have been added; None: of no run.
+
+    Raises:
+        ValueError: as `open_data`.
+    """
+    opener = _Opener(report, say, data, divisions or (), goes_on=divisions is not None)
+    train, val, made = list[Dataset](), list[Dataset](), list[Division]()
+    for place in joined_places(data.source):
+        layout = layout_of(place, data)
+        if data.val_source:
+            train.append(opener.whole(layout, place, data.train_split)[0])
+        else:
+            both = opener.both(layout, place, data.train_split, data.val_split)
+            train.append(both.train)
+            val.append(both.val)
+            made += both.divisions
+    for place in joined_places(data.val_source) if data.val_source else ():
+        val.append(opener.whole(layout_of(place, data), place, data.val_split)[0])
+    return Splits(_joined(train), _joined(val), made)
+
+
+@dataclass(frozen=True)
+class _Opener:
+    """Opens places, and divides those that have to be."""
+
+    report: Report
+    say: Callable[[str], None] | None
+    hold_out: HoldOut
+    saved: Sequence[Division]  # of a run
+    goes_on: bool = False  # whether that run goes on
+
+    def one(self, layout: DataLayout, place: str, split: str) -> Dataset:
+        """A split of a place, or the part of it that would be trained or validated on where there is no such split."""
+        try:
+            found = layout.inspect(place, split, self.report)
+        except NoSplit:
+            if split not in ("train", "val"):
+                raise
+            both = self.divided(layout, place, "train")
+            return both.train if split == "train" else both.val
+        division = saved_division(self.saved, place, found.index)
+        return division.part(found, "train") if division and division.split == split != ALL else found
+
+    def both(self, layout: DataLayout, place: str, train_split: str, val_split: str) -> Splits:
+        """Both splits of a place, of which the first is divided if there is none to validate on and nobody has named one."""
+        try:
+            val = layout.inspect(place, val_split, self.report)
+        except NoSplit:
+            if val_split != "val":
+                raise
+            return self.divided(layout, place, train_split)
+        return Splits(layout.inspect(place, train_split, self.report), val, [])
+
+    def divided(self, layout: DataLayout, place: str, train_split: str) -> Splits:
+        whole, split = self.whole(layout, place, train_split)
+        division = saved_division(self.saved, place, whole.index) or Division.of(place, split, whole, self.hold_out)
+        train, val = division.part(whole, "train"), division.part(whole, "val")
+        new = division.unknown(whole.index)
+        if new and self.goes_on:
+            raise ValueError(
+                f"{printable(place)} has {counted(len(new), 'image')} more than when the run began, the first is {printable(new[0])}: a run"
+                " that goes on keeps its images. Take them out again, or start a new run from its weights: --from"
+            )
+        sentences = division.sentences(train.index, val.index, self.hold_out)
+        if new:
+            sentences.append(
+                f"{printable(place)}: {counted(len(new), 'image')} that the run did not know are left out, as {printable(new[0])}"
+            )
+        if self.say:
+            for sentence in sentences:
+                self.say(sentence)
+        return Splits(train, val, [division])
+
+    def whole(self, layout: DataLayout, place: str, split: str) -> tuple[Dataset, str]:
+        """A split, or all images of a place that is not split; with what it is called there."""
+        try:
+            return layout.inspect(place, split, self.report), split
+        except NoSplit as error:
+            if split not in ("train", "val"):
+                raise
+            try:
+                return layout.inspect(place, ALL, self.report), ALL
+            except NoSplit:
+                raise error from None
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
     return parts[0] if len(parts) == 1 else join_data(parts)
 
 

@@ -104,19 +104,39 @@ def _encoded(address: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc, path, query, ""))
 
 
-def from_array(image: ArrayLike) -> Image.Image:
-    """The RGB image in an array [H, W, 3] or [H, W] of uint8, or in a tensor [3, H, W] or [H, W] of uint8 or of floats in 0 .. 1.
+def as_pixels(image: ArrayLike, channels: int) -> NDArray[np.uint8]:
+    """The pixels in an array [H, W, channels] of uint8, or in a tensor [channels, H, W] of uint8 or of floats in 0 .. 1.
 
     Raises:
         ValueError: shape, type or values are others; says which are taken.
     """
     pixels = _of_tensor(image) if isinstance(image, torch.Tensor) else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != channels or not pixels.size:
+        wanted = (
+            f"[{channels}, H, W] of uint8 or of floats in 0 .. 1" if isinstance(image, torch.Tensor) else f"[H, W, {channels}] of uint8"
+        )
+        raise ValueError(f"an image must be {wanted}, not {list(image.shape)} {str(image.dtype).removeprefix('torch.')}")
+    return pixels
+
+
+def from_array(image: ArrayLike, alpha: bool = False) -> Image.Image:
+    """The RGB image in an array [H, W, 3] or [H, W] of uint8, or in a tensor [3, H, W] or [H, W] of uint8 or of floats in 0 .. 1.
+
+    Args:
+        alpha: RGBA, of four channels too.
+
+    Raises:
+        ValueError: shape, type or values are others; says which are taken.
+    """
+    pixels = _of_tensor(image) if isinstance(image, torch.Tensor) else image
+    if alpha and pixels.ndim == 3 and pixels.shape[2] == 4:
+        return Image.fromarray(np.ascontiguousarray(as_pixels(image, 4)))
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if pixels.dtype != np.uint8 or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)) or not pixels.size:
         several = "; give several images as a list of such, list(images)" if image.ndim == 4 else ""
         raise ValueError(f"an image {_wanted(image)}, not {list(image.shape)} {str(image.dtype).removeprefix('torch.')}{several}")
-    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGB")
+    return Image.fromarray(np.ascontiguousarray(pixels)).convert("RGBA" if alpha else "RGB")
 
 
 def _wanted(image: ArrayLike) -> str:

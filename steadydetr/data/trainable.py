@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from steadydetr.data.dataset import Dataset
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.files import listed, printable
-from steadydetr.lazy import np
+from steadydetr.data.overlap import shared_images, shared_versions
+from steadydetr.data.transforms import Sample, TrainTransform, apply, seeded
+from steadydetr.files import counted, listed, one_line, printable
+from steadydetr.lazy import np, torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+TRIES = 20  # of a transform, which has random parts
 NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
+
+
+ALLOW_SAME = (
+    "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
+    " out where the data bring no split to validate on. To see whether a detector can learn these images at all: --data.same-images allow"
+)
+
+
+class SharedImages(NamedTuple):
+    sentence: str  # empty: there are none
+    all: bool  # that are validated on
+
+
+def how_images_are_shared(train: Dataset, val: Dataset) -> SharedImages:
+    """The images to validate on that are trained on too, in a sentence."""
+    shared, total = shared_images(val, train), len(val.index)
+    if not shared:
+        return SharedImages("", False)
+    how_many = "all images" if len(shared) == total else f"{len(shared)} of the {counted(total, 'image')}"
+    first = listed((printable(val.index.file(position)) for position in shared), 3)
+    return SharedImages(f"{how_many} to validate on are trained on too: {first}", len(shared) == total)
+
+
+def how_versions_are_shared(train: Dataset, val: Dataset) -> str:
+    """The images to validate on of which other versions are trained on, in a sentence; empty if there are none."""
+    shared = shared_versions(val, train)
+    if not shared:
+        return ""
+    first = listed((printable(val.index.file(position)) for position in shared), 3)
+    return (
+        f"of {len(shared)} of the {counted(len(val.index), 'image')} to validate on other versions are trained on, by their names: {first}"
+    )
+
+
+def check_transform(transform: TrainTransform, channels: int) -> None:
+    """Raise ValueError where a transform cannot take images of so many channels, as changes of colours, or other fillings, cannot."""
+    for seed in range(TRIES):
+        sample = Sample(
+            torch.zeros(channels, 48, 64, dtype=torch.uint8), torch.tensor([[8.0, 8, 40, 40]]), torch.zeros(1, dtype=torch.long)
+        )
+        try:
+            with seeded(seed):
+                apply(transform.build(), sample)
+        except Exception as error:  # as torchvision raises
+            raise ValueError(
+                f"data.transform = {transform} does not take images of {counted(channels, 'channel')}: {one_line(error, 200)}. Leave out"
+                " what changes colours or fills with one, or take detector.backbone.image_channels 3"
+            ) from error
 
 
 def why_no_object(index: AnnotationIndex) -> str:

@@ -48,8 +48,22 @@ class Detector(nn.Module, ABC):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
+    @property
+    def image_channels(self) -> int:
+        """Of the images that it takes: 3 unless `take_channels` has said otherwise."""
+        return len(self.mean)
+
+    def take_channels(self, channels: int) -> None:
+        """Take images of so many channels: one is normalised by the average of red, green and blue, others by these three in turn."""
+        for name in ("mean", "std") if channels != self.image_channels else ():
+            values: Tensor = getattr(self, name)
+            rows = torch.arange(channels) % len(values)
+            self.register_buffer(name, values.mean(0, keepdim=True) if channels == 1 else values[rows], persistent=False)
+
     def normalise(self, images: Tensor, padding: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding. Channels last, which is faster."""
+        """Images [B, C, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding. Channels last, which is faster."""
+        if images.shape[1] != len(self.mean):
+            raise ValueError(f"{self.architecture} takes images of {len(self.mean)} channels, and these have {images.shape[1]}")
         dtype = self.mean.dtype
         pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
         pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
@@ -90,7 +104,7 @@ class Detector(nn.Module, ABC):
 
     @abstractmethod
     def encode(self, images: Tensor, padding: Tensor) -> Memory:
-        """Images [B, 3, H, W] and padding [B, H, W] -> memory."""
+        """Images [B, C, H, W] and padding [B, H, W] -> memory."""
 
     @abstractmethod
     def queries(self, memory: Memory) -> dict[str, Queries]:

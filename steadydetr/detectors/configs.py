@@ -31,6 +31,7 @@ class DetectorConfig(ABC):
     levels: int | None = None  # of features
     heads: int | None = None  # of attention
     encoder_layers: int | None = None
+    image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:
@@ -64,6 +65,10 @@ class DetectorConfig(ABC):
     def with_levels(self, levels: int) -> Self:
         """The same config with another number of feature levels, of one that declares it."""
         return self.changed(levels=levels)
+
+    def with_image_channels(self, channels: int) -> Self:
+        """The same config for images of another number of channels."""
+        return self.changed(image_channels=channels)
 
 
 @register("transformer")
@@ -158,8 +163,15 @@ class DeformableDetectorConfig(DetectorConfig):
     def encoder_layers(self) -> int:  # type: ignore[override]
         return self.transformer.encoder_layers
 
+    @property
+    def image_channels(self) -> int:  # type: ignore[override]
+        return self.backbone.image_channels
+
     def with_levels(self, levels: int) -> Self:
         return self.changed(transformer=replace(self.transformer, levels=levels))
+
+    def with_image_channels(self, channels: int) -> Self:
+        return self.changed(backbone=replace(self.backbone, image_channels=channels))  # type: ignore[type-var]
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())

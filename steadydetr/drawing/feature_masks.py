@@ -13,6 +13,7 @@ from torch import Tensor
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.data import DataConfig, Dataset
+from steadydetr.data.images import as_picture
 from steadydetr.detectors import Detector
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.drawing.image_axes import outline_box
@@ -79,7 +80,9 @@ def draw_feature_masks(
         The files; none where no image has an object.
     """
     device = next(teacher.parameters()).device
-    examples = [(dataset.load_image(position), batch) for position, batch, _ in first_objects(dataset, config, objects)]
+    examples = [
+        (np.asarray(as_picture(dataset.load_image(position))), batch) for position, batch, _ in first_objects(dataset, config, objects)
+    ]
     if not examples:
         return []
     views = [view_of_teacher(teacher, criterion, batch.to(device)) for _, batch in examples]

@@ -10,6 +10,7 @@ from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.checkpoints.folder import LoadedDetector, load_detector
 from steadydetr.config import NETWORK_PLACE
 from steadydetr.data import DataConfig, open_data
+from steadydetr.data.dataset import in_channels
 from steadydetr.detectors import Detector
 from steadydetr.devices import choose_device
 from steadydetr.drawing.feature_masks import MASK_FIGURES, draw_feature_masks
@@ -19,7 +20,7 @@ from steadydetr.drawing.sampling_points import draw_sampling_points
 from steadydetr.files import claim_folder
 from steadydetr.learning.teachers import score_classes
 from steadydetr.limits import DEFAULT_LIMITS, Limits
-from steadydetr.runs.folder import RunFolder, run_criterion
+from steadydetr.runs.folder import RunFolder, run_criterion, run_divisions
 from steadydetr.runs.models import load_models
 from steadydetr.runs.records import WEIGHTS_LABELS, Records, read_runs_at_epochs
 
@@ -59,12 +60,13 @@ def write_figures(
     if data is None or not found:
         needs = "needs --data" if found else "needs a run that is not cut by @"
         return written, missing | dict.fromkeys(["sampling-points", *MASK_FIGURES], needs)
-    dataset = open_data(data, split, limits)
+    dataset = open_data(data, split, limits, None, *run_divisions(RunFolder(found[0].folder).find_checkpoint()))
     models, like = _models_that_sample_points(found, device)
     if models:
         written.append(output / f"sampling-points.{suffix}")
-        config = DataConfig(resize=read_card(like).resize, workers=0)
-        draw_sampling_points(models, run_criterion(like), dataset, config, written[-1], objects)
+        card = read_card(like)
+        config = DataConfig(resize=card.resize, workers=0)
+        draw_sampling_points(models, run_criterion(like), in_channels(dataset, card.detector.image_channels), config, written[-1], objects)
     else:
         missing["sampling-points"] = "needs a detector with deformable attention"
     try:
@@ -72,7 +74,8 @@ def write_figures(
     except (FileNotFoundError, ValueError) as error:
         return written, missing | dict.fromkeys(MASK_FIGURES, str(error))
     config = DataConfig(resize=loaded.card.resize, workers=0)
-    written += draw_feature_masks(loaded.detector, run_criterion(folder), dataset, config, output, suffix, objects)
+    images = in_channels(dataset, loaded.detector.image_channels)
+    written += draw_feature_masks(loaded.detector, run_criterion(folder), images, config, output, suffix, objects)
     return written, missing
 
 

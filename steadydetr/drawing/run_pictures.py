@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw
 
 from steadydetr.data import Dataset
+from steadydetr.data.images import as_picture
 from steadydetr.drawing.boxes import draw_boxes
 from steadydetr.drawing.colours import COLOURS
 from steadydetr.files import replacing
@@ -98,7 +99,7 @@ def draw_predictions(
     sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * row + margin), "white")
     for column, (position, (boxes, scores, labels)) in enumerate(zip(positions, predictions, strict=True)):
         index = data.index
-        image = Image.fromarray(data.load_image(position))
+        image = as_picture(data.load_image(position))
         scale = side / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
         rows = index.rows(position)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.data import DataConfig, Dataset
+from steadydetr.data.images import as_picture
 from steadydetr.detectors import Detector
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.learning.criterion import Criterion
@@ -40,7 +41,7 @@ def draw_sampling_points(
     figure = Figure(figsize=(3.2 * len(models) + 0.6, 3.3 * len(rows)), layout="constrained")
     grid = figure.subplots(len(rows), len(models), squeeze=False)
     for axes_row, (position, batch, target) in zip(grid, rows, strict=True):
-        picture = dataset.load_image(position)
+        picture = np.asarray(as_picture(dataset.load_image(position)))
         for axes, (name, model) in zip(axes_row, models.items(), strict=True):
             device = next(model.parameters()).device
             sampled = sampling_points_of(model, criterion, batch.to(device), target)

@@ -27,7 +27,7 @@ from steadydetr.tensor_files import read_pickled, read_tensors
 
 
 class Backbone(nn.Module):
-    """Pixels [B, 3, H, W], normalised, to a list of maps [B, c, h, w], fine to coarse."""
+    """Pixels [B, C, H, W], normalised, to a list of maps [B, c, h, w], fine to coarse."""
 
     channels: list[int]  # of every map
     strides: list[int]  # of every map, in pixels
@@ -72,6 +72,8 @@ def feature_info(body: Any) -> tuple[list[int], list[int]]:
 def _timm_model(config: TimmBackboneConfig) -> nn.Module:
     check_name(config.name)
     options = _any_image_size(config.name)
+    if config.image_channels != 3:
+        options["in_chans"] = config.image_channels
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
     hub = config.weights == "hub"
@@ -128,6 +130,9 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     """
     own = body.state_dict()
     state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
+    for key, value in state.items():
+        if key in own and value.ndim == own[key].ndim == 4 and value.shape[1] == 3 and _other_sides(value) == _other_sides(own[key]):
+            state[key] = adapt_input(value, own[key].shape[1])
     with torch.device("meta"):
         whole = timm.create_model(name, pretrained=False).state_dict().keys()
     problems = {
@@ -142,6 +147,24 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     if wrong := where_not_finite(used):
         raise ValueError(f"backbone.weights = {str(path)!r} is of no use: {wrong} hold NaN or infinite values")
     body.load_state_dict(used, strict=False)
+
+
+def adapt_input(weight: Tensor, channels: int) -> Tensor:
+    """The weight [O, I, h, w] of a first convolution for images of another number of channels, as timm's `in_chans` has it.
+
+    For one channel the weights of all are summed, so that a grey image gives what it gave as RGB; otherwise they are repeated in their
+    order as often as needed, and scaled by I / channels, so that their sum stays what it was.
+    """
+    before = weight.shape[1]
+    if channels == before:
+        return weight
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, -(-channels // before), 1, 1)[:, :channels] * (before / channels)
+
+
+def _other_sides(weight: Tensor) -> tuple[int, ...]:
+    return weight.shape[0], *weight.shape[2:]
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
@@ -271,7 +294,9 @@ class SmallBackbone(Backbone):
     def __init__(self, config: SmallBackboneConfig) -> None:
         super().__init__()
         self.config = config
-        self.stem = nn.Sequential(nn.Conv2d(3, config.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(config.image_channels, config.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU()
+        )
         widths = (config.stem, *config.channels)
         self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in pairwise(widths))
         self.channels, self.strides = list(config.channels[1:]), [8, 16, 32]

@@ -13,11 +13,14 @@ from steadydetr.nn.named_tensors import NamedTensors
 if TYPE_CHECKING:
     from steadydetr.nn.backbone import Backbone, SmallBackbone, TimmBackbone
 
+MOST_CHANNELS = (1, 1024)  # of images
 FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 
 class BackboneConfig(ABC):
     """What a detector's backbone is built from: a frozen dataclass."""
+
+    image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA; others need a data layout that gives images of so many channels
 
     @abstractmethod
     def build(self) -> Backbone:
@@ -40,9 +43,10 @@ class TimmBackboneConfig(BackboneConfig):
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
     drop_path: float = 0.0  # stochastic depth, where the model has it
     output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
+    image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA; RGB weights are summed for 1, repeated and scaled for others, as in timm
 
     def __post_init__(self) -> None:
-        check_within("detector.backbone", self, drop_path=(0, 1))
+        check_within("detector.backbone", self, drop_path=(0, 1), image_channels=MOST_CHANNELS)
 
     def build(self) -> TimmBackbone:
         from steadydetr.nn.backbone import TimmBackbone
@@ -60,9 +64,10 @@ class SmallBackboneConfig(BackboneConfig):
 
     stem: int = 32
     channels: tuple[int, ...] = (48, 96, 160, 192)  # of strides 4, 8, 16, 32
+    image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA
 
     def __post_init__(self) -> None:
-        check_within("detector.backbone", self, stem=(1, 2**14))
+        check_within("detector.backbone", self, stem=(1, 2**14), image_channels=MOST_CHANNELS)
         if len(self.channels) != 4 or not all(1 <= channels <= 2**14 for channels in self.channels):
             raise ValueError(f"detector.backbone.channels = {self.channels[:9]} must be four numbers in 1 .. {2**14}")
 

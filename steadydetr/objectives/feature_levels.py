@@ -76,7 +76,7 @@ def map_sizes(detector: Detector, size: tuple[int, int]) -> dict[int, tuple[int,
     """(h, w) of the map of every stride, from an empty image. Neither the model nor the random numbers of the run are changed."""
     from steadydetr.detectors.base import evaluating
 
-    images = detector.mean.new_zeros(1, 3, *size)
+    images = detector.mean.new_zeros(1, detector.image_channels, *size)
     with torch.no_grad(), evaluating(detector):
         memory = detector.encode(images, torch.zeros(1, *size, dtype=torch.bool, device=images.device))
     return dict(zip(detector.strides, memory.levels, strict=True))

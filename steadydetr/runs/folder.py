@@ -4,6 +4,7 @@ config.json                        the resolved recipe, the classes of the data,
 metrics.jsonl                      a record, as one line, of every logged step, evaluation and measurement of stability
 last/, best/                       checkpoints; a run can be resumed from either
 ema/                               the averaged weights as a checkpoint of their own, where weights are averaged
+splits.json                        which images are trained on and which are held out, of data that bring no split to validate on
 start.json                         what was taken from the weights that the run started from, if from any
 summary.json                       what the finished run came to
 curves.png, predictions.png, sampling.png    drawn when the run is finished
@@ -15,8 +16,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
 from steadydetr.checkpoints.folder import load_progress, restore_replaced, save_detector, save_progress
 from steadydetr.config import FORMAT, check_format, differences, from_plain, to_plain
+from steadydetr.data.config import DataConfig
+from steadydetr.data.division import Division
+from steadydetr.data.hold_out import HoldOut
 from steadydetr.files import (
     claim_folder,
     folder_made_by,
@@ -42,10 +46,10 @@ from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.old_formats import upgrade
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.occupied import AVERAGE, BEST, COMMAND, CONFIG, LAST, METRICS, SUMMARY, refuse_another_run
-from steadydetr.runs.record_types import RECORDS, ConfigFile, SummaryFile, check_types
+from steadydetr.runs.record_types import RECORDS, ConfigFile, SplitsFile, SummaryFile, check_types
 from steadydetr.tensor_files import tensor_shapes
 
-START = "start.json"
+SPLITS, START = "splits.json", "start.json"
 CURVES, PREDICTIONS, SAMPLING = "curves.png", "predictions.png", "sampling.png"
 ASIDE = "-unsaved"  # version 0.1 renamed a run that stopped before its first checkpoint to RUN-unsaved1
 REQUIRED_KEYS = {  # of a record, by its kind; records of other kinds are not checked
@@ -264,6 +268,20 @@ class RunFolder:
         """Write what the run took from the weights that it started from."""
         write_json(self.path / START, dict(start))
 
+    def write_splits(self, divisions: Sequence[Division]) -> None:
+        """Write how data without a split to validate on are divided."""
+        write_json(self.path / SPLITS, {"format": FORMAT, "divisions": [asdict(division) for division in divisions]})
+
+    def read_splits(self) -> list[Division]:
+        """What `write_splits` wrote; none where nothing had to be divided."""
+        path = self.path / SPLITS
+        if not path.exists():
+            return []
+        content = read_json_object(path)
+        check_format(content, str(path))
+        check_types(content, SplitsFile, str(path))
+        return [Division(d["place"], d["split"], tuple(d["train"]), tuple(d["val"])) for d in content["divisions"]]
+
     def best_progress(self) -> dict[str, Any] | None:
         """The progress that was saved with `best`, with its AP; None if there is no `best`."""
         try:
@@ -336,3 +354,12 @@ def run_criterion(checkpoint: Path, otherwise: Criterion | None = None) -> Crite
     """The criterion of the run that a checkpoint folder lies in; `otherwise`, or the default one, where it lies in none."""
     run = RunFolder(checkpoint.parent)
     return run.read_config().criterion() if run.holds_run else otherwise or Criterion()
+
+
+def run_divisions(checkpoint: Path) -> tuple[HoldOut, list[Division]]:
+    """How the run that a checkpoint folder lies in divides data, and how it has divided its own; the defaults where it lies in none."""
+    run = RunFolder(checkpoint.parent)
+    if not run.holds_run:
+        return HoldOut(), []
+    data = from_plain(run.read_config().plain_recipe.get("data"), f"{run.path / CONFIG}: recipe.data")
+    return data if isinstance(data, DataConfig) else HoldOut(), run.read_splits()

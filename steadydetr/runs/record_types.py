@@ -88,6 +88,19 @@ class ConfigFile(msgspec.Struct):
     data: dict[str, str] = {}
 
 
+class DividedPlace(msgspec.Struct):
+    place: str
+    split: str
+    train: list[str]
+    val: list[str]
+
+
+class SplitsFile(msgspec.Struct):
+    """splits.json of a run."""
+
+    divisions: list[DividedPlace]
+
+
 class SummaryFile(msgspec.Struct):
     """summary.json; the metrics in it have the names and types of an evaluation's."""
 

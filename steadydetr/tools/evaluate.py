@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.data import DataConfig, EvalLoader, open_data
+from steadydetr.data.dataset import in_channels
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import prefix_errors
 from steadydetr.learning.criterion import Criterion
@@ -19,7 +20,7 @@ from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.evaluation import Evaluation, collect, evaluate, prediction_function
 from steadydetr.metrics.results import Results, write_results
 from steadydetr.metrics.stability import Stability, held_out, measure_models
-from steadydetr.runs.folder import BEST, LAST, run_criterion
+from steadydetr.runs.folder import BEST, LAST, run_criterion, run_divisions
 from steadydetr.runs.models import load_models
 from steadydetr.tools.predictor import load
 
@@ -38,6 +39,7 @@ def evaluate_checkpoint(
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
     iou: Sequence[float] = (),
+    say: Callable[[str], None] | None = None,
 ) -> Evaluation:
     """Metrics of a checkpoint on a split of a data set, whose classes must be the checkpoint's.
 
@@ -47,6 +49,7 @@ def evaluate_checkpoint(
         overwrite: whether these files may be there already, and are replaced.
         limits: what may be read of the data set.
         iou: further IoUs at which AP is measured, over the classes and by class.
+        say: is told what is remarkable about the annotations, and what of data without splits is evaluated on.
     """
     if output is not None:
         for path in (output, output.with_suffix(RESULTS)):
@@ -59,12 +62,13 @@ def evaluate_checkpoint(
         if not 0 < value <= 1:
             raise ValueError(f"--iou {value:g} must lie above 0 and up to 1: it is an IoU")
     loaded = load(checkpoint, device)
-    dataset = open_data(data, split, limits)
+    dataset = open_data(data, split, limits, say, *run_divisions(find_checkpoint(Path(checkpoint).expanduser())))
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
+    images = in_channels(dataset, loaded.detector.image_channels)
     predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
     with prefix_errors(checkpoint):
-        results = collect(predict, track(EvalLoader(dataset, config, batch_size), description="evaluate"))
+        results = collect(predict, track(EvalLoader(images, config, batch_size), description="evaluate"))
     results = relabel(results, index)
     evaluation = evaluate(results, dataset.index, iou)
     if output is not None:
@@ -98,7 +102,8 @@ def measure_checkpoint(
     refuse_below("--workers", workers, 0)
     folder = find_checkpoint(Path(checkpoint).expanduser(), prefer=(LAST, BEST))
     card = read_card(folder)
-    dataset = held_out(open_data(data, split, limits), images)
+    dataset = held_out(open_data(data, split, limits, None, *run_divisions(folder)), images)
+    dataset = in_channels(dataset, card.detector.image_channels)
     if dataset.index.classes != card.classes:
         raise ValueError(f"the checkpoint knows the classes {list(card.classes)[:20]}, the data has {list(dataset.index.classes)[:20]}")
     config, matcher = DataConfig(resize=card.resize, workers=workers), criterion or run_criterion(folder)

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.checkpoints.start import Start
 from steadydetr.checkpoints.weights import TrainedWeights, read_weights
-from steadydetr.data import DataConfig, open_data
+from steadydetr.data import DataConfig
+from steadydetr.data.opening import open_train_and_val
 from steadydetr.recipes.base import Recipe
 from steadydetr.recipes.finetuning import FinetuneMethod, finetuned
 from steadydetr.runs.folder import RunFolder
@@ -43,7 +44,7 @@ def finetune(
 
 def finetune_recipe(weights: TrainedWeights, start: Start, data: DataConfig, method: FinetuneMethod = "plain") -> Recipe:
     """The recipe of `finetune`, for as many images as the data have."""
-    images = len(open_data(data.source, data.train_split, data).index)
+    images = len(open_train_and_val(data).train.index)
     return finetuned(weights.card, start, min(images, data.limit or images), method, recipe_before(start.weights))
 
 

@@ -11,11 +11,12 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.folder import load_detector
-from steadydetr.data.images import Picture, open_picture
+from steadydetr.data.images import Picture, open_pixels
 from steadydetr.data.loading import LoadedSample, batches_of_one_size, collate
 from steadydetr.data.picture_inputs import TAKEN, is_one_picture
 from steadydetr.data.transforms import Sample, apply
@@ -60,7 +61,7 @@ class Predictor:
         Args:
             images: a path or address (http, https), the bytes of an image file, an open binary file, a Pillow image, an array [H, W, 3]
                 or [H, W] of uint8 (RGB or grey), a tensor [3, H, W] or [H, W] of uint8 or of floats in 0 .. 1, an iterable of these, or
-                the path of a video.
+                the path of a video. A detector of images of other channels takes arrays and tensors of so many too.
             threshold: detections with a lower score are left out; 0 gives all candidates.
             batch_size: images that are open at a time; those of one size among them share a forward pass.
 
@@ -101,7 +102,7 @@ class Predictor:
         """Detections of several images, all open at once; `first` is what an error calls the first of them."""
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold!r:.80} must be a number in 0 to 1: it is a score")
-        samples = [self._sample(open_picture(picture)) for picture in pictures]
+        samples = [self._sample(open_pixels(picture, self.detector.image_channels)) for picture in pictures]
         predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
         found: dict[int, Detections] = {}
         with evaluating(self.detector):
@@ -115,11 +116,11 @@ class Predictor:
                 raise NotFiniteError(f"the detections of {name} are not finite: the model's numbers overflow on it")
         return [of_one.above(threshold) for of_one in detections]
 
-    def _sample(self, picture: Image.Image) -> LoadedSample:
-        """The image as the detector was trained to see it."""
-        pixels = torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-        empty = Sample(pixels, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-        return LoadedSample(apply(self.card.resize.build(), empty), 0, (picture.height, picture.width))
+    def _sample(self, pixels: NDArray[np.uint8]) -> LoadedSample:
+        """The image [H, W, C] as the detector was trained to see it."""
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        empty = Sample(image, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+        return LoadedSample(apply(self.card.resize.build(), empty), 0, pixels.shape[:2])
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

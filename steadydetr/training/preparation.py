@@ -18,13 +18,24 @@ from steadydetr.checkpoints.class_names import joined_classes
 from steadydetr.checkpoints.transfer import Transfer
 from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.config import check_savable, to_plain
-from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training, open_data
-from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import FolderDataset, parts_of, with_classes, without_images
+from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_training
+from steadydetr.data.dataset import FolderDataset, in_channels, parts_of, with_classes, without_images
+from steadydetr.data.division import Division, classes_only_in
 from steadydetr.data.loading import find_unreadable
-from steadydetr.data.trainable import NORMALISED, how_classes_differ, look_normalised, smaller_than_a_pixel, why_no_object
+from steadydetr.data.opening import Splits, open_train_and_val, telling
+from steadydetr.data.trainable import (
+    ALLOW_SAME,
+    NORMALISED,
+    check_transform,
+    how_classes_differ,
+    how_images_are_shared,
+    how_versions_are_shared,
+    look_normalised,
+    smaller_than_a_pixel,
+    why_no_object,
+)
 from steadydetr.detectors import Detector
-from steadydetr.files import counted
+from steadydetr.files import counted, listed, printable
 from steadydetr.finite import where_not_finite
 from steadydetr.learning.teachers import relative_decay
 from steadydetr.metrics.low_ap import explain_limit
@@ -63,7 +74,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     weights = None if goes_on and folder.latest_checkpoint else read_start(recipe, accelerator)
-    loader, val_loader = open_loaders(recipe, accelerator, progress.say, classes_to_keep(recipe, folder, weights))
+    divisions = folder.read_splits() if goes_on else None
+    loader, val_loader, divisions = open_loaders(recipe, accelerator, progress.say, classes_to_keep(recipe, folder, weights), divisions)
     val_data, total_steps = val_loader.dataset, loader.steps_per_epoch * recipe.training.epochs
     set_seed(recipe.training.seed)
     student, transfer = together(accelerator, lambda: build_student(recipe, val_data.index.classes, weights))
@@ -92,6 +104,8 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         log=open_log(recipe, folder, lock, run_config, state, goes_on, accelerator, progress),
         progress=progress,
     )
+    if divisions and accelerator.is_main_process:
+        folder.write_splits(divisions)
     introduce(run, goes_on and checkpoint is None, weights, transfer)
     return run
 
@@ -119,21 +133,34 @@ def classes_to_keep(recipe: Recipe, folder: RunFolder, weights: TrainedWeights |
 
 
 def open_loaders(
-    recipe: Recipe, accelerator: Accelerator, say: Callable[[str], None], more_classes: Classes = ((), ())
-) -> tuple[TrainLoader, EvalLoader]:
-    """The loaders of this process's shares of the training and of the validation data."""
+    recipe: Recipe,
+    accelerator: Accelerator,
+    say: Callable[[str], None],
+    more_classes: Classes = ((), ()),
+    divisions: Sequence[Division] | None = None,
+) -> tuple[TrainLoader, EvalLoader, list[Division]]:
+    """The loaders of this process's shares of the training and of the validation data, and how places were divided into the two.
+
+    Args:
+        divisions: those of a run that goes on.
+    """
     config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
-    unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say))
-    train_data, val_data = together(accelerator, lambda: open_both(recipe, say, unreadable))
+    unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say, divisions))
+    train_data, val_data, made = together(accelerator, lambda: open_both(recipe, say, unreadable, divisions))
     if more_classes[0]:
         index = train_data.index
         classes = joined_classes(index.classes, index.category_ids, *more_classes, recipe.start.classes)
         train_data, val_data = with_classes(train_data, *classes), with_classes(val_data, *classes)
+    channels = recipe.detector.image_channels
+    if channels != 3:
+        both = (train_data, val_data)
+        train_data, val_data = together(accelerator, lambda: (in_channels(both[0], channels), in_channels(both[1], channels)))
+        check_transform(recipe.data.transform, channels)
     loader = together(
         accelerator,
         lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps),
     )
-    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes), made
 
 
 def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:
@@ -142,20 +169,14 @@ def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> R
     return RunConfig(to_plain(recipe, "recipe"), val_data.index.classes, val_data.index.category_ids, data)
 
 
-def open_splits(data: DataConfig, say: Callable[[str], None] | None = None) -> tuple[Dataset, Dataset]:
-    """The splits to train on and to validate on, as they are on disk.
-
-    Args:
-        say: is told what is remarkable about their annotations.
-    """
-    return open_data(data.source, data.train_split, data, say), open_data(data.val_source or data.source, data.val_split, data, say)
-
-
-def unreadable_of_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[set[int], set[int]]:
+def unreadable_of_both(
+    recipe: Recipe, say: Callable[[str], None], divisions: Sequence[Division] | None = None
+) -> tuple[set[int], set[int]]:
     """Positions of images of both splits that cannot be read, if these are to be left out. Each is named."""
     found = [set[int](), set[int]()]
     if recipe.data.unreadable == "skip":
-        for dataset, positions in zip(open_splits(recipe.data), found, strict=True):
+        both = open_train_and_val(recipe.data, divisions=divisions)
+        for dataset, positions in zip((both.train, both.val), found, strict=True):
             reasons = find_unreadable(dataset, recipe.data)
             positions.update(reasons)
             if reasons:
@@ -168,18 +189,26 @@ def unreadable_of_both(recipe: Recipe, say: Callable[[str], None]) -> tuple[set[
 
 
 def open_both(
-    recipe: Recipe, say: Callable[[str], None], unreadable: tuple[Collection[int], Collection[int]] = ((), ())
-) -> tuple[Dataset, Dataset]:
-    """Training and validation data.
+    recipe: Recipe,
+    say: Callable[[str], None],
+    unreadable: tuple[Collection[int], Collection[int]] = ((), ()),
+    divisions: Sequence[Division] | None = None,
+) -> Splits:
+    """Training and validation data, and how places were divided into the two.
 
     Args:
         unreadable: positions of images of both that are left out.
+        divisions: those of a run that goes on.
 
     Raises:
-        ValueError: their classes differ, an image file is missing, or no object is left to train on.
+        ValueError: their classes differ, they are the same images, an image file is missing, or no object is left to train on.
     """
     data = recipe.data
-    both = [without_images(split, positions) for split, positions in zip(open_splits(data, say), unreadable, strict=True)]
+    opened = open_train_and_val(data, telling(say), say, divisions)
+    shared = how_images_are_shared(opened.train, opened.val)
+    if shared.all and data.same_images == "refuse":
+        raise ValueError(f"{shared.sentence}. {ALLOW_SAME}")
+    both = [without_images(split, positions) for split, positions in zip((opened.train, opened.val), unreadable, strict=True)]
     if reason := why_no_object(both[0].index):
         raise ValueError(f"{both[0].name} has no object to train on: {reason}")
     train_data, dropped = for_training(both[0], data.filter_empty, data.limit)
@@ -192,15 +221,20 @@ def open_both(
         for part in (*parts_of(train_data), *parts_of(val_data)):
             if isinstance(part, FolderDataset):
                 part.check_files()
+    for sentence in filter(None, (shared.sentence, how_versions_are_shared(opened.train, opened.val))):
+        say(sentence)
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
-    for sentence in object_remarks(recipe, train_data, val_data):
+    for sentence in object_remarks(recipe, train_data, val_data, bool(opened.divisions)):
         say(sentence)
-    return train_data, val_data
+    return Splits(train_data, val_data, opened.divisions)
 
 
-def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> list[str]:
+def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divided: bool = False) -> list[str]:
     """What of the objects cannot be learned or counted. No image is opened.
+
+    Args:
+        divided: it was said already of which classes nothing is left to train on.
 
     Raises:
         ValueError: no object is left to train on.
@@ -219,6 +253,8 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> li
         found.append(
             f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"
         )
+    if not divided and (never := classes_only_in(val_data.index, train_data.index)):
+        found.append(f"{val_data.name} has objects of classes that no image to train on shows: {printable(listed(never, 10))}")
     queries = recipe.detector.queries
     most = int(max(data.index.counts.max() for data in (train_data, val_data)))
     if queries is not None and most > queries:
@@ -240,6 +276,12 @@ def build_student(recipe: Recipe, classes: Sequence[str], weights: TrainedWeight
 def build_method(recipe: Recipe, classes: Sequence[str], total_steps: int, accelerator: Accelerator, student: Detector) -> Method:
     """The method of a recipe that trains this detector, on the device of this process."""
     method = recipe.build(classes, total_steps, student)
+    for name, teacher in method.teaching.items():
+        if teacher.image_channels != student.image_channels:
+            raise ValueError(
+                f"the {name} takes images of {counted(teacher.image_channels, 'channel')}, the detector of {student.image_channels}:"
+                " both must be the same (detector.backbone.image_channels)"
+            )
     if recipe.training.freeze:
         method.student.freeze(recipe.training.freeze)
     if found := where_not_finite(method.state_dict()):

@@ -15,7 +15,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Finding, NoSplit, Report, fault, stop
-from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of
+from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of, standard_split
 from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
@@ -39,7 +39,7 @@ class Coco(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
-        return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), name) for name in names)
+        return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), standard_split(name)) for name in names)
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)
@@ -63,6 +63,7 @@ class Coco(DataLayout):
             return files
         names = {path: path.stem.removeprefix("instances_") for path in files}
         alike = [path for path in files if names[path].lower().startswith(ALIASES.get(split.lower(), split.lower()))]
+        alike = alike or [path for path in files if standard_split(names[path]) == split]
         return [path for path in files if names[path] == split] or alike
 
 

@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Box = tuple[float, float, float, float]  # xyxy in pixels
-ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}  # what exports call the splits
+ALIASES = {
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "eval": "val",
+    "testing": "test",
+}  # what exports call the splits
 HEAD = 2**16  # bytes at the start of a file that its kind is told by
 EXACT = 2**53  # below it numbers with a decimal point keep every digit
 
@@ -68,6 +75,7 @@ def choose_split(place: Path, names: Iterable[str], split: str, ending: str = ""
         return there[0]
     found = [name for name in there if standard_split(name) == split] or [name for name in there if name == split]
     found = found or [name for name in there if standard_split(name) == ALIASES.get(split.lower())]
+    found = found or [name for name in there if split == "train" and name == "trainval"]  # of VOC, where someone left out the other lists
     if not found and splits_of(there) == (ALL,):
         raise NoSplit(f"{printable(place)} is not split, so it has no split {split!r}: all its images are the split {ALL!r}")
     if not found:

@@ -15,7 +15,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
-from steadydetr.data.layouts.common import Box, Listings, Remarks, box_around, choose_split, head_of, ids_of_names, splits_of
+from steadydetr.data.layouts.common import Box, Listings, Remarks, box_around, choose_split, head_of, ids_of_names, splits_of, unsaid
 from steadydetr.data.reading import LONGEST, expanded, is_file_name, xml_elements
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
@@ -37,7 +37,7 @@ class Cvat(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         root = expanded(where)
-        return splits_of(read_cvat(root / FILE, self.folder(where), stop, Remarks()).subsets)
+        return splits_of(read_cvat(root / FILE, self.folder(where), unsaid, Remarks()).subsets)
 
     def open(self, where: str, split: str) -> FolderDataset:
         return self.inspect(where, split, stop)

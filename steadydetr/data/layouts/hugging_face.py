@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, decode_picture, picture_size
+from steadydetr.data.images import picture_size
 from steadydetr.data.index import AnnotationIndex, id_array
-from steadydetr.data.layouts.base import DataLayout, Report, fault, stop
-from steadydetr.data.layouts.common import choose_split
+from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
+from steadydetr.data.layouts.common import choose_split, splits_of
 from steadydetr.data.layouts.image_folder import BOX_FIELDS, CLASS_FIELDS, by_number
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.data.reading import expanded
@@ -67,16 +67,24 @@ class HuggingFace(DataLayout):
         root = expanded(where)
         return where.startswith(PREFIX) or _is_saved(root) or bool(_parquet(root))
 
+    def splits(self, where: str) -> tuple[str, ...]:
+        place, root = Place.of(where), expanded(Place.of(where).name)
+        return splits_of(load_tables(place, root, self._source(root)))
+
     def open(self, where: str, split: str) -> TableDataset:
         return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> TableDataset:
         place = Place.of(where)
         root = expanded(place.name)
-        source = DataFolder(root if root.is_dir() else _cache(), self.limits)
+        source = self._source(root)
         tables = load_tables(place, root, source)
         name = choose_split(root, tables, split)
         return read_table(tables, name, place, source, report)
+
+    def _source(self, root: Path) -> DataFolder:
+        """What paths in a table may lead to."""
+        return DataFolder(root if root.is_dir() else _cache(), self.limits)
 
 
 def load_tables(place: Place, root: Path, source: DataFolder) -> dict[str, Dataset]:
@@ -104,7 +112,7 @@ def _load(place: Place, root: Path) -> dict[str, Dataset]:
     try:
         if _is_saved(root):
             saved = datasets.load_from_disk(str(root))
-            return dict(saved) if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+            return dict(saved) if isinstance(saved, datasets.DatasetDict) else {ALL: saved}
         if files := _parquet(root):
             return dict(datasets.load_dataset("parquet", data_files={split: list(map(str, paths)) for split, paths in files.items()}))
         with hub_or_cache() as why, _offline(bool(why)):
@@ -149,7 +157,9 @@ class TableDataset(FolderDataset):
 
     table: Any = None  # a datasets.Dataset of one column, not decoded
 
-    def encoded(self, position: int) -> Encoded | Path:
+    in_files: ClassVar[bool] = False
+
+    def image_file(self, position: int) -> Encoded | Path:
         """The image file in a row, or the path of one. Raises ValueError where there is neither."""
         cell = self.table[position]["image"] or {}
         if content := cell.get("bytes"):
@@ -163,21 +173,21 @@ class TableDataset(FolderDataset):
         self.data_folder.check_inside(path)
         return path
 
-    def picture(self, position: int) -> Decoded:
-        return decode_picture(self.encoded(position), self.data_folder.limits)
-
     def size(self, position: int) -> tuple[int, int] | str:
         """Height and width from the head of an image, or why there is none."""
         try:
-            return picture_size(self.encoded(position), self.data_folder.limits)
+            return picture_size(self.image_file(position), self.data_folder.limits)
         except ValueError as error:
             return str(error)
 
     def way_out(self, position: int) -> str:
-        return ""  # `encoded` refuses paths out of the folder
+        return ""  # `image_file` refuses paths out of the folder
 
     def missing(self, position: int) -> bool:
         return False
+
+    def take(self, positions: NDArray[np.int64], name: str) -> TableDataset:
+        return replace(self, index=self.index.keep_images(positions), name=name, table=self.table.select(positions))
 
     def check_files(self) -> None:
         """There are no files to look for."""

@@ -15,7 +15,7 @@ import yaml
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts.base import DataLayout, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
 from steadydetr.data.layouts.common import AnnotatedImage, annotated_size, build_index, choose_split, head_of, is_split, splits_of, unsaid
 from steadydetr.data.reading import decode_text, expanded, is_file_name
 from steadydetr.files import printable
@@ -63,11 +63,11 @@ def by_number(name: str) -> tuple[bool, int, str]:
 
 
 def _splits(root: Path) -> dict[str, Path]:
-    """The metadata files by split: of the folders that are called so, or else the only one, to train on."""
+    """The metadata files by split: of the folders that are called so, or else the only one."""
     paths = [path for name in METADATA for pattern in (name, f"*/{name}", f"data/*/{name}") for path in sorted(root.glob(pattern))]
     paths = [path for path in paths if b"file_name" in (head := head_of(path)) and b"objects" in head]
     named = {path.parent.name: path for path in paths if is_split(path.parent.name)}
-    return named or ({"train": paths[0]} if len(paths) == 1 else {path.parent.name: path for path in paths})
+    return named or ({ALL: paths[0]} if len(paths) == 1 else {path.parent.name: path for path in paths})
 
 
 def card_classes(root: Path, source: DataFolder) -> tuple[str, ...]:

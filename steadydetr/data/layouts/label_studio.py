@@ -15,7 +15,7 @@ import msgspec
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts.base import DataLayout, Finding, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, DataLayout, Finding, Report, fault, stop
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
@@ -81,9 +81,9 @@ def _exports(root: Path) -> list[Path]:
 
 
 def _splits(files: Sequence[Path]) -> dict[str, list[Path]]:
-    """The exports of each split: those that are named after one, or else all of them, to train on."""
+    """The exports of each split: those that are named after one, or else all of them as one."""
     named = {path.stem: [path] for path in files if is_split(path.stem)}
-    return named or {"train": list(files)}
+    return named or {ALL: list(files)}
 
 
 class Value(msgspec.Struct):

@@ -14,7 +14,7 @@ import msgspec
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
-from steadydetr.data.layouts.base import DataLayout, Finding, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, DataLayout, Finding, Report, fault, stop
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
@@ -79,13 +79,13 @@ def _is_labelme(path: Path) -> bool:
 
 
 def _splits(files: Sequence[str]) -> Mapping[str, list[str]]:
-    """The annotation files of each split: those below a folder that is named after one, or else all of them, to train on."""
+    """The annotation files of each split: those below a folder that is named after one, or else all of them as one."""
     named: dict[str, list[str]] = {}
     for file in files:
         top = file.partition("/")[0]
         if is_split(top) and top != file:
             named.setdefault(top, []).append(file)
-    return named or {"train": list(files)}
+    return named or {ALL: list(files)}
 
 
 class Shape(msgspec.Struct):

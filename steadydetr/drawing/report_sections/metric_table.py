@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from steadydetr.data.hold_out import HoldOut
 from steadydetr.drawing.report_sections.base import Cell, Lack, RunName, last_evaluations, mark_highest, name_of
 from steadydetr.metrics.table import METRICS
 from steadydetr.runs.records import Records
@@ -49,4 +50,5 @@ def metric_table(runs: Sequence[Records]) -> MetricTable:
 def evaluation_data(run: Records) -> tuple[Any, ...]:
     """What a run is evaluated on, as its recipe names it."""
     data = run.recipe.get("data") or {}
-    return data.get("val_source") or data.get("source"), data.get("val_split"), data.get("limit"), run.classes
+    held_out = tuple(data.get(field.name, field.default) for field in fields(HoldOut))
+    return data.get("val_source") or data.get("source"), data.get("val_split"), data.get("limit"), held_out, run.classes
