@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, remark
+from steadydetr.data.images import Decoded, decode_jpeg, decode_picture, remark
 from steadydetr.data.index import AnnotationIndex, join_indices
+from steadydetr.data.picture_inputs import Encoded
 from steadydetr.files import printable
 from steadydetr.lazy import np
 
@@ -42,9 +43,17 @@ class FolderDataset:
     def data_folder(self) -> DataFolder:
         return self.source or DataFolder(self.folder)
 
-    def load_image(self, position: int) -> NDArray[np.uint8]:
-        """RGB [H, W, 3]; an unreadable file is a ValueError that names it."""
+    def load_image(self, position: int, reduction: int = 1) -> NDArray[np.uint8]:
+        """RGB [H, W, 3]; an unreadable file is a ValueError that names it.
+
+        Args:
+            reduction: of a JPEG file only one of so many rows and columns is decoded: 1, 2, 4 or 8. Other files are decoded as they are.
+        """
+        height, width = self.index.sizes[position].tolist()
         try:
+            pixels = decode_jpeg(self.image_file(position), self.data_folder.limits, (height, width), reduction)
+            if pixels is not None:
+                return pixels
             decoded = self.picture(position)
             remark(self.folder / self.index.file(position), decoded)
             return np.asarray(self.as_annotated(decoded, position))
@@ -53,7 +62,13 @@ class FolderDataset:
 
     def picture(self, position: int) -> Decoded:
         """An image as its file has it; a ValueError names the file."""
-        return self.data_folder.picture(self.folder / self.index.file(position))
+        return decode_picture(self.image_file(position), self.data_folder.limits)
+
+    def image_file(self, position: int) -> Path | Encoded:
+        """The file of an image, which lies where it may be read, or else a ValueError says so."""
+        path = self.folder / self.index.file(position)
+        self.data_folder.check_inside(path)
+        return path
 
     def way_out(self, position: int) -> str:
         """How the path of an image leads out of the data folder; empty if it does not."""

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadydetr.data.images import Decoded, decode_picture, picture_size
+from steadydetr.data.images import picture_size
 from steadydetr.data.reading import check_file, read_file
 from steadydetr.files import printable
 from steadydetr.limits import Limits
@@ -35,10 +35,6 @@ class DataFolder:
         """The content of an annotation file about one image."""
         self.check_inside(path)
         return read_file(path, self.limits.max_file_mb, "max_file_mb")
-
-    def picture(self, path: Path) -> Decoded:
-        self.check_inside(path)
-        return decode_picture(path, self.limits)
 
     def picture_size(self, path: Path) -> tuple[int, int]:
         """Height and width of the picture, turned as its EXIF orientation says."""

@@ -10,7 +10,6 @@ from itertools import chain, islice
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
 from steadydetr.data.config import DataConfig
@@ -114,12 +113,17 @@ def collate(samples: list[LoadedSample]) -> Batch:
     """Images padded at the bottom and right to the largest; boxes normalised by each image's own size."""
     sizes = [sample.size for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
+    images = samples[0].sample.image.new_zeros(len(samples), *samples[0].sample.image.shape[:-2], height, width)
+    padding = torch.ones(len(samples), height, width, dtype=torch.bool)
+    for image, mask, s, (h, w) in zip(images, padding, samples, sizes, strict=True):
+        image[:, :h, :w] = s.sample.image
+        mask[:h, :w] = False
     boxes = [
         to_cxcywh(s.sample.boxes_xyxy / torch.tensor((w, h, w, h), dtype=torch.float32)) for s, (h, w) in zip(samples, sizes, strict=True)
     ]
     return Batch(
-        images=torch.stack([F.pad(s.sample.image, (0, width - w, 0, height - h)) for s, (h, w) in zip(samples, sizes, strict=True)]),
-        padding=torch.stack([_padding(h, w, height, width) for h, w in sizes]),
+        images=images,
+        padding=padding,
         targets=Targets(torch.cat([s.sample.labels for s in samples]), torch.cat(boxes), tuple(len(b) for b in boxes)),
         image_ids=tuple(s.image_id for s in samples),
         original_sizes=tuple(s.original_size for s in samples),
@@ -141,13 +145,6 @@ def batches_of_one_size(sizes: Iterable[tuple[int, int]], batch_size: int) -> li
     return sorted(same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size))
 
 
-def _padding(h: int, w: int, height: int, width: int) -> Tensor:
-    """[height, width] True outside an image of h x w pixels."""
-    padding = torch.ones(height, width, dtype=torch.bool)
-    padding[:h, :w] = False
-    return padding
-
-
 def pad_batch(batch: Batch, height: int, width: int) -> Batch:
     """The batch padded further; ranks and micro-batches of a step share one size, because GroupNorm sees the padding."""
     bottom, right = height - batch.images.shape[2], width - batch.images.shape[3]
@@ -160,9 +157,13 @@ def pad_batch(batch: Batch, height: int, width: int) -> Batch:
 class Loader:
     """Loads batches, in processes that live as long as the loader does, or until it is closed; they are started when first needed."""
 
-    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int) -> None:
-        """`batches`: how many are loaded in one pass."""
-        self.dataset, self.config, self.samples = dataset, config, Samples(dataset, transform)
+    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int, pin: bool = False) -> None:
+        """
+        Args:
+            batches: how many are loaded in one pass.
+            pin: into page-locked memory, from which a GPU copies while the host goes on.
+        """
+        self.dataset, self.config, self.samples, self.pin = dataset, config, Samples(dataset, transform), pin
         self.workers = min(config.workers, batches, cpu_share())
         self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
         if self.workers:
@@ -175,9 +176,9 @@ class Loader:
             stopped: called while a batch of a loading process is waited for; the batches end if it returns True.
         """
         if not self.workers:
-            return map(self.samples.batch, keys)
+            return (batch.pin_memory() if self.pin else batch for batch in map(self.samples.batch, keys))
         if self.processes is None or self.processes.closed:
-            self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout)
+            self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout, self.pin)
         return self.processes.map(keys, stopped)
 
     def close(self) -> None:
@@ -193,6 +194,7 @@ class TrainLoader(Loader):
         batch_size: images per optimiser step, over all ranks and micro-batches.
         accumulation: micro-batches per step on each rank.
         epoch_steps: of an epoch, which then goes over a part of the data, or over more than once; 0: one pass.
+        pin: into page-locked memory.
 
     Raises:
         ValueError: `batch_size` is no multiple of world * accumulation, or exceeds the number of images.
@@ -208,6 +210,7 @@ class TrainLoader(Loader):
         world: int = 1,
         seed: int = 0,
         epoch_steps: int = 0,
+        pin: bool = False,
     ) -> None:
         shares = world * accumulation
         if batch_size % shares:
@@ -217,7 +220,7 @@ class TrainLoader(Loader):
         self.batch_size, self.accumulation, self.rank, self.world, self.seed = batch_size, accumulation, rank, world, seed
         self.steps_per_pass = len(dataset.index) // batch_size
         self.steps_per_epoch = epoch_steps or self.steps_per_pass
-        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation)
+        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation, pin)
 
     def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
         """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded.
@@ -251,12 +254,14 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once, dealt to the ranks in turn, in batches of images of one size; it can be gone through again."""
 
-    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1, pin: bool = False
+    ) -> None:
         resized = cache(config.resize.resized)
         positions = range(rank, len(dataset.index), world)
         sizes = [resized((height, width)) for height, width in dataset.index.sizes[rank::world].tolist()]
         self.keys = [[(positions[i], 0) for i in batch] for batch in batches_of_one_size(sizes, batch_size)]
-        super().__init__(dataset, config.resize, config, len(self.keys))
+        super().__init__(dataset, config.resize, config, len(self.keys), pin)
 
     @property
     def positions(self) -> list[int]:

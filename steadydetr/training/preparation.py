@@ -123,6 +123,7 @@ def open_loaders(
 ) -> tuple[TrainLoader, EvalLoader]:
     """The loaders of this process's shares of the training and of the validation data."""
     config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
+    pin = accelerator.device.type == "cuda"
     unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say))
     train_data, val_data = together(accelerator, lambda: open_both(recipe, say, unreadable))
     if more_classes[0]:
@@ -131,9 +132,11 @@ def open_loaders(
         train_data, val_data = with_classes(train_data, *classes), with_classes(val_data, *classes)
     loader = together(
         accelerator,
-        lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps),
+        lambda: TrainLoader(
+            train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps, pin
+        ),
     )
-    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes)
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes, pin)
 
 
 def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, decode_picture, picture_size
+from steadydetr.data.images import picture_size
 from steadydetr.data.index import AnnotationIndex, id_array
 from steadydetr.data.layouts.base import DataLayout, Report, fault, stop
 from steadydetr.data.layouts.common import choose_split
@@ -149,7 +149,7 @@ class TableDataset(FolderDataset):
 
     table: Any = None  # a datasets.Dataset of one column, not decoded
 
-    def encoded(self, position: int) -> Encoded | Path:
+    def image_file(self, position: int) -> Encoded | Path:
         """The image file in a row, or the path of one. Raises ValueError where there is neither."""
         cell = self.table[position]["image"] or {}
         if content := cell.get("bytes"):
@@ -163,18 +163,15 @@ class TableDataset(FolderDataset):
         self.data_folder.check_inside(path)
         return path
 
-    def picture(self, position: int) -> Decoded:
-        return decode_picture(self.encoded(position), self.data_folder.limits)
-
     def size(self, position: int) -> tuple[int, int] | str:
         """Height and width from the head of an image, or why there is none."""
         try:
-            return picture_size(self.encoded(position), self.data_folder.limits)
+            return picture_size(self.image_file(position), self.data_folder.limits)
         except ValueError as error:
             return str(error)
 
     def way_out(self, position: int) -> str:
-        return ""  # `encoded` refuses paths out of the folder
+        return ""  # `image_file` refuses paths out of the folder
 
     def missing(self, position: int) -> bool:
         return False
