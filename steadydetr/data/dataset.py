@@ -147,7 +147,8 @@ class Subset:
         return self.source.name
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
-        return self.source.load_image(int(self.positions[position]))
+        source, place = place_of(self, position)
+        return source.load_image(place)
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,21 @@ class JoinedDataset:
         return "+".join(part.name for part in self.parts)
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
-        for part in self.parts:
+        source, place = place_of(self, position)
+        return source.load_image(place)
+
+
+def place_of(dataset: Dataset, position: int) -> tuple[Dataset, int]:
+    """The data set on disk, or the generated one, that an image comes from, and its position there."""
+    if isinstance(dataset, Subset):
+        return place_of(dataset.source, int(dataset.positions[position]))
+    if isinstance(dataset, JoinedDataset):
+        for part in dataset.parts:
             if position < len(part.index):
-                return part.load_image(position)
+                return place_of(part, position)
             position -= len(part.index)
         raise IndexError(position)
+    return dataset, position
 
 
 def parts_of(dataset: Dataset) -> tuple[Dataset, ...]:

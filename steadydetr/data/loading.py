@@ -8,20 +8,25 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
 from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import Dataset
+from steadydetr.data.dataset import Dataset, FolderDataset, place_of
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
-from steadydetr.data.transforms import Sample, Transform, apply, seeded
+from steadydetr.data.transforms import Sample, TrainTransform, Transform, apply, seeded
 from steadydetr.files import listed, printable
 from steadydetr.structures import Batch, Targets, seed_of
 
 Key = tuple[int, int]  # position of an image, seed of its transform
 
 
+REDUCTIONS = (1, 2, 4, 8)  # of a JPEG file's sides, at which it can be decoded
+PROPORTIONS = tuple(2 ** (power / 2) for power in (-1.5, -0.5, 0.5, 1.5))  # width / height between the groups of `group_by_shape`
 READ_AT_ONCE = 32  # images that a loading process looks at before it answers
 
 
@@ -46,6 +51,7 @@ class Samples:
 
     dataset: Dataset
     transform: Transform
+    reduce: bool = False  # JPEG files to train on are decoded at 1/2, 1/4 or 1/8 of their size where the transform needs no more
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The batch of these images; loading processes call this."""
@@ -70,11 +76,27 @@ class Samples:
         return LoadedSample(sample, index.image_ids.item(position), (height, width))
 
     def _load(self, position: int) -> Sample:
-        """The image at `position` as it lies on disk."""
-        index = self.dataset.index
-        image = torch.from_numpy(self.dataset.load_image(position).copy()).permute(2, 0, 1)
-        rows = index.rows(position)
-        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]), torch.from_numpy(index.labels[rows]).long())
+        """The image at `position` as it lies on disk, or, reduced, a share of its pixels, with boxes in these."""
+        index, rows = self.dataset.index, self.dataset.index.rows(position)
+        pixels, reduction = self._pixels(position)
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]) / reduction, torch.from_numpy(index.labels[rows]).long())
+
+    def _pixels(self, position: int) -> tuple[NDArray[np.uint8], int]:
+        """The pixels [H, W, 3] of an image, and of how many rows and columns of the file each of them is."""
+        source, place = place_of(self.dataset, position)
+        reduction = self._reduction(position)
+        if reduction == 1 or not isinstance(source, FolderDataset):
+            return source.load_image(place), 1
+        pixels = source.load_image(place, reduction)
+        return pixels, 1 if pixels.shape[:2] == tuple(self.dataset.index.sizes[position]) else reduction  # 1: it is no JPEG file
+
+    def _reduction(self, position: int) -> int:
+        """The largest of 1, 2, 4 and 8 by which an image can be made smaller before the transform without its enlarging any part of it."""
+        if not self.reduce or not isinstance(self.transform, TrainTransform):
+            return 1
+        scale = self.transform.largest_scale(self.dataset.index.sizes[[position]])
+        return 1 if scale is None else max(reduction for reduction in REDUCTIONS if reduction == 1 or reduction * scale.max() <= 1)
 
 
 @dataclass(frozen=True)
@@ -163,7 +185,8 @@ class Loader:
             batches: how many are loaded in one pass.
             pin: into page-locked memory, from which a GPU copies while the host goes on.
         """
-        self.dataset, self.config, self.samples, self.pin = dataset, config, Samples(dataset, transform), pin
+        self.dataset, self.config, self.pin = dataset, config, pin
+        self.samples = Samples(dataset, transform, config.decode == "fast")
         self.workers = min(config.workers, batches, cpu_share())
         self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
         if self.workers:
@@ -244,7 +267,25 @@ class TrainLoader(Loader):
 
     def _order(self, number: int) -> list[int]:
         """The positions of all images in the order of a pass."""
-        return torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(number, 0))).tolist()
+        generator = torch.Generator().manual_seed(self._seed(number, 0))
+        order = torch.randperm(len(self.dataset.index), generator=generator)
+        return (self._grouped(order, generator) if self.config.group_by_shape else order).tolist()
+
+    def _grouped(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a pass in an order whose batches hold images of like proportions, and these batches in an order of their own.
+
+        What no batch of a group takes is joined group by group, so that as many images are seen as without groups, and the same ones.
+        """
+        order = order[: self.steps_per_pass * self.batch_size]
+        height, width = torch.from_numpy(self.dataset.index.sizes)[order].double().T
+        groups = torch.bucketize(width / height, torch.tensor(PROPORTIONS).double())
+        of_groups = [order[groups == group] for group in range(len(PROPORTIONS) + 1)]
+        whole = [len(images) // self.batch_size * self.batch_size for images in of_groups]
+        parts = [images[:n] for images, n in zip(of_groups, whole, strict=True)] + [
+            images[n:] for images, n in zip(of_groups, whole, strict=True)
+        ]
+        batches = torch.cat(parts).view(-1, self.batch_size)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
     def _seed(self, number: int, item: int) -> int:
         """Of the order of a pass (item 0), or of the augmentation of an image in it."""
@@ -254,9 +295,7 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once, dealt to the ranks in turn, in batches of images of one size; it can be gone through again."""
 
-    def __init__(
-        self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1, pin: bool = False
-    ) -> None:
+    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1, pin: bool = False) -> None:
         resized = cache(config.resize.resized)
         positions = range(rank, len(dataset.index), world)
         sizes = [resized((height, width)) for height, width in dataset.index.sizes[rank::world].tolist()]
