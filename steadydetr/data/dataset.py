@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, decode_jpeg, decode_picture, remark
+from steadydetr.data.images import Decoded, decode_picture, decode_reduced, remark
 from steadydetr.data.index import AnnotationIndex, join_indices
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.files import printable
@@ -49,16 +49,18 @@ class FolderDataset:
         Args:
             reduction: of a JPEG file only one of so many rows and columns is decoded: 1, 2, 4 or 8. Other files are decoded as they are.
         """
-        height, width = self.index.sizes[position].tolist()
         try:
-            pixels = decode_jpeg(self.image_file(position), self.data_folder.limits, (height, width), reduction)
-            if pixels is not None:
+            if reduction > 1 and (pixels := self._reduced(position, reduction)) is not None:
                 return pixels
             decoded = self.picture(position)
             remark(self.folder / self.index.file(position), decoded)
             return np.asarray(self.as_annotated(decoded, position))
         except ValueError as error:
             raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
+
+    def _reduced(self, position: int, reduction: int) -> NDArray[np.uint8] | None:
+        height, width = self.index.sizes[position].tolist()
+        return decode_reduced(self.image_file(position), self.data_folder.limits, (height, width), reduction)
 
     def picture(self, position: int) -> Decoded:
         """An image as its file has it; a ValueError names the file."""

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from steadydetr.data.picture_inputs import ArrayLike, Encoded, File, from_array, is_array, to_file
 from steadydetr.data.reading import check_file
 from steadydetr.files import printable
-from steadydetr.lazy import np, torch
+from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS) -> Image.Image
         TypeError: it is nothing that could be an image.
     """
     if isinstance(image, Image.Image):
-        return _to_rgb(image)[0]
+        return _to_rgb(image.copy())[0]  # its owner keeps the other
     if is_array(image):
         return from_array(image)
     file = to_file(image, limits)
@@ -104,40 +104,25 @@ def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS) -> Dec
         return Decoded(turned, stored, orientation, cut, scaled)
 
 
-def decode_jpeg(file: Path | Encoded, limits: Limits, size: tuple[int, int], reduction: int = 1) -> NDArray[np.uint8] | None:
-    """The same pixels [h, w, 3] of an ordinary JPEG file of this (height, width), turned, which cost less time than `decode_picture`.
+def decode_reduced(file: Path | Encoded, limits: Limits, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """The pixels [h, w, 3] of a JPEG file of this (height, width), turned, of which fewer frequencies are decoded.
 
     Args:
-        reduction: 1, 2, 4 or 8: of so many pixels in a row, and in a column, one is decoded. Sides are rounded up.
+        reduction: 2, 4 or 8: of so many rows, and of so many columns, one is left. The last stands for fewer where they do not divide.
 
     Returns:
         None for any other file, and for one that is cut off or damaged: `decode_picture` reads it or says what is wrong.
     """
     with _opened(file, limits) as opened:
         orientation = _orientation(opened)
-        stored = (size[0], size[1]) if orientation >= 5 else (size[1], size[0])
+        stored = size if orientation >= 5 else size[::-1]
         if opened.format != "JPEG" or opened.mode not in ("RGB", "L") or opened.size != stored:
             return None
+        opened.draft("", (opened.width // reduction, opened.height // reduction))
         try:
-            pixels = _reduced(opened, reduction) if reduction > 1 else _decoded_by_torchvision(file)
-        except (OSError, RuntimeError):
+            return _turned(np.asarray(_as_rgb(opened)), orientation)
+        except OSError:
             return None
-    return _turned(pixels, orientation)
-
-
-def _reduced(opened: Image.Image, reduction: int) -> NDArray[np.uint8]:
-    """A JPEG file of which fewer frequencies are decoded. Raises OSError where it ends too early."""
-    opened.draft("", (opened.width // reduction, opened.height // reduction))
-    return np.asarray(opened if opened.mode == "RGB" else opened.convert("RGB"))
-
-
-def _decoded_by_torchvision(file: Path | Encoded) -> NDArray[np.uint8]:
-    """A JPEG file by the same library as in Pillow, without Pillow's copies. Raises RuntimeError where it ends too early."""
-    from torchvision.io import ImageReadMode, decode_jpeg
-
-    content = torch.frombuffer(bytearray(_content(file)), dtype=torch.uint8)
-    pixels: NDArray[np.uint8] = decode_jpeg(content, ImageReadMode.RGB).permute(1, 2, 0).numpy()
-    return pixels
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -147,10 +132,6 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
     backwards = slice(None, None, -1)
     rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
     return pixels[backwards if rows else slice(None), backwards if columns else slice(None)]
-
-
-def _content(file: Path | Encoded) -> bytes:
-    return file.read_bytes() if isinstance(file, Path) else file.getvalue()
 
 
 def picture_size(path: Path | Encoded, limits: Limits) -> tuple[int, int]:
@@ -211,7 +192,7 @@ def _orientation(opened: Image.Image) -> int:
 
 def _load_cut(file: Path | Encoded, error: OSError) -> tuple[Image.Image, str]:
     """The pixels of a file that ends too early, as browsers show it, and what is missing. Raises `error` where that is too much."""
-    content = _content(file)
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
     kept, empty = _decode_rows(content)
     if kept.format in ("JPEG", "MPO"):  # of which Pillow holds back rows that it has decoded until it meets the end
         kept = _open_any_size(BytesIO(content + END_OF_JPEG))
@@ -252,12 +233,17 @@ def _decode_onto(content: bytes, value: float) -> tuple[Image.Image, NDArray[Any
     return opened, np.asarray(opened)
 
 
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """The image itself if it is RGB, because Pillow would copy it."""
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
 def _to_rgb(image: Image.Image) -> tuple[Image.Image, str]:
     """The image as RGB of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow asks for this step in between, with the same colours
-        return image.convert("RGB"), ""
+        return _as_rgb(image), ""
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
