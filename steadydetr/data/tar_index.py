@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,12 +28,42 @@ COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\
 
 
 @dataclass(frozen=True)
+class Names:
+    """M texts as one array, which takes a quarter of the memory that Python's texts do."""
+
+    encoded: NDArray[np.uint8]  # all of them, one after the other
+    ends: NDArray[np.int64]  # [M]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.encoded[start : self.ends[row]].tobytes().decode(errors="surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    @staticmethod
+    def of(names: Iterable[str]) -> Names:
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        return Names(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    @staticmethod
+    def cat(parts: Sequence[Names]) -> Names:
+        before = np.cumsum([0, *(len(part.encoded) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, before[:-1], strict=True)]
+        return Names(np.concatenate([part.encoded for part in parts]), np.concatenate(ends))
+
+
+@dataclass(frozen=True)
 class TarIndex:
     """M members of a tar file in their order."""
 
     file: str
     stamp: Stamp
-    names: tuple[str, ...]  # paths within the tar file
+    names: Names  # paths within the tar file
     offsets: NDArray[np.int64]  # [M] of their first byte
     sizes: NDArray[np.int64]  # [M] in bytes
 
@@ -51,14 +81,13 @@ def _index_of(store: Store, file: str) -> TarIndex:
     try:
         with np.load(kept, allow_pickle=False) as saved:
             if str(saved["stamp"]) == stamp:
-                names = saved["names"].tobytes().decode(errors="surrogateescape").split("\0") if len(saved["names"]) else []
-                return TarIndex(file, stamp, tuple(names), saved["offsets"], saved["sizes"])
+                return TarIndex(file, stamp, Names(saved["names"], saved["name_ends"]), saved["offsets"], saved["sizes"])
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # there is none, or it is damaged: the tar file is read
         pass
     with named_errors(file), store.open(file) as opened:
         members = list(_members(opened, file, size))
     names, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
-    index = TarIndex(file, stamp, tuple(names), np.array(offsets, np.int64), np.array(sizes, np.int64))
+    index = TarIndex(file, stamp, Names.of(names), np.array(offsets, np.int64), np.array(sizes, np.int64))
     _keep(kept, index)
     return index
 
@@ -90,6 +119,6 @@ def _members(opened: IO[bytes], file: str, size: int) -> Iterator[tuple[str, int
 
 def _keep(path: Path, index: TarIndex) -> None:
     """Write the index; a full or read-only disk is no reason to stop."""
-    names = np.frombuffer("\0".join(index.names).encode(errors="surrogateescape"), np.uint8)
+    names, stamp = index.names, np.array(index.stamp)
     with suppress(OSError), replacing(path) as file:
-        np.savez(file, stamp=np.array(index.stamp), names=names, offsets=index.offsets, sizes=index.sizes)
+        np.savez(file, stamp=stamp, names=names.encoded, name_ends=names.ends, offsets=index.offsets, sizes=index.sizes)
