@@ -79,7 +79,7 @@ def batches(where: str | Path, start_step: int = 0, workers: int = 0, **options:
 @pytest.mark.parametrize("images", ["shards", "shards/*.tar", "file://shards", "file://shards/*.tar"])
 def test_images_in_tar_files_are_those_of_files_in_their_order(images: str, both: tuple[Path, Path]) -> None:
     files, tars = both
-    where = f"{tars},images={images.replace('shards', str(tars / 'shards'))}"
+    where = f"{tars},images-in={images.replace('shards', str(tars / 'shards'))}"
     assert batches(where) == batches(files)
     assert batches(where, start_step=2, rank=1, world=2) == batches(files, start_step=2, rank=1, world=2)
     open_data(where).check_files()  # type: ignore[attr-defined]
@@ -89,7 +89,7 @@ def test_images_in_tar_files_are_those_of_files_in_their_order(images: str, both
 def test_loading_processes_read_tar_files_and_addresses(both: tuple[Path, Path]) -> None:
     files, tars = both
     for images in (f"{tars}/shards", f"file://{tars}/shards"):
-        assert batches(f"{tars},images={images}", workers=1) == batches(files)
+        assert batches(f"{tars},images-in={images}", workers=1) == batches(files)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -98,7 +98,7 @@ def test_names_in_any_format_of_tar_are_found_by_their_end(form: int, tmp_path: 
     long = f"{'deep/' * 18}été/" if form != tarfile.USTAR_FORMAT else "deep/"
     shutil.copytree(folder, tmp_path / "again")
     pack(tmp_path / "again", tmp_path / "shards", f"./{long}", form)
-    assert batches(f"{tmp_path}/files,images={tmp_path}/shards") == batches(tmp_path / "files")
+    assert batches(f"{tmp_path}/files,images-in={tmp_path}/shards") == batches(tmp_path / "files")
 
 
 def test_of_two_members_of_a_name_the_one_in_that_folder_is_taken(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_of_two_members_of_a_name_the_one_in_that_folder_is_taken(tmp_path: Path
     other.save(tmp_path / "all/other/a.jpg")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "all", "top")
-    where = f"{tmp_path}/voc,images={tmp_path}/a.tar"
+    where = f"{tmp_path}/voc,images-in={tmp_path}/a.tar"
     assert np.array_equal(open_data(where).load_image(0), expected) and expected.any()
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(tmp_path / "all/JPEGImages", "one")
@@ -125,14 +125,14 @@ def test_a_folder_elsewhere_takes_the_place_of_the_images(tmp_path: Path) -> Non
     folder = photos(tmp_path / "files")
     expected = batches(tmp_path / "files")
     folder.rename(tmp_path / "elsewhere")
-    assert batches(f"{tmp_path}/files,images={tmp_path}/elsewhere") == expected
-    with pytest.raises(ValueError, match=r"images=.*nowhere: there is no such folder, and no tar file of that name"):
-        open_data(f"{tmp_path}/files,images={tmp_path}/nowhere")
+    assert batches(f"{tmp_path}/files,images-in={tmp_path}/elsewhere") == expected
+    with pytest.raises(ValueError, match=r"images-in=.*nowhere: there is no such folder, and no tar file of that name"):
+        open_data(f"{tmp_path}/files,images-in={tmp_path}/nowhere")
 
 
 def test_the_index_is_made_once_and_again_when_a_tar_file_changes(both: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     files, tars = both
-    where, expected = f"{tars},images={tars}/shards", batches(files)
+    where, expected = f"{tars},images-in={tars}/shards", batches(files)
     opened, original = list[str](), tarfile.open
 
     def counting(*arguments: Any, **options: Any) -> Any:
@@ -150,7 +150,7 @@ def test_the_index_is_made_once_and_again_when_a_tar_file_changes(both: tuple[Pa
 
 def test_a_tar_file_that_changes_during_a_run_is_named(both: tuple[Path, Path]) -> None:
     _, tars = both
-    data = open_data(f"{tars},images={tars}/shards")
+    data = open_data(f"{tars},images-in={tars}/shards")
     data.load_image(0)
     os.utime(tars / "shards/shard-000000.tar", (1, 1))
     with pytest.raises(ValueError, match=r"shard-000000\.tar has changed since the run has begun: start again"):
@@ -170,7 +170,7 @@ def test_tar_files_that_are_cut_off_are_named(kept: int, both: tuple[Path, Path]
         whole[:kept] if kept > 0 else whole[: end + 512] if kept == -9000 else whole[: len(whole.rstrip(b"\0")) // 512 * 512 + 512]
     )
     with pytest.raises(ValueError, match=r"shard-000001\.tar .*(cut off|no tar file)"):
-        open_data(f"{tars},images={tars}/shards")
+        open_data(f"{tars},images-in={tars}/shards")
 
 
 @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ def test_compressed_tar_files_are_refused_with_what_to_do(ending: str, compress:
     if ending != "tar":
         shard.unlink()
     with pytest.raises(ValueError, match=rf"shard-000001\.{ending} is compressed .*unpack it, (gunzip|bunzip2|unxz) FILE"):
-        open_data(f"{tars},images={tars}/shards")
+        open_data(f"{tars},images-in={tars}/shards")
 
 
 def test_images_that_no_tar_file_has_are_named_before_training(both: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     _, tars = both
-    where = f"{tars},images={tars}/shards/shard-000000.tar"
+    where = f"{tars},images-in={tars}/shards/shard-000000.tar"
     data = open_data(where)
     with pytest.raises(ValueError, match=r"3 images are in none of the 1 tar file of .*shard-000000\.tar, the first is train-1\.jpg"):
         data.check_files()  # type: ignore[attr-defined]
@@ -205,7 +205,7 @@ def test_a_member_larger_than_allowed_is_refused(both: tuple[Path, Path]) -> Non
     large.write_bytes(bytes(2**20 + 1))
     with tarfile.open(tars / "shards/shard-000000.tar", "w") as tar:
         tar.add(large, large.name)
-    data = open_data(f"{tars},images={tars}/shards", limits=Limits(max_file_mb=1))
+    data = open_data(f"{tars},images-in={tars}/shards", limits=Limits(max_file_mb=1))
     with pytest.raises(ValueError, match=r"train-0\.png has 1 MiB, more than max_file_mb = 1 allows"):
         data.load_image(0)
 
@@ -216,8 +216,8 @@ def test_links_among_tar_files_lead_nowhere_else_unless_allowed(both: tuple[Path
     (tars / "shards/shard-000001.tar").symlink_to(tars / "moved.tar")
     for images in (f"{tars}/shards", f"{tars}/shards/*.tar"):
         with pytest.raises(ValueError, match=r"is a link to .*moved\.tar, outside the data folder .*shards: it is read only with"):
-            open_data(f"{tars},images={images}")
-        assert len(open_data(f"{tars},images={images}", limits=Limits(outside="allow")).index) == IMAGES
+            open_data(f"{tars},images-in={images}")
+        assert len(open_data(f"{tars},images-in={images}", limits=Limits(outside="allow")).index) == IMAGES
 
 
 # Addresses
@@ -239,16 +239,16 @@ def test_images_and_tar_files_in_memory(both: tuple[Path, Path], memory: Any) ->
     expected = batches(files)
     shutil.rmtree(files / "train")
     for images in ("memory://shards", "memory://shards/*.tar", "memory://train", "memory://train/"):
-        assert batches(f"{files},images={images}") == expected
-    data = open_data(f"{files},images=memory://shards")
+        assert batches(f"{files},images-in={images}") == expected
+    data = open_data(f"{files},images-in=memory://shards")
     memory.pipe("/shards/shard-000000.tar", b"changed")
     with pytest.raises(ValueError, match=r"shard-000000\.tar gives 0 bytes where \d+ were asked for"):
         data.load_image(0)
     memory.rm("/train/train-0.png")
     with pytest.raises(ValueError, match=r"there is no file memory://train/train-0\.png"):
-        open_data(f"{files},images=memory://train").load_image(0)
-    with pytest.raises(ValueError, match=r"images=memory://nothing/\*\.tar: there is no such folder, and no tar file"):
-        open_data(f"{files},images=memory://nothing/*.tar")
+        open_data(f"{files},images-in=memory://train").load_image(0)
+    with pytest.raises(ValueError, match=r"images-in=memory://nothing/\*\.tar: there is no such folder, and no tar file"):
+        open_data(f"{files},images-in=memory://nothing/*.tar")
 
 
 def test_images_and_tar_files_of_a_server(both: tuple[Path, Path], tmp_path: Path) -> None:
@@ -260,13 +260,13 @@ def test_images_and_tar_files_of_a_server(both: tuple[Path, Path], tmp_path: Pat
     expected = batches(files)
     shutil.rmtree(files / "train")
     with serving(served | {"/all.tar": (tmp_path / "all.tar").read_bytes()}) as server:
-        assert batches(f"{files},images={server.address}/all.tar") == expected
+        assert batches(f"{files},images-in={server.address}/all.tar") == expected
         server.asked.clear()
-        assert batches(f"{files},images={server.address}/all.tar", workers=1) == expected
+        assert batches(f"{files},images-in={server.address}/all.tar", workers=1) == expected
         for images in ("/train", "/nothing"):
-            data = open_data(f"{files},images={server.address}{images}")
+            data = open_data(f"{files},images-in={server.address}{images}")
             if images == "/train":
-                assert np.array_equal(data.load_image(1), open_data(f"{files},images={server.address}/all.tar").load_image(1))
+                assert np.array_equal(data.load_image(1), open_data(f"{files},images-in={server.address}/all.tar").load_image(1))
             else:
                 with pytest.raises(ValueError, match=r"there is no file http://.*/nothing/train-1\.jpg"):
                     data.load_image(1)
@@ -277,17 +277,17 @@ def test_what_cannot_be_reached_is_one_line(
 ) -> None:
     files, _ = both
     with pytest.raises(SystemExit) as left:
-        main(["check", f"{files},images={closed_port()}/all.tar"])
+        main(["check", f"{files},images-in={closed_port()}/all.tar"])
     assert left.value.code == 1 and "127.0.0.1 cannot be reached" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"cannot read (s4|unknown)://bucket.*: Protocol not known"):
-        open_data(f"{files},images=s4://bucket/train")
+        open_data(f"{files},images-in=s4://bucket/train")
     monkeypatch.setitem(sys.modules, "fsspec", None)
     with pytest.raises(ValueError, match=r"memory://train needs the package fsspec: pip install 'steadydetr\[fsspec\]'"):
-        open_data(f"{files},images=memory://train")
+        open_data(f"{files},images-in=memory://train")
 
 
 def test_only_data_of_files_have_images_elsewhere(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"data shapes has no image files, so images=a\.tar means nothing there"):
-        open_data("shapes,images=a.tar")
+    with pytest.raises(ValueError, match=r"data shapes has no image files, so images-in=a\.tar means nothing there"):
+        open_data("shapes,images-in=a.tar")
     with pytest.raises(ValueError, match=r"no layout of data was recognised; `steadydetr check .*` says more"):
-        open_data(f"{tmp_path},images=a.tar")
+        open_data(f"{tmp_path},images-in=a.tar")

@@ -148,5 +148,5 @@ def with_images(dataset: FolderDataset, where: str) -> FolderDataset:
         return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where)
     folder = expanded(where)
     if not folder.is_dir():
-        raise ValueError(f"images={printable(where)}: there is no such folder, and no tar file of that name; shards/*.tar names several")
+        raise ValueError(f"images-in={printable(where)}: there is no such folder, and no tar file of that name; shards/*.tar names several")
     return FolderDataset(index, folder, dataset.name, DataFolder(folder, limits))

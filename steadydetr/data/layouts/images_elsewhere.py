@@ -1,4 +1,4 @@
-"""A data set of any layout whose images lie elsewhere: `path/to/data,images=shards/*.tar`, or `...,images=s3://bucket/train2017`."""
+"""A data set of any layout whose images lie elsewhere: `path/to/data,images-in=shards/*.tar`, or `...,images-in=s3://bucket/train2017`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from steadydetr.data.stored import with_images
 from steadydetr.files import printable
 from steadydetr.kinds import options, register
 
-IMAGES = ",images="
+IMAGES = ",images-in="
 
 
 @register("images-elsewhere-layout")
@@ -19,7 +19,7 @@ IMAGES = ",images="
 class ImagesElsewhere(DataLayout):
     """The layout of the annotations is recognised as usual. They must name the images and their sizes."""
 
-    looked_for = "images elsewhere: PLACE,images=FOLDER, PLACE,images=shards/*.tar, PLACE,images=s3://bucket/folder"
+    looked_for = "images elsewhere: PLACE,images-in=FOLDER, PLACE,images-in=shards/*.tar, PLACE,images-in=s3://bucket/folder"
 
     def recognises(self, where: str) -> bool:
         return IMAGES in where and not os.path.exists(where)
