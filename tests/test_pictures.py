@@ -137,7 +137,7 @@ def test_a_pillow_image_stays_as_its_owner_sees_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6
     with Image.open(written(tmp_path / "a.png", encoded("PNG", exif=exif))) as opened:
-        assert np.array_equal(np.asarray(open_picture(opened)), SMOOTH)
+        assert np.array_equal(np.asarray(open_picture(opened)), SMOOTH) and open_picture(opened) is not opened
 
 
 GREY = SMOOTH[..., 0]

@@ -20,6 +20,7 @@ from steadydetr.limits import Limits
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
+TIMES = ("mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag")  # what file systems call what changes with a file
 Stamp = str  # size and time of a file, by which it is known not to have changed
 
 
@@ -29,7 +30,7 @@ class Store(Protocol):
     def tars(self) -> list[str]:
         """The tar files of the place in the order of their names; none where it is a folder of other files."""
 
-    def size_and_stamp(self, file: str) -> tuple[int, Stamp]: ...
+    def stamp(self, file: str) -> Stamp: ...
 
     def open(self, file: str) -> IO[bytes]: ...
 
@@ -66,11 +67,10 @@ class Local:
         names = glob.glob(os.path.join(glob.escape(self.where), "*.t*") if os.path.isdir(self.where) else self.where)
         return sorted(name for name in names if _is_tar(name))
 
-    def size_and_stamp(self, file: str) -> tuple[int, Stamp]:
+    def stamp(self, file: str) -> Stamp:
         with named_errors(file):
             self._check(file)
-            found = os.stat(file)
-            return found.st_size, _stamp(found)
+            return _stamp(os.stat(file))
 
     def open(self, file: str) -> IO[bytes]:
         return open(file, "rb")
@@ -110,11 +110,10 @@ class Remote:
             found = system.glob(place if "*" in place else f"{place.rstrip('/')}/*.t*")
             return sorted(system.unstrip_protocol(name) for name in found if _is_tar(name))
 
-    def size_and_stamp(self, file: str) -> tuple[int, Stamp]:
+    def stamp(self, file: str) -> Stamp:
         with named_errors(file):
             info = self._system()[0].info(file)
-            times = [info.get(name) for name in ("mtime", "LastModified", "last_modified", "updated", "created", "ETag", "etag", "md5Hash")]
-            return int(info["size"] or 0), " ".join(str(part) for part in (info["size"], *times) if part)
+            return " ".join(str(info[name]) for name in ("size", *TIMES) if info.get(name))
 
     def open(self, file: str) -> IO[bytes]:
         opened: IO[bytes] = self._system()[0].open(file, "rb")

@@ -76,7 +76,7 @@ def index_tars(store: Store, files: Sequence[str]) -> list[TarIndex]:
 
 def _index_of(store: Store, file: str) -> TarIndex:
     """The index that was kept of the same file, or else one that is made."""
-    size, stamp = store.size_and_stamp(file)
+    stamp = store.stamp(file)
     kept = cache_folder() / "tar-index" / f"{hashlib.sha256(os.fsencode(os.path.abspath(file))).hexdigest()[:32]}.npz"
     try:
         with np.load(kept, allow_pickle=False) as saved:
@@ -85,14 +85,14 @@ def _index_of(store: Store, file: str) -> TarIndex:
     except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # there is none, or it is damaged: the tar file is read
         pass
     with named_errors(file), store.open(file) as opened:
-        members = list(_members(opened, file, size))
+        members = list(_members(opened, file))
     names, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
     index = TarIndex(file, stamp, Names.of(names), np.array(offsets, np.int64), np.array(sizes, np.int64))
     _keep(kept, index)
     return index
 
 
-def _members(opened: IO[bytes], file: str, size: int) -> Iterator[tuple[str, int, int]]:
+def _members(opened: IO[bytes], file: str) -> Iterator[tuple[str, int, int]]:
     """Name, offset and bytes of every member that is a file with one of the endings. Raises ValueError where the tar file is not whole."""
     head = opened.read(8)
     for magic, (what, command) in COMPRESSED.items():
@@ -105,8 +105,6 @@ def _members(opened: IO[bytes], file: str, size: int) -> Iterator[tuple[str, int
         with tarfile.open(fileobj=opened, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep all of them
-                if member.offset_data + member.size > size:
-                    raise ValueError(f"{printable(file)} is cut off within {printable(member.name)}: copy it again")
                 if member.isreg() and not member.issparse() and member.name.lower().endswith(KEPT):
                     yield os.path.normpath(member.name), member.offset_data, member.size
             end = tar.offset
