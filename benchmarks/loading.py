@@ -14,8 +14,10 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +69,8 @@ def ours(files: Files, transform: Transform, reduce: bool = False, normalise: bo
 
 def by_torchvision(files: Files, steps: list[v2.Transform]) -> None:
     steps = [v2.ToImage(), *steps, v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    images = CocoDetection(files.data.folder, files.annotations, transforms=v2.Compose(steps))
+    with redirect_stdout(StringIO()):  # pycocotools says that it reads
+        images = CocoDetection(files.data.folder, files.annotations, transforms=v2.Compose(steps))
     numbers = [images.ids.index(int(files.data.index.image_ids[position])) for position in files.positions]
     wrapped = Subset(wrap_dataset_for_transforms_v2(images, target_keys=["boxes", "labels"]), numbers)
     for _ in DataLoader(wrapped, files.batch, collate_fn=padded):

@@ -77,7 +77,9 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
             assert ours == value, f"{path} of {name} is {ours}, but {TABLE['sources'][source]} has {value}"
 
 
-NEUTRAL: dict[str, Any] = {  # what training on from weights has options for, and papers do not use
+NEUTRAL: dict[str, Any] = {  # options of training on from weights and of loading, which papers do not use
+    "data.decode": "exact",
+    "data.group_by_shape": False,
     "training.encoder_lr_factor": 1.0,
     "training.epoch_steps": 0,
     "training.freeze": [],
