@@ -64,7 +64,7 @@ def ours(files: Files, transform: Transform, reduce: bool = False, normalise: bo
     for positions in files.batches:
         batch = samples.batch([(position, position) for position in positions])
         if normalise:
-            ((batch.images.float() / 255 - mean) / std).masked_fill_(batch.padding[:, None], 0)
+            batch.images.float().div_(255).sub_(mean).div_(std).masked_fill_(batch.padding[:, None], 0)
 
 
 def by_torchvision(files: Files, steps: list[v2.Transform]) -> None:

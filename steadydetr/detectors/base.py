@@ -51,8 +51,8 @@ class Detector(nn.Module, ABC):
     def normalise(self, images: Tensor, padding: Tensor) -> Tensor:
         """Images [B, 3, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding. Channels last, which is faster."""
         dtype = self.mean.dtype
-        pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
-        pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
+        pixels = images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype)
+        pixels = (pixels - self.mean).div_(self.std).masked_fill_(padding[:, None], 0)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def freeze(self, parts: Sequence[str]) -> None:
