@@ -189,7 +189,7 @@ def renewed(plain: Any, where: str = "config") -> Any:
 def refuse_network(plain: Any, where: str) -> None:
     """Raise ValueError for a place in the network that a recipe of a file names, such as `weights`: only the user's own words may."""
     for name, value in flat_strings(plain):
-        if name not in TEXTS and any(map(NETWORK_PLACE.match, value.split("+"))):  # + joins data sets
+        if name not in TEXTS and any(map(NETWORK_PLACE.match, re.split("[+,=]", value))):  # + joins data sets, `,images-in=` follows one
             raise ValueError(
                 f"{where}: {name} = {value[:100]!r} is a place in the network, which a file may not name."
                 f" Take it out of the file, and if you trust it, give it as --{name.replace('_', '-')}"

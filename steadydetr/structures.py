@@ -80,8 +80,12 @@ class Targets:
             tuple(n for part in parts for n in part.counts),
         )
 
+    def pin_memory(self) -> Targets:
+        """A copy in page-locked memory."""
+        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory())
+
     def to(self, device: torch.device | str) -> Targets:
-        """A copy on the device; the host does not wait for it."""
+        """A copy on the device; the host does not wait for it, if this lies in page-locked memory."""
         return replace(self, labels=self.labels.to(device, non_blocking=True), boxes=self.boxes.to(device, non_blocking=True))
 
 
@@ -137,8 +141,12 @@ class Batch:
         step = replace(self, totals=self.global_totals)
         return [replace(step, images=i, padding=p, targets=t, image_ids=(n,), original_sizes=(size,)) for i, p, t, n, size in parts]
 
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        return replace(self, images=self.images.pin_memory(), padding=self.padding.pin_memory(), targets=self.targets.pin_memory())
+
     def to(self, device: torch.device | str) -> Batch:
-        """A copy on the device; the host does not wait for it."""
+        """A copy on the device; the host does not wait for it, if this lies in page-locked memory."""
         images, padding = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.padding))
         return replace(self, images=images, padding=padding, targets=self.targets.to(device))
 

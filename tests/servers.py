@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,8 +56,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("Content-Length", "0")
         else:
-            self.send_response(200)
-            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+            tag, part = hashlib.sha1(content).hexdigest(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if part:
+                content = content[int(part[1]) : int(part[2]) + 1]
+            self.send_response(206 if part else 200)
+            self.send_header("ETag", f'"{tag}"')
             self.send_header("X-Repo-Commit", COMMIT)
             if size := served.claimed.get(self.path, len(content)):
                 self.send_header("Content-Length", str(size))

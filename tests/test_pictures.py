@@ -13,7 +13,7 @@ from PIL import Image
 
 from steadydetr.data import images, open_data
 from steadydetr.data.check import check_data
-from steadydetr.data.images import TURNS, decode_picture, open_picture, picture_size
+from steadydetr.data.images import TURNS, decode_picture, decode_reduced, open_picture, picture_size
 from steadydetr.limits import DEFAULT_LIMITS
 from tests.data_folders import coco_folder, coco_with, picture
 
@@ -137,7 +137,7 @@ def test_a_pillow_image_stays_as_its_owner_sees_it(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6
     with Image.open(written(tmp_path / "a.png", encoded("PNG", exif=exif))) as opened:
-        assert np.array_equal(np.asarray(open_picture(opened)), SMOOTH)
+        assert np.array_equal(np.asarray(open_picture(opened)), SMOOTH) and open_picture(opened) is not opened
 
 
 GREY = SMOOTH[..., 0]
@@ -228,3 +228,37 @@ def test_check_says_what_it_read_and_how(tmp_path: Path) -> None:
     path = root / "train" / "1.png"
     path.write_bytes(encoded("BMP", np.full((6, 8, 3), 9, np.uint8))[:-30])
     assert ("image cut off", False) in [(kind, fatal) for kind, fatal, _ in of_images(root)]
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("orientation", [1, *TURNS])
+@pytest.mark.parametrize("pixels", [SMOOTH[:47, :61], SMOOTH[..., 0]])
+def test_reduced_jpegs_are_turned_and_lie_where_the_whole_ones_do(
+    reduction: int, orientation: int, pixels: NDArray[np.generic], tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = orientation
+    path = written(tmp_path / "a.jpg", encoded("JPEG", pixels, exif=exif, quality=95))
+    whole = open_picture(path)
+    found = decode_reduced(path, DEFAULT_LIMITS, whole.size[::-1], reduction)
+    assert found is not None and found.shape == (-(-whole.height // reduction), -(-whole.width // reduction), 3)
+    # a turned picture begins with the pixel that stands for fewer where the size does not divide
+    left, top = (-whole.width % reduction, -whole.height % reduction) if orientation != 1 else (0, 0)
+    if not (left or top):
+        box = (0, 0, *(side // reduction * reduction for side in whole.size))
+        expected = np.asarray(whole.crop(box).reduce(reduction)).astype(int)
+        assert np.abs(found[: expected.shape[0], : expected.shape[1]] - expected).mean() < 4
+
+
+def test_what_cannot_be_reduced_is_left_to_who_decodes_it_whole(tmp_path: Path) -> None:
+    def reduced(content: bytes, size: tuple[int, int] = (48, 64)) -> object:
+        return decode_reduced(written(tmp_path / "a.jpg", content), DEFAULT_LIMITS, size, 2)
+
+    cmyk = io.BytesIO()
+    Image.fromarray(SMOOTH).convert("CMYK").save(cmyk, "JPEG")
+    assert reduced(encoded("JPEG")) is not None
+    for content in (encoded("PNG"), cmyk.getvalue(), encoded("JPEG")[:-30]):
+        assert reduced(content) is None
+    assert reduced(encoded("JPEG"), (64, 48)) is None
+    with pytest.raises(ValueError, match=r"cannot read the image .*a\.jpg"):
+        reduced(b"nonsense")

@@ -96,6 +96,7 @@ def test_a_checkpoint_fetches_nothing(checkpoint: Path) -> None:
         "s3://b/w.pth",
         "a+ //host/share",
         "a+hf:owner/name",
+        "a,images-in=s3://b/images",
     ],
 )
 @pytest.mark.parametrize("field", ["detector.backbone.weights", "data.source", "teachers.checkpoint"])

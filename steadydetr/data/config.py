@@ -28,6 +28,8 @@ class DataConfig(Limits, HoldOut):
     resize: EvalTransform = ShortestSide()
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
+    group_by_shape: bool = False  # training batches of images of like proportions, which need less padding
+    decode: Literal["exact", "fast"] = "exact"  # fast: training images of which less is needed are decoded at 1/2, 1/4 or 1/8 of their size
     workers: int = changeable(4)  # processes that load images, per rank, at most its share of the processors; 0: none
     unreadable: Literal["error", "skip"] = changeable("error")  # images that cannot be read; skip: left out, after one pass over all files
     timeout: float = changeable(600.0)  # seconds that a batch may be waited for where processes load it; 0: no limit
@@ -39,6 +41,8 @@ class DataConfig(Limits, HoldOut):
             raise ValueError(f"data.same_images = {self.same_images!r} must be refuse or allow")
         if self.workers < 0:
             raise ValueError(f"data.workers = {self.workers} must not be negative; 0: no loading processes")
+        if self.decode not in ("exact", "fast"):
+            raise ValueError(f"data.decode = {self.decode!r} must be exact or fast")
         if self.unreadable not in ("error", "skip"):
             raise ValueError(f"data.unreadable = {self.unreadable!r} must be error or skip")
         if not 0 <= self.timeout < math.inf:

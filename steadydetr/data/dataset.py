@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 from PIL import Image
 
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.images import Decoded, decode_picture, remark, to_channels
+from steadydetr.data.images import Decoded, decode_picture, decode_reduced, remark, to_channels
 from steadydetr.data.index import AnnotationIndex, join_indices
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.files import printable
@@ -46,14 +46,24 @@ class FolderDataset:
     def data_folder(self) -> DataFolder:
         return self.source or DataFolder(self.folder)
 
-    def load_image(self, position: int) -> NDArray[np.uint8]:
-        """RGB [H, W, 3], or RGBA; an unreadable file is a ValueError that names it."""
+    def load_image(self, position: int, reduction: int = 1) -> NDArray[np.uint8]:
+        """RGB [H, W, 3], or RGBA; an unreadable file is a ValueError that names it.
+
+        Args:
+            reduction: of a JPEG file only one of so many rows and columns is decoded: 1, 2, 4 or 8. Other files are decoded as they are.
+        """
         try:
+            if reduction > 1 and (pixels := self._reduced(position, reduction)) is not None:
+                return pixels
             decoded = self.picture(position)
             remark(self.folder / self.index.file(position), decoded)
             return np.asarray(self.as_annotated(decoded, position))
         except ValueError as error:
             raise ValueError(f"{error}. `steadydetr check` lists all such files") from error
+
+    def _reduced(self, position: int, reduction: int) -> NDArray[np.uint8] | None:
+        height, width = self.index.sizes[position].tolist()
+        return decode_reduced(self.image_file(position), self.data_folder.limits, (height, width), reduction)
 
     def picture(self, position: int) -> Decoded:
         """An image as its file has it; a ValueError names the file."""

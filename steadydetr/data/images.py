@@ -69,7 +69,7 @@ def open_picture(image: Picture, limits: Limits = DEFAULT_LIMITS, alpha: bool = 
         TypeError: it is nothing that could be an image.
     """
     if isinstance(image, Image.Image):
-        return _to_rgb(image, alpha)[0]
+        return _to_rgb(image.copy(), alpha)[0]  # its owner keeps the other
     if is_array(image):
         return from_array(image, alpha)
     file = to_file(image, limits)
@@ -138,6 +138,36 @@ def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS, alpha:
         stored, scaled = _to_rgb(pixels, alpha)
         turned = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
         return Decoded(turned, stored, orientation, cut, scaled)
+
+
+def decode_reduced(file: Path | Encoded, limits: Limits, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
+    """The pixels [h, w, 3] of a JPEG file of this (height, width), turned, of which fewer frequencies are decoded.
+
+    Args:
+        reduction: 2, 4 or 8: of so many rows, and of so many columns, one is left. The last stands for fewer where they do not divide.
+
+    Returns:
+        None for any other file, and for one that is cut off or damaged: `decode_picture` reads it or says what is wrong.
+    """
+    with _opened(file, limits) as opened:
+        orientation = _orientation(opened)
+        stored = size if orientation >= 5 else size[::-1]
+        if opened.format != "JPEG" or opened.mode not in ("RGB", "L") or opened.size != stored:
+            return None
+        opened.draft("", (opened.width // reduction, opened.height // reduction))
+        try:
+            return _turned(np.asarray(_as_mode(opened, "RGB")), orientation)
+        except OSError:
+            return None
+
+
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Pixels [h, w, 3] as an EXIF orientation asks for: 5 to 8 swap rows and columns, then rows or columns run backwards."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    backwards = slice(None, None, -1)
+    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    return pixels[backwards if rows else slice(None), backwards if columns else slice(None)]
 
 
 def picture_size(path: Path | Encoded, limits: Limits) -> tuple[int, int]:
@@ -239,13 +269,18 @@ def _decode_onto(content: bytes, value: float) -> tuple[Image.Image, NDArray[Any
     return opened, np.asarray(opened)
 
 
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image itself if it has that mode already, because Pillow would copy it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
 def _to_rgb(image: Image.Image, alpha: bool = False) -> tuple[Image.Image, str]:
     """The image as RGB or RGBA of 8 bits, and how it was scaled if its pixels had more: by the range that they have (D-101)."""
     mode = "RGBA" if alpha else "RGB"
     if image.mode not in ("I", "F") and not image.mode.startswith("I;"):
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow asks for this step in between, with the same colours
-        return image.convert(mode), ""
+        return _as_mode(image, mode), ""
     values = np.asarray(image).astype(np.float64)
     values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())

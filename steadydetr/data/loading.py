@@ -8,21 +8,25 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain, islice
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from steadydetr.boxes import to_cxcywh
 from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import Dataset
+from steadydetr.data.dataset import Dataset, FolderDataset, place_of
 from steadydetr.data.loading_processes import LoadingProcesses, check_script, cpu_share
-from steadydetr.data.transforms import Sample, Transform, apply, seeded
+from steadydetr.data.transforms import Sample, TrainTransform, Transform, apply, seeded
 from steadydetr.files import listed, printable
 from steadydetr.structures import Batch, Targets, seed_of
 
 Key = tuple[int, int]  # position of an image, seed of its transform
 
 
+REDUCTIONS = (1, 2, 4, 8)  # of a JPEG file's sides, at which it can be decoded
+PROPORTIONS = tuple(2 ** (power / 2) for power in (-1.5, -0.5, 0.5, 1.5))  # width / height between the groups of `group_by_shape`
 READ_AT_ONCE = 32  # images that a loading process looks at before it answers
 
 
@@ -47,6 +51,7 @@ class Samples:
 
     dataset: Dataset
     transform: Transform
+    reduce: bool = False  # JPEG files to train on are decoded at 1/2, 1/4 or 1/8 of their size where the transform needs no more
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The batch of these images; loading processes call this."""
@@ -71,11 +76,27 @@ class Samples:
         return LoadedSample(sample, index.image_ids.item(position), (height, width))
 
     def _load(self, position: int) -> Sample:
-        """The image at `position` as it lies on disk."""
-        index = self.dataset.index
-        image = torch.from_numpy(self.dataset.load_image(position).copy()).permute(2, 0, 1)
-        rows = index.rows(position)
-        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]), torch.from_numpy(index.labels[rows]).long())
+        """The image at `position` as it lies on disk, or, reduced, a share of its pixels, with boxes in these."""
+        index, rows = self.dataset.index, self.dataset.index.rows(position)
+        pixels, reduction = self._pixels(position)
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]) / reduction, torch.from_numpy(index.labels[rows]).long())
+
+    def _pixels(self, position: int) -> tuple[NDArray[np.uint8], int]:
+        """The pixels [H, W, 3] of an image, and of how many rows and columns of the file each of them is."""
+        source, place = place_of(self.dataset, position)
+        reduction = self._reduction(position)
+        if reduction == 1 or not isinstance(source, FolderDataset):
+            return source.load_image(place), 1
+        pixels = source.load_image(place, reduction)
+        return pixels, 1 if pixels.shape[:2] == tuple(self.dataset.index.sizes[position]) else reduction  # 1: it is no JPEG file
+
+    def _reduction(self, position: int) -> int:
+        """The largest of 1, 2, 4 and 8 by which an image can be made smaller before the transform without its enlarging any part of it."""
+        if not self.reduce or not isinstance(self.transform, TrainTransform):
+            return 1
+        scale = self.transform.largest_scale(self.dataset.index.sizes[[position]])
+        return 1 if scale is None else max(reduction for reduction in REDUCTIONS if reduction == 1 or reduction * scale.max() <= 1)
 
 
 @dataclass(frozen=True)
@@ -114,12 +135,17 @@ def collate(samples: list[LoadedSample]) -> Batch:
     """Images padded at the bottom and right to the largest; boxes normalised by each image's own size."""
     sizes = [sample.size for sample in samples]
     height, width = (max(side) for side in zip(*sizes, strict=True))
+    images = samples[0].sample.image.new_zeros(len(samples), *samples[0].sample.image.shape[:-2], height, width)
+    padding = torch.ones(len(samples), height, width, dtype=torch.bool)
+    for image, mask, s, (h, w) in zip(images, padding, samples, sizes, strict=True):
+        image[:, :h, :w] = s.sample.image
+        mask[:h, :w] = False
     boxes = [
         to_cxcywh(s.sample.boxes_xyxy / torch.tensor((w, h, w, h), dtype=torch.float32)) for s, (h, w) in zip(samples, sizes, strict=True)
     ]
     return Batch(
-        images=torch.stack([F.pad(s.sample.image, (0, width - w, 0, height - h)) for s, (h, w) in zip(samples, sizes, strict=True)]),
-        padding=torch.stack([_padding(h, w, height, width) for h, w in sizes]),
+        images=images,
+        padding=padding,
         targets=Targets(torch.cat([s.sample.labels for s in samples]), torch.cat(boxes), tuple(len(b) for b in boxes)),
         image_ids=tuple(s.image_id for s in samples),
         original_sizes=tuple(s.original_size for s in samples),
@@ -141,13 +167,6 @@ def batches_of_one_size(sizes: Iterable[tuple[int, int]], batch_size: int) -> li
     return sorted(same[i : i + batch_size] for same in by_size.values() for i in range(0, len(same), batch_size))
 
 
-def _padding(h: int, w: int, height: int, width: int) -> Tensor:
-    """[height, width] True outside an image of h x w pixels."""
-    padding = torch.ones(height, width, dtype=torch.bool)
-    padding[:h, :w] = False
-    return padding
-
-
 def pad_batch(batch: Batch, height: int, width: int) -> Batch:
     """The batch padded further; ranks and micro-batches of a step share one size, because GroupNorm sees the padding."""
     bottom, right = height - batch.images.shape[2], width - batch.images.shape[3]
@@ -160,9 +179,14 @@ def pad_batch(batch: Batch, height: int, width: int) -> Batch:
 class Loader:
     """Loads batches, in processes that live as long as the loader does, or until it is closed; they are started when first needed."""
 
-    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int) -> None:
-        """`batches`: how many are loaded in one pass."""
-        self.dataset, self.config, self.samples = dataset, config, Samples(dataset, transform)
+    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int, pin: bool = False) -> None:
+        """
+        Args:
+            batches: how many are loaded in one pass.
+            pin: into page-locked memory, from which a GPU copies while the host goes on.
+        """
+        self.dataset, self.config, self.pin = dataset, config, pin
+        self.samples = Samples(dataset, transform, config.decode == "fast")
         self.workers = min(config.workers, batches, cpu_share())
         self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
         if self.workers:
@@ -175,9 +199,9 @@ class Loader:
             stopped: called while a batch of a loading process is waited for; the batches end if it returns True.
         """
         if not self.workers:
-            return map(self.samples.batch, keys)
+            return (batch.pin_memory() if self.pin else batch for batch in map(self.samples.batch, keys))
         if self.processes is None or self.processes.closed:
-            self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout)
+            self.processes = LoadingProcesses(self.samples.batch, self.samples.names, self.workers, self.config.timeout, self.pin)
         return self.processes.map(keys, stopped)
 
     def close(self) -> None:
@@ -193,6 +217,7 @@ class TrainLoader(Loader):
         batch_size: images per optimiser step, over all ranks and micro-batches.
         accumulation: micro-batches per step on each rank.
         epoch_steps: of an epoch, which then goes over a part of the data, or over more than once; 0: one pass.
+        pin: into page-locked memory.
 
     Raises:
         ValueError: `batch_size` is no multiple of world * accumulation, or exceeds the number of images.
@@ -208,6 +233,7 @@ class TrainLoader(Loader):
         world: int = 1,
         seed: int = 0,
         epoch_steps: int = 0,
+        pin: bool = False,
     ) -> None:
         shares = world * accumulation
         if batch_size % shares:
@@ -217,7 +243,7 @@ class TrainLoader(Loader):
         self.batch_size, self.accumulation, self.rank, self.world, self.seed = batch_size, accumulation, rank, world, seed
         self.steps_per_pass = len(dataset.index) // batch_size
         self.steps_per_epoch = epoch_steps or self.steps_per_pass
-        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation)
+        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation, pin)
 
     def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
         """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded.
@@ -241,7 +267,25 @@ class TrainLoader(Loader):
 
     def _order(self, number: int) -> list[int]:
         """The positions of all images in the order of a pass."""
-        return torch.randperm(len(self.dataset.index), generator=torch.Generator().manual_seed(self._seed(number, 0))).tolist()
+        generator = torch.Generator().manual_seed(self._seed(number, 0))
+        order = torch.randperm(len(self.dataset.index), generator=generator)
+        return (self._grouped(order, generator) if self.config.group_by_shape else order).tolist()
+
+    def _grouped(self, order: Tensor, generator: torch.Generator) -> Tensor:
+        """The images of a pass in an order whose batches hold images of like proportions, and these batches in an order of their own.
+
+        What no batch of a group takes is joined group by group, so that as many images are seen as without groups, and the same ones.
+        """
+        order = order[: self.steps_per_pass * self.batch_size]
+        height, width = torch.from_numpy(self.dataset.index.sizes)[order].double().T
+        groups = torch.bucketize(width / height, torch.tensor(PROPORTIONS).double())
+        of_groups = [order[groups == group] for group in range(len(PROPORTIONS) + 1)]
+        whole = [len(images) // self.batch_size * self.batch_size for images in of_groups]
+        parts = [images[:n] for images, n in zip(of_groups, whole, strict=True)] + [
+            images[n:] for images, n in zip(of_groups, whole, strict=True)
+        ]
+        batches = torch.cat(parts).view(-1, self.batch_size)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
 
     def _seed(self, number: int, item: int) -> int:
         """Of the order of a pass (item 0), or of the augmentation of an image in it."""
@@ -251,12 +295,12 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once, dealt to the ranks in turn, in batches of images of one size; it can be gone through again."""
 
-    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1, pin: bool = False) -> None:
         resized = cache(config.resize.resized)
         positions = range(rank, len(dataset.index), world)
         sizes = [resized((height, width)) for height, width in dataset.index.sizes[rank::world].tolist()]
         self.keys = [[(positions[i], 0) for i in batch] for batch in batches_of_one_size(sizes, batch_size)]
-        super().__init__(dataset, config.resize, config, len(self.keys))
+        super().__init__(dataset, config.resize, config, len(self.keys), pin)
 
     @property
     def positions(self) -> list[int]:

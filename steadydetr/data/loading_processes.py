@@ -62,13 +62,16 @@ class LoadingProcesses(Generic[Task, Result]):
         name: gives the name of what a task loads, for error messages.
         count: processes.
         timeout: seconds that a result is waited for; 0: no limit.
+        pin: receive tensors into page-locked memory.
 
     Raises:
         ChildProcessError: the system starts no further process.
         ValueError: `load` cannot be pickled.
     """
 
-    def __init__(self, load: Callable[[Task], Result], name: Callable[[Task], str], count: int, timeout: float = 0.0) -> None:
+    def __init__(
+        self, load: Callable[[Task], Result], name: Callable[[Task], str], count: int, timeout: float = 0.0, pin: bool = False
+    ) -> None:
         self._name, self._timeout, self._sent = name, timeout, 0
         self._workers: list[_Worker] = []
         # This priority runs it at exit before multiprocessing waits for all processes that still live
@@ -79,7 +82,7 @@ class LoadingProcesses(Generic[Task, Result]):
         except BaseException:
             self.close()
             raise
-        threading.Thread(target=_receive_all, args=(self._workers,), daemon=True).start()
+        threading.Thread(target=_receive_all, args=(self._workers, pin), daemon=True).start()
 
     def map(self, tasks: Iterable[Task], stopped: Callable[[], bool] = lambda: False) -> Iterator[Result]:
         """The results in the order of the tasks. Every process gets up to `PREFETCH` tasks in advance.
@@ -182,9 +185,9 @@ class _Worker:
             self.give_up(_HasEndedError())
         return future
 
-    def receive(self) -> None:
+    def receive(self, pin: bool) -> None:
         """Receive one result, which belongs to the task that waits longest. Raises EOFError or OSError if the process has ended."""
-        result = receive(self.connection)
+        result = receive(self.connection, pin)
         self.has_begun = True
         if isinstance(result, _Failure):
             self.waiting.popleft().set_exception(result.error)
@@ -237,8 +240,8 @@ def _held_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _receive_all(workers: list[_Worker]) -> None:
-    """Receive results until every connection has ended."""
+def _receive_all(workers: list[_Worker], pin: bool) -> None:
+    """Receive results until every connection has ended, tensors into page-locked memory if `pin`."""
     with selectors.DefaultSelector() as selector:
         for worker in workers:
             selector.register(worker.connection, selectors.EVENT_READ, worker)
@@ -246,7 +249,7 @@ def _receive_all(workers: list[_Worker]) -> None:
             for key, _ in selector.select():
                 worker = key.data
                 try:
-                    worker.receive()
+                    worker.receive(pin)
                 except (EOFError, OSError):
                     selector.unregister(worker.connection)
                     worker.give_up(_HasEndedError())

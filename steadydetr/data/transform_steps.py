@@ -36,6 +36,9 @@ class RandomIoUCrop(v2.RandomIoUCrop):
         height, width = v2._utils.query_size(flat_inputs)
         return super().make_params(flat_inputs) if int(min(height, width) * self.min_scale) else {}
 
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return _dense(super().transform(inpt, params))
+
 
 class RandomSizeCrop(v2.Transform):
     """Crop a random window, whose sides are drawn between `low` and `high` but are at most those of the image."""
@@ -50,7 +53,7 @@ class RandomSizeCrop(v2.Transform):
         return {"top": _draw(0, height - h), "left": _draw(0, width - w), "height": h, "width": w}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.crop, inpt, **params)
+        return _dense(self._call_kernel(F.crop, inpt, **params))
 
 
 class Transpose(v2.Transform):
@@ -66,6 +69,13 @@ class Transpose(v2.Transform):
         if 1 in swapped.shape:  # torch crashes where it resizes a long image of one column that lies in memory like a row
             swapped = swapped.clone(memory_format=torch.contiguous_format)
         return tv_tensors.wrap(swapped, like=inpt)
+
+
+def _dense(cropped: Any) -> Any:
+    """An image without the rest of the one that it was cut from, channels last in memory, which is resized twice as fast."""
+    if not isinstance(cropped, tv_tensors.Image):
+        return cropped
+    return tv_tensors.wrap(cropped.permute(1, 2, 0).contiguous().permute(2, 0, 1), like=cropped)
 
 
 def _draw(low: int, high: int) -> int:

@@ -26,17 +26,21 @@ def send(connection: socket.socket, value: Any) -> None:
         connection.sendall(part)
 
 
-def receive(connection: socket.socket) -> Any:
-    """Receive the value that `send` sent; an EOFError if the other end is closed."""
+def receive(connection: socket.socket, pin: bool = False) -> Any:
+    """Receive the value that `send` sent; an EOFError if the other end is closed.
+
+    Args:
+        pin: tensors into page-locked memory, from which a GPU copies while the host goes on.
+    """
     (count,) = struct.unpack("<Q", _read(connection, 8).numpy().data)
     sizes = struct.unpack(f"<{count}Q", _read(connection, 8 * count).numpy().data)
-    body, *tensors = [_read(connection, size) for size in sizes]
+    body, tensors = _read(connection, sizes[0]), [_read(connection, size, pin) for size in sizes[1:]]
     return _Unpickler(BytesIO(body.numpy().data), tensors).load()
 
 
-def _read(connection: socket.socket, size: int) -> Tensor:
+def _read(connection: socket.socket, size: int, pin: bool = False) -> Tensor:
     """Receive [size] bytes, by a single call where the system can, so that other threads run meanwhile."""
-    data = torch.empty(size, dtype=torch.uint8)
+    data = torch.empty(size, dtype=torch.uint8, pin_memory=pin)
     view, done = data.numpy().data, 0
     while done < size:
         received = connection.recv_into(view[done:], size - done, socket.MSG_WAITALL)

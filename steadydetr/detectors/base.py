@@ -65,8 +65,8 @@ class Detector(nn.Module, ABC):
         if images.shape[1] != len(self.mean):
             raise ValueError(f"{self.architecture} takes images of {len(self.mean)} channels, and these have {images.shape[1]}")
         dtype = self.mean.dtype
-        pixels = images.to(dtype) / 255 if images.dtype == torch.uint8 else images.to(dtype)
-        pixels = ((pixels - self.mean) / self.std).masked_fill(padding[:, None], 0)
+        pixels = images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype)
+        pixels = (pixels - self.mean).div_(self.std).masked_fill_(padding[:, None], 0)
         return pixels.contiguous(memory_format=torch.channels_last)
 
     def freeze(self, parts: Sequence[str]) -> None:

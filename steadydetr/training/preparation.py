@@ -145,6 +145,7 @@ def open_loaders(
         divisions: those of a run that goes on.
     """
     config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
+    pin = accelerator.device.type == "cuda"
     unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say, divisions))
     train_data, val_data, made = together(accelerator, lambda: open_both(recipe, say, unreadable, divisions))
     if more_classes[0]:
@@ -158,9 +159,11 @@ def open_loaders(
         check_transform(recipe.data.transform, channels)
     loader = together(
         accelerator,
-        lambda: TrainLoader(train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps),
+        lambda: TrainLoader(
+            train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps, pin
+        ),
     )
-    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes), made
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes, pin), made
 
 
 def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:

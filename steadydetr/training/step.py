@@ -27,7 +27,8 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
         local: the micro-batches of this process; fewer or none if it was asked to stop while it waited for them.
 
     Returns:
-        Whether a process was asked to stop, and if not, the micro-batches of this process, padded to one size, with the totals of the step.
+        Whether a process was asked to stop, and if not, the micro-batches of this process, on its device and padded there to one size,
+        because a padded copy on the host would not be in page-locked memory, with the totals of the step.
     """
     counts = [n for batch in local for n in batch.targets.counts]
     height, width = (max((batch.images.shape[k] for batch in local), default=0) for k in (2, 3))
@@ -40,7 +41,8 @@ def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
     step, seed = run.state.step, run.recipe.training.seed
     if stop:
         return True, []
-    return False, [replace(pad_batch(b, height, width), totals=totals, step=step, seed=seed) for b in local]
+    there = (pad_batch(batch.to(run.accelerator.device), height, width) for batch in local)
+    return False, [replace(batch, totals=totals, step=step, seed=seed) for batch in there]
 
 
 def train_step(run: Run, batches: list[Batch]) -> StepResult:
@@ -54,7 +56,7 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
             with accelerator.autocast(), single_values_named():
-                losses = run.wrapped(batch.to(accelerator.device))
+                losses = run.wrapped(batch)
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
         terms.append(losses.weighted())
         measures.append(losses.measures)  # complete after backward, because some are of the gradient

@@ -6,6 +6,7 @@ from steadydetr.data.layouts.coco_json import CocoJson
 from steadydetr.data.layouts.cvat import Cvat
 from steadydetr.data.layouts.hugging_face import HuggingFace
 from steadydetr.data.layouts.image_folder import ImageFolder
+from steadydetr.data.layouts.images_elsewhere import ImagesElsewhere
 from steadydetr.data.layouts.label_studio import LabelStudio
 from steadydetr.data.layouts.labelme import Labelme
 from steadydetr.data.layouts.lvis import Lvis
@@ -24,6 +25,7 @@ __all__ = [
     "Finding",
     "HuggingFace",
     "ImageFolder",
+    "ImagesElsewhere",
     "LabelStudio",
     "Labelme",
     "Lvis",

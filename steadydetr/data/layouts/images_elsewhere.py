@@ -1,0 +1,47 @@
+"""A data set of any layout whose images lie elsewhere: `path/to/data,images-in=shards/*.tar`, or `...,images-in=s3://bucket/train2017`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from steadydetr.data.dataset import FolderDataset
+from steadydetr.data.layouts.base import DataLayout, Report, stop
+from steadydetr.data.stored import with_images
+from steadydetr.files import printable
+from steadydetr.kinds import options, register
+
+IMAGES = ",images-in="
+
+
+@register("images-elsewhere-layout")
+@dataclass(frozen=True)
+class ImagesElsewhere(DataLayout):
+    """The layout of the annotations is recognised as usual. They must name the images and their sizes."""
+
+    looked_for = "images elsewhere: PLACE,images-in=FOLDER, PLACE,images-in=shards/*.tar, PLACE,images-in=s3://bucket/folder"
+
+    def recognises(self, where: str) -> bool:
+        return IMAGES in where and not os.path.exists(where)
+
+    def splits(self, where: str) -> tuple[str, ...]:
+        return self._annotations(where).splits(where.partition(IMAGES)[0])
+
+    def open(self, where: str, split: str) -> FolderDataset:
+        return self.inspect(where, split, stop)
+
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
+        place, _, images = where.partition(IMAGES)
+        dataset = self._annotations(where).inspect(place, split, report)
+        if type(dataset) is not FolderDataset:
+            raise ValueError(f"data {printable(place)} has no image files, so {printable(IMAGES[1:] + images)} means nothing there")
+        return with_images(dataset, images)
+
+    def _annotations(self, where: str) -> DataLayout:
+        """The layout of the annotations. Raises ValueError where none recognises them."""
+        place = where.partition(IMAGES)[0]
+        for kind in options(DataLayout).values():
+            layout: DataLayout = kind(limits=self.limits)
+            if kind is not ImagesElsewhere and layout.recognises(place):
+                return layout
+        raise ValueError(f"data {printable(place)}: no layout of data was recognised; `steadydetr check {printable(place)}` says more")
