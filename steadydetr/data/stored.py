@@ -143,9 +143,9 @@ def with_images(dataset: FolderDataset, where: str) -> FolderDataset:
     store = store_of(where, limits)
     if files := store.tars():
         members = members_of(store, index_tars(store, files), index)
-        return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where, members)
+        return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where=where, members=members)
     if is_address(where) and not is_pattern(where):
-        return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where)
+        return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where=where)
     folder = expanded(where)
     if not folder.is_dir():
         raise ValueError(f"images-in={printable(where)}: there is no such folder, and no tar file of that name; shards/*.tar names several")
