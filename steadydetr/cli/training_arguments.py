@@ -13,6 +13,7 @@ from steadydetr.checkpoints.start import Start
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import Overwrite, parse
 from steadydetr.config import read_recipe, to_plain
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 
@@ -53,7 +54,7 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     recipe, words = choose(recipe, words)
     words = _with_resume_value(words)
     arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
-    recipe = arguments.recipe
+    recipe = for_other_parts(arguments.recipe, start)
     recipe = replace(recipe, start=_start(recipe.start, arguments))
     if start.reported and recipe.reported == start.reported and (recipe.start.weights or _learns_something_else(recipe, start)):
         recipe = replace(recipe, reported="")
@@ -62,6 +63,18 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def for_other_parts(recipe: Recipe, start: Recipe) -> Recipe:
+    """What follows from flags: what a rate is meant for, where the batch is to be found, and how another backbone was trained."""
+    training, usual, detector = recipe.training, start.training.batch_size, recipe.detector
+    if training.batch_size == "auto" and usual != "auto" and not training.lr_batch_size:
+        training = replace(training, lr_batch_size=usual)
+    backbone, old = getattr(detector, "backbone", None), getattr(start.detector, "backbone", None)
+    if isinstance(backbone, TimmBackboneConfig) and isinstance(old, TimmBackboneConfig) and backbone.name != old.name:
+        mean, std = (None if ours == theirs else ours for ours, theirs in ((backbone.mean, old.mean), (backbone.std, old.std)))
+        detector = detector.changed(backbone=replace(backbone, mean=mean, std=std))
+    return replace(recipe, training=training, detector=detector)
 
 
 def _start(start: Start, arguments: TrainArguments) -> Start:
