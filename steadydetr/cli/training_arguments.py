@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
 
 from steadydetr.checkpoints.start import Start
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.words import take_flag
 from steadydetr.config import read_recipe, to_plain
+from steadydetr.kinds import nearest
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.finetuning import FinetuneMethod, with_method
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -45,7 +48,8 @@ class TrainArguments:
 
 def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
-    return override(find_or_read(name), words, f"train {name}")
+    method, words = take_method(words)
+    return override(with_method(find_or_read(name), method), words, f"train {name}")
 
 
 def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
@@ -63,6 +67,15 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:
+    """What --method names, and the other words."""
+    method, rest = take_flag(words, "--method")
+    known = get_args(FinetuneMethod)
+    if method is not None and method not in known:
+        raise ValueError(f"--method {method}: there is no such method{nearest(method, known)}")
+    return cast("FinetuneMethod", method or "plain"), rest
 
 
 def for_other_parts(recipe: Recipe, start: Recipe) -> Recipe:

@@ -97,13 +97,13 @@ class DetrTransform(TrainTransform):
         cropped = v2.Compose([RandomShortestSize(list(FIRST_SIDES), LONGEST), RandomSizeCrop(*CROP), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
         steps: list[v2.Transform] = []
-        if self.photometric:
-            steps.append(v2.RandomPhotometricDistort(p=self.photometric))
         if self.zoom_out > 1:
             steps.append(v2.RandomZoomOut(dict.fromkeys((tv_tensors.Image,), CANVAS), (1.0, self.zoom_out)))
         if self.zoom < 1:
             steps += [RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.0, 0.3, 1.0]), v2.SanitizeBoundingBoxes()]
         steps += [v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        if self.photometric:
+            steps.append(v2.RandomPhotometricDistort(p=self.photometric))  # last, where images are smallest
         return v2.Compose(steps)
 
 

@@ -108,6 +108,13 @@ def batch_for(images: int, usual: int) -> int:
     return min(next((size for below, size in BATCHES if images < below), usual), usual, images)
 
 
+def with_method(recipe: Recipe, method: FinetuneMethod) -> Recipe:
+    """The recipe with one of the training methods; a ValueError where it has one already."""
+    if method != "plain" and (recipe.teachers or not all(isinstance(o, (SetPrediction, Denoising)) for o in recipe.objectives)):
+        raise ValueError(f"--method {method}: {recipe.name} has a training method already; take the recipe that it is based on")
+    return METHODS[method](recipe)
+
+
 def _plain(recipe: Recipe) -> Recipe:
     return recipe
 
