@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 USAGE = """steadydetr train RECIPE [--data DATA] [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [flags]
 
-  steadydetr train desk-small --data path/to/data --output runs/mine your own photos, minutes on a laptop (docs/own-data.md)
+  steadydetr train desk-small --data path/to/data                    your own photos, minutes on a laptop (docs/own-data.md)
   steadydetr train desk-small --data path/to/data --method od        the same, taught by its own average (OD-DETR)
   steadydetr train quickstart                                        minutes on a laptop, on generated images
   steadydetr train dino-4scale-r50-12ep --data path/to/coco          the recipe of the paper
