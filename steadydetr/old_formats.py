@@ -92,6 +92,11 @@ CHANGES_SINCE_0_1: dict[str, Callable[[Plain], Plain]] = {  # by kind
 }
 
 
+ADDED = {  # fields that files may lack which were written before there were any, with what they mean in these; by kind
+    "timm-backbone": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},  # all pixels were normalised as ImageNet's
+}
+
+
 def _renamed(plain: Plain, **names: str) -> Plain:
     return {names.get(key, key): value for key, value in plain.items()}
 
@@ -111,7 +116,12 @@ def upgrade(plain: Any) -> Any:
         return plain
     name = None if "kind" in plain else plain.get("type", plain.get("function"))
     if not isinstance(name, str):  # a part of today's format, or an object around parts
-        return {key: upgrade(value) for key, value in plain.items()}
+        return _with_added({key: upgrade(value) for key, value in plain.items()})
     fields = {key: upgrade(value) for key, value in plain.items() if key not in ("type", "function")}
     kind = KINDS_OF_0_1.get(name.removeprefix("steadydetr."), name)
-    return CHANGES_SINCE_0_1.get(kind, dict)({"kind": kind} | fields)
+    return _with_added(CHANGES_SINCE_0_1.get(kind, dict)({"kind": kind} | fields))
+
+
+def _with_added(plain: Plain) -> Plain:
+    kind = plain.get("kind")
+    return plain | {name: value for name, value in ADDED.get(kind, {}).items() if name not in plain} if isinstance(kind, str) else plain

@@ -124,8 +124,8 @@ def test_accelerate_is_told_of_the_device_and_only_once(monkeypatch: pytest.Monk
     monkeypatch.setattr("steadydetr.training.processes.choose_device", torch.device)
     chosen: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    assert make_accelerator("no", "cuda:1").device == torch.device("cuda:1") == chosen[0]
-    assert DEVICE not in os.environ and make_accelerator("no", "cpu").device.type == "cpu"
+    assert make_accelerator("cuda:1").device == torch.device("cuda:1") == chosen[0]
+    assert DEVICE not in os.environ and make_accelerator("cpu").device.type == "cpu"
 
 
 def test_a_mistake_of_ours_shows_where_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

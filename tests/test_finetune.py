@@ -247,6 +247,15 @@ def test_a_run_whose_length_decides_its_rates_does_not_go_on_for_longer(
 
 
 @pytest.mark.slow
+def test_an_average_over_a_share_of_the_run_keeps_its_length(tmp_path: Path) -> None:
+    recipe = tiny(epochs=1, drop_epochs=(5,), ema_decay=None)
+    train(recipe, tmp_path / "run", device="cpu")
+    longer = replace(recipe, training=replace(recipe.training, epochs=2))
+    with pytest.raises(ValueError, match="its averaged weights are an average over a share of all its steps"):
+        train(longer, tmp_path / "run", resume=True, device="cpu")
+
+
+@pytest.mark.slow
 def test_a_teacher_over_a_share_of_the_run_keeps_its_length(tmp_path: Path) -> None:
     recipe = tiny("small-od-dino", epochs=1, drop_epochs=(5,))
     train(recipe, tmp_path / "run", device="cpu")

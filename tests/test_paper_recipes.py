@@ -86,6 +86,13 @@ NEUTRAL: dict[str, Any] = {  # what there are options for, and papers do not use
     "training.epoch_steps": 0,
     "training.freeze": [],
     "training.patience": 0,
+    "training.passes": 0,
+    "training.lr_batch_size": 0,
+    "data.transform.photometric": 0.0,
+    "data.transform.zoom_out": 1.0,
+    "data.transform.zoom": 1.0,
+    "detector.backbone.mean": None,  # as timm has it: ImageNet's, for all of them
+    "detector.backbone.std": None,
     "teachers.teacher.classes": [],
 }
 
@@ -95,7 +102,7 @@ def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
     """Down to the last field, save what only says how a run is logged and kept."""
     ours = {
         *(f"data.{field.name}" for field in (*fields(Limits), *fields(HoldOut))),
-        *(f"training.{field}" for field in ("compile", "eval_every", "eval_batch_size", "save_every", "log_every")),
+        *(f"training.{field}" for field in ("compile", "tf32", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
         *(f"data.{field}" for field in ("workers", "timeout", "unreadable", "same_images")),
         "detector.transformer.checkpointing",

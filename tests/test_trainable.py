@@ -147,6 +147,7 @@ TRANSFORMS: list[TrainTransform] = [
     FixedSizeTransform(height=40, width=90, zoom=0.5),
     DetrTransform(shortest=(120, 200), longest=333),
     DetrTransform(shortest=(480, 800), crop=False),
+    DetrTransform(shortest=(120, 200), longest=333, crop=False, zoom_out=2.0, zoom=0.4),
 ]
 
 

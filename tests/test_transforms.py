@@ -202,3 +202,69 @@ def test_sides_that_are_a_mistake(side: int) -> None:
         with pytest.raises(ValueError, match=str(side)):
             make()
     DetrTransform(shortest=(1, 2**14))
+
+
+def spread(**options: Any) -> list[tuple[Sample, Sample]]:
+    """Images of 80 x 120 with a box of 40 x 20, before and after, with a resize to at most 60 x 90."""
+    transform = DetrTransform((60,), 90, flip=0.0, crop=False, **options)
+    before = picture(80, 120, (40, 30, 80, 50))
+    return [(before, apply_seeded(transform.build(), before, seed)) for seed in range(40)]
+
+
+def shape_of(box: torch.Tensor) -> float:
+    left, top, right, bottom = box.tolist()
+    return (right - left) / (bottom - top)
+
+
+def test_zoomed_out_objects_are_smaller_with_the_same_proportions() -> None:
+    """Half of the images, around which is the mean colour of ImageNet; nothing is lost."""
+    smaller = 0
+    for _, after in spread(zoom_out=2.0):
+        assert after.image.shape[1] in (59, 60) and after.image.shape[2] in (89, 90) and len(after.labels) == 1
+        (left, _, right, _), shape = after.boxes_xyxy[0].tolist(), shape_of(after.boxes_xyxy[0])
+        assert shape == pytest.approx(2, rel=0.05) and 14.5 <= right - left <= 30
+        if right - left < 29:
+            smaller += 1
+            corners = after.image[:, [0, 0, -1, -1], [0, -1, 0, -1]].T.tolist()
+            assert any(corner == pytest.approx((124, 116, 104), abs=1) for corner in corners)
+    assert 10 <= smaller <= 30
+
+
+def test_crops_keep_an_object_and_its_proportions() -> None:
+    """Boxes are clipped to the crop; objects in it become larger, up to 1 / zoom times."""
+    larger = 0
+    for _, after in spread(zoom=0.4):
+        assert len(after.labels) == 1
+        height, width = after.image.shape[1:]
+        left, top, right, bottom = after.boxes_xyxy[0].tolist()
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        whole = left > 0 and top > 0 and right < width and bottom < height
+        assert not whole or shape_of(after.boxes_xyxy[0]) == pytest.approx(2, rel=0.1)
+        larger += bottom - top > 16
+        lit = (after.image[0] > 127).nonzero()
+        assert lit.amin(0).tolist() == pytest.approx((top, left), abs=1.1) and (lit.amax(0) + 1).tolist() == pytest.approx(
+            (bottom, right), abs=1.1
+        )
+    assert larger >= 10
+
+
+def test_photometric_changes_leave_boxes_alone() -> None:
+    changed = [
+        not torch.equal(after.image, apply_seeded(DetrTransform((60,), 90, 0.0, False).build(), before, 0).image)
+        for before, after in spread(photometric=0.5)
+    ]
+    assert sum(changed) >= 20
+    assert all(after.boxes_xyxy.tolist() == [[30, 22.5, 60, 37.5]] for _, after in spread(photometric=0.5))
+
+
+def test_without_options_nothing_is_added() -> None:
+    """What DETR's augmentation was before there were any: its steps draw the same numbers."""
+    assert [type(step).__name__ for step in DetrTransform().build().transforms] == [
+        "RandomHorizontalFlip", "RandomChoice", "ClampBoundingBoxes", "SanitizeBoundingBoxes"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [("photometric", 1.5), ("zoom_out", 0.5), ("zoom", -0.1)])
+def test_augmentations_out_of_their_bounds_are_refused(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"data\.transform\.{name} = {value} must lie in"):
+        DetrTransform(**{name: value})

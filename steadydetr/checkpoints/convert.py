@@ -28,6 +28,7 @@ from steadydetr.detectors import DeformableDETRConfig, Detector, DetectorConfig
 from steadydetr.files import listed, printable, read_json_object
 from steadydetr.finite import where_not_finite
 from steadydetr.kinds import options
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.nn.named_tensors import USUAL, NamedTensors, Untraced, same
 from steadydetr.tensor_files import read_pickled, read_tensors
 
@@ -261,8 +262,16 @@ def read_foreign(path: Path, classes: str = "auto", untraced: Untraced | None = 
         raise ValueError(f"{printable(path)}: {error}") from None
     if found := where_not_finite(converted.state):
         raise ValueError(f"{path} is of no use: {found} hold NaN or infinite values")
+    if told:
+        converted = replace(converted, config=normalised_by(converted.config, told))
     names, category_ids = _classes(classes, told, converted.num_classes, path)
     return converted, DetectorCard(converted.config, names, category_ids, told.resize if told else ShortestSide())
+
+
+def normalised_by(config: DetectorConfig, told: HuggingFaceConfig) -> DetectorConfig:
+    """The detector with pixels normalised as the config beside its tensors tells."""
+    backbone = getattr(config, "backbone", None)
+    return config.changed(backbone=replace(backbone, mean=told.mean, std=told.std)) if isinstance(backbone, TimmBackboneConfig) else config
 
 
 def _classes(classes: str, told: HuggingFaceConfig | None, rows: int, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:

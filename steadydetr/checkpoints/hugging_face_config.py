@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from steadydetr.checkpoints.finding import CONFIG
 from steadydetr.data.transforms import SIDE, EvalTransform, FixedSize, ShortestSide
 from steadydetr.files import listed, printable, read_json_object
+from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD, Channels
 from steadydetr.nn.named_tensors import Untraced
 
 PREPROCESSOR = "preprocessor_config.json"
 ARCHITECTURE, MODEL_TYPE = "DeformableDetrForObjectDetection", "deformable_detr"
 BUILT = {"position_embedding_type": "sine", "dilation": False, "activation_function": "relu", "num_channels": 3}  # the values that we know
-NORMALISATION = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}  # of ImageNet, as our detectors have it
 NOT_NAMED = "N/A"  # how COCO's unused ids are called there
 
 
@@ -28,6 +28,8 @@ class HuggingFaceConfig:
     two_stage: bool
     classes: tuple[str, ...] | None  # in the order of the class rows, whose numbers are the category ids
     resize: EvalTransform
+    mean: Channels  # by which pixels in 0..1 are normalised
+    std: Channels
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -61,6 +63,7 @@ def read_hugging_face_config(folder: Path) -> HuggingFaceConfig:
         config.get("two_stage") is True,
         _classes(config.get("id2label"), where),
         _resize(folder / PREPROCESSOR),
+        *_normalisation(folder / PREPROCESSOR),
     )
 
 
@@ -91,14 +94,25 @@ def _classes(names: Any, where: str) -> tuple[str, ...] | None:
     return tuple(found)
 
 
+def _normalisation(path: Path) -> tuple[Channels, Channels]:
+    """Mean and deviation of pixels in 0..1. ImageNet's, where there is no such file, or where it tells of none."""
+    config = read_json_object(path) if path.is_file() else {}
+    if config.get("do_normalize", True) is not True:
+        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    found = config.get("image_mean", list(IMAGENET_MEAN)), config.get("image_std", list(IMAGENET_STD))
+    for name, values, least in zip(("image_mean", "image_std"), found, (-1e3, 1e-3), strict=True):
+        numbers = [value for value in _list(values) if type(value) in (int, float) and least <= value <= 1e3]
+        if len(numbers) != 3 or numbers != values:
+            raise ValueError(f"{printable(path)} is damaged: {name} = {printable(values)[:100]} is not three numbers in {least} .. 1000")
+    mean, std = (tuple(map(float, values)) for values in found)
+    return cast(Channels, mean), cast(Channels, std)
+
+
 def _resize(path: Path) -> EvalTransform:
     """How images are resized for it. Ours, 800 x 1333, where there is no such file, or where it tells of no size."""
     if not path.is_file():
         return ShortestSide()
     config, where = read_json_object(path), printable(path)
-    for name, usual in NORMALISATION.items():
-        if config.get("do_normalize", True) is not True or config.get(name, usual) != usual:
-            raise ValueError(f"{where} does not normalise pixels as ImageNet's ({name}), which is not built here")
     size = config.get("size")
     if isinstance(size, dict):
         shortest, longest = size.get("shortest_edge"), size.get("longest_edge", config.get("max_size"))

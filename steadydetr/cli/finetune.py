@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING
 
 from steadydetr.cli.quick import check_new_run
 from steadydetr.cli.words import take_flag
-from steadydetr.kinds import nearest
 
 if TYPE_CHECKING:
     from steadydetr.checkpoints.weights import TrainedWeights
     from steadydetr.recipes.base import Recipe
-    from steadydetr.recipes.finetuning import FinetuneMethod
 
 USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [--dry-run] [flags]
 
@@ -39,11 +37,11 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name the weights first, as in `steadydetr finetune runs/quickstart --data path/to/mine`")
     where, rest = words[0], list(words[1:])
     check_new_run(rest)
+    from steadydetr.cli.train import start
+    from steadydetr.cli.training_arguments import override, take_method
+
     method, rest = take_method(rest)
     dry, rest = "--dry-run" in rest, [word for word in rest if word not in ("--dry-run", "--dry_run")]
-    from steadydetr.cli.train import start
-    from steadydetr.cli.training_arguments import override
-
     if not dry and (before := started_run(rest)) is not None:
         start(*override(before, rest, f"finetune {where}"))
         return
@@ -76,17 +74,6 @@ def started_run(words: Sequence[str]) -> Recipe | None:
         return None
     recipe = folder.read_config().recipe()
     return recipe if isinstance(recipe, Recipe) else None
-
-
-def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:
-    """What --method names, and the other words."""
-    from steadydetr.recipes.finetuning import FinetuneMethod
-
-    method, rest = take_flag(words, "--method")
-    known = get_args(FinetuneMethod)
-    if method is not None and method not in known:
-        raise ValueError(f"--method {method}: there is no such method{nearest(method, known)}")
-    return cast("FinetuneMethod", method or "plain"), rest
 
 
 def show(recipe: Recipe, weights: TrainedWeights) -> None:

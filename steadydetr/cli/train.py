@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe
-from steadydetr.cli.words import take_recipe
+from steadydetr.cli.words import take_flag, take_recipe
 from steadydetr.files import listed, printable
 from steadydetr.kinds import normal
 
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
     from steadydetr.recipes.base import Recipe
 
-USAGE = """steadydetr train RECIPE [--data DATA] [--output FOLDER] [--resume [auto]] [flags]
+USAGE = """steadydetr train RECIPE [--data DATA] [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [flags]
 
+  steadydetr train desk-small --data path/to/data                    your own photos, minutes on a laptop (docs/own-data.md)
+  steadydetr train desk-small --data path/to/data --method od        the same, taught by its own average (OD-DETR)
   steadydetr train quickstart                                        minutes on a laptop, on generated images
   steadydetr train dino-4scale-r50-12ep --data path/to/coco          the recipe of the paper
   steadydetr train quickstart --data path/to/voc --training.epochs 60 --output runs/mine
@@ -40,7 +42,9 @@ Every field of a recipe is a flag, for example
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
     check_recipe(name)
-    check_new_run(rest, "" if name.endswith(".json") or ":" in name else f"runs/{normal(name)}")
+    method = take_flag(rest, "--method")[0] or "plain"
+    default = f"runs/{normal(name)}" if method == "plain" else f"runs/{normal(name)}-{method}"
+    check_new_run(rest, "" if name.endswith(".json") or ":" in name else default)
     from steadydetr.cli.training_arguments import read_training_arguments
 
     start(*read_training_arguments(name, rest))

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import tyro
 
 from steadydetr.checkpoints.start import Start
 from steadydetr.cli.overrides import choices, choose
 from steadydetr.cli.parsing import Overwrite, parse
+from steadydetr.cli.words import take_flag
 from steadydetr.config import read_recipe, to_plain
+from steadydetr.kinds import nearest
+from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.finetuning import FinetuneMethod, with_method
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -44,7 +48,8 @@ class TrainArguments:
 
 def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
-    return override(find_or_read(name), words, f"train {name}")
+    method, words = take_method(words)
+    return override(with_method(find_or_read(name), method), words, f"train {name}")
 
 
 def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
@@ -53,7 +58,7 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     recipe, words = choose(recipe, words)
     words = _with_resume_value(words)
     arguments = parse(TrainArguments, words, command, _description(recipe) + more, TrainArguments(recipe))
-    recipe = arguments.recipe
+    recipe = for_other_parts(arguments.recipe, start)
     recipe = replace(recipe, start=_start(recipe.start, arguments))
     if start.reported and recipe.reported == start.reported and (recipe.start.weights or _learns_something_else(recipe, start)):
         recipe = replace(recipe, reported="")
@@ -62,6 +67,27 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     if arguments.seed is not None:
         recipe = replace(recipe, training=replace(recipe.training, seed=arguments.seed))
     return recipe, arguments
+
+
+def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:
+    """What --method names, and the other words."""
+    method, rest = take_flag(words, "--method")
+    known = get_args(FinetuneMethod)
+    if method is not None and method not in known:
+        raise ValueError(f"--method {method}: there is no such method{nearest(method, known)}")
+    return cast("FinetuneMethod", method or "plain"), rest
+
+
+def for_other_parts(recipe: Recipe, start: Recipe) -> Recipe:
+    """What follows from flags: what a rate is meant for, where the batch is to be found, and how another backbone was trained."""
+    training, usual, detector = recipe.training, start.training.batch_size, recipe.detector
+    if training.batch_size == "auto" and usual != "auto" and not training.lr_batch_size:
+        training = replace(training, lr_batch_size=usual)
+    backbone, old = getattr(detector, "backbone", None), getattr(start.detector, "backbone", None)
+    if isinstance(backbone, TimmBackboneConfig) and isinstance(old, TimmBackboneConfig) and backbone.name != old.name:
+        mean, std = (None if ours == theirs else ours for ours, theirs in ((backbone.mean, old.mean), (backbone.std, old.std)))
+        detector = detector.changed(backbone=replace(backbone, mean=mean, std=std))
+    return replace(recipe, training=training, detector=detector)
 
 
 def _start(start: Start, arguments: TrainArguments) -> Start:

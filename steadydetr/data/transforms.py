@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 LONGEST = 2**14  # pixels of a side of an image between two steps, which line scans would exceed by far
 FIRST_SIDES, CROP = (400, 500, 600), (384, 600)  # of DETR: shorter sides before the crop, and least and most sides of the crop
+CANVAS = (124, 116, 104)  # the mean colour of ImageNet, around images that are zoomed out
 SIDE = (1, 2**14)  # of what images are resized to, in pixels: more is a mistake, and would take all memory
 
 
@@ -65,15 +66,18 @@ class EvalTransform(Transform):
 @register("detr-transform", "detr")
 @dataclass(frozen=True)
 class DetrTransform(TrainTransform):
-    """The augmentation of DETR: flip, then either resize, or resize, crop and resize again."""
+    """The augmentation of DETR: flip, then either resize, or resize, crop and resize again; before it, if asked for, that of SSD."""
 
     shortest: tuple[int, ...] = tuple(range(480, 801, 32))
     longest: int = 1333
     flip: float = 0.5
     crop: bool = True  # half of the images take the branch with the crop
+    photometric: float = 0.0  # probability of each change of brightness, contrast, saturation, hue and order of the channels
+    zoom_out: float = 1.0  # half of the images lie on a canvas whose sides are up to so many times theirs; 1: none do
+    zoom: float = 1.0  # images are cropped around objects, to sides of at least so many times theirs; 1: none are
 
     def __post_init__(self) -> None:
-        check_within("data.transform", self, longest=SIDE, flip=(0, 1))
+        check_within("data.transform", self, longest=SIDE, flip=(0, 1), photometric=(0, 1), zoom_out=(1, 100), zoom=(0, 1))
         if not self.shortest or not all(SIDE[0] <= side <= SIDE[1] for side in self.shortest):
             raise ValueError(f"data.transform.shortest = {self.shortest[:20]} must be sides in {SIDE[0]} .. {SIDE[1]}")
 
@@ -82,15 +86,25 @@ class DetrTransform(TrainTransform):
         scale = np.minimum(largest / short, self.longest / long)
         if self.crop:
             scale = np.maximum(scale, FIRST_SIDES[-1] / short * largest / CROP[0])
+        if self.zoom < 1:
+            scale = np.maximum(scale, largest / short) / max(self.zoom, 1e-6)
         return np.stack((scale, scale), 1)
 
     def build(self) -> v2.Transform:
-        from steadydetr.data.transform_steps import RandomShortestSize, RandomSizeCrop
+        from steadydetr.data.transform_steps import RandomIoUCrop, RandomShortestSize, RandomSizeCrop
 
         resize = RandomShortestSize(list(self.shortest), self.longest)
         cropped = v2.Compose([RandomShortestSize(list(FIRST_SIDES), LONGEST), RandomSizeCrop(*CROP), resize])
         scaled = v2.RandomChoice([resize, cropped]) if self.crop else resize
-        return v2.Compose([v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
+        steps: list[v2.Transform] = []
+        if self.zoom_out > 1:
+            steps.append(v2.RandomZoomOut(dict.fromkeys((tv_tensors.Image,), CANVAS), (1.0, self.zoom_out)))
+        if self.zoom < 1:
+            steps += [RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.0, 0.3, 1.0]), v2.SanitizeBoundingBoxes()]
+        steps += [v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        if self.photometric:
+            steps.append(v2.RandomPhotometricDistort(p=self.photometric))  # last, where images are smallest
+        return v2.Compose(steps)
 
 
 @register("fixed-size-transform", "fixed-size")

@@ -18,9 +18,8 @@ from torchvision.ops import batched_nms
 from steadydetr.boxes import to_xyxy
 from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
 from steadydetr.kinds import nearest
+from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD, Channels
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Detector(nn.Module, ABC):
@@ -45,8 +44,12 @@ class Detector(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        self.normalise_by(IMAGENET_MEAN, IMAGENET_STD)
+
+    def normalise_by(self, mean: Channels, std: Channels) -> None:
+        """Take this mean from pixels in 0..1, and divide them by this deviation."""
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
     @property
     def image_channels(self) -> int:

@@ -41,6 +41,10 @@ class DetectorConfig(ABC):
         """The same detector with random weights: nothing is fetched, because other weights are about to be loaded."""
         return self
 
+    def settled(self) -> Self:
+        """The same detector, with values for what it would look up elsewhere: what is saved of it then means the same for good."""
+        return self
+
     @property
     def shares_heads(self) -> bool:
         """Whether all decoder stages share one class and one box head. Files of other projects hold copies of them for every stage."""
@@ -175,6 +179,9 @@ class DeformableDetectorConfig(DetectorConfig):
 
     def without_pretrained(self) -> DeformableDetectorConfig:
         return self.changed(backbone=self.backbone.without_pretrained())
+
+    def settled(self) -> Self:
+        return self.changed(backbone=self.backbone.settled())
 
 
 def with_transformer(config: DetectorConfig, **values: Any) -> DeformableDetectorConfig:

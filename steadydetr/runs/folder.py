@@ -327,6 +327,8 @@ def why_not_longer(before: RunConfig, now: RunConfig, done: int) -> str:
         reason = "its learning rate was laid out for its first number of epochs"
     elif any(teacher.decay_for(10**3) != teacher.decay_for(10**6) for teacher in old.teachers):
         reason = "its teacher is an average over a share of all its steps"
+    elif old.training.ema_decay is None:
+        reason = "its averaged weights are an average over a share of all its steps"
     elif new.training.epochs < done:
         reason = f"it has done {done} epochs"
     else:

@@ -21,8 +21,8 @@ from typing import Any
 
 from scipy import stats
 
-from steadydetr.config import FORMAT, differences, renewed, to_plain
-from steadydetr.files import claim_folder, read_json_object, write_json, write_text
+from steadydetr.config import FORMAT, differences, read_recipe, to_plain
+from steadydetr.files import claim_folder, write_json, write_text
 from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
@@ -142,11 +142,16 @@ def check_label(folder: Path, label: str, recipe: Recipe) -> None:
     if not label or label != Path(label).name or label.startswith("."):
         raise ValueError(f"{label!r} cannot be the name of a folder: give it another label, as in LABEL=RECIPE")
     path = folder / RECIPE
-    if path.exists() and (changed := differences(renewed(read_json_object(path), str(path)), to_plain(recipe, "recipe"))):
+    if path.exists() and (changed := differences(to_plain(_settled(read_recipe(path))), to_plain(_settled(recipe)))):
         raise ValueError(f"{folder} holds runs of another recipe; choose another label or --output. Differences: {'; '.join(changed)}")
     for place in (folder, *folder.glob("seed*")):
         if place.is_symlink():
             raise FileExistsError(f"{place} is a link, which is not followed: choose another --output")
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """With values for what its detector would look up: what versions before had no field for is no difference."""
+    return replace(recipe, detector=recipe.detector.settled())
 
 
 def _finished(folder: Path, seeds: int) -> list[Outcome]:

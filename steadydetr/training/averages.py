@@ -8,6 +8,7 @@ from torch import nn
 
 from steadydetr.detectors import Detector
 from steadydetr.learning.frozen import Average
+from steadydetr.learning.teachers import relative_decay
 from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.training.optimiser import first_drop
@@ -49,6 +50,8 @@ class Averages:
 def make_averages(recipe: Recipe, method: Method, steps_per_epoch: int) -> Averages:
     """The averages that a recipe asks for: of `training.ema_decay`, of its EMA teacher, of both or none."""
     decay, teacher = recipe.training.ema_decay, method.ema
+    if decay is None:
+        decay = relative_decay(steps_per_epoch * recipe.training.epochs)
     evaluated = Average(method.student, decay) if decay else teacher
     stops = any(config.stop_update for config in recipe.teachers)
     return Averages(evaluated, teacher, first_drop(steps_per_epoch, recipe.training) if stops else None)

@@ -27,6 +27,7 @@ from steadydetr.training.pictures import draw_pictures
 from steadydetr.training.preparation import prepare
 from steadydetr.training.processes import any_process, report_lost_process
 from steadydetr.training.run import Run, save, save_progress
+from steadydetr.training.settling import tf32_on_gpus
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.step import synchronise_step, train_step
 from steadydetr.training.validation import evaluate_detector, measure_stability
@@ -45,7 +46,7 @@ def train(recipe: Recipe, output: str | Path, resume: bool | Literal["auto"] = F
     """
     if not isinstance(recipe, Recipe):
         raise TypeError(f"train takes a Recipe, not {recipe!r:.60}: steadydetr.find('quickstart') gives one")
-    with torch.random.fork_rng():  # the caller's own draws do not depend on the seeds of the steps
+    with torch.random.fork_rng(), tf32_on_gpus(recipe.training.tf32):  # the caller's own draws do not depend on the seeds of the steps
         return _train(recipe, output, resume, device)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -45,10 +46,12 @@ from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
 from steadydetr.training.averages import Averages, make_averages
+from steadydetr.training.batch_fit import find_batch
 from steadydetr.training.optimiser import make_optimiser
 from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
+from steadydetr.training.settling import settle, with_batch, with_passes
 
 Classes = tuple[Sequence[str], Sequence[int]]  # names and category ids
 GRAPHS = 64  # that torch may compile of one function; its own limit of 8 is for one model
@@ -69,14 +72,19 @@ def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device
 
 
 def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"], device: str | None) -> Run:
-    accelerator = make_accelerator(recipe.training.precision, device)
+    accelerator = make_accelerator(device)
     goes_on = main_decides(accelerator, lambda: reopen_if_it_goes_on(folder, lock, resume))
+    before = main_decides(accelerator, folder.read_config).recipe() if goes_on else None
+    recipe = settle(recipe, accelerator.device, before if isinstance(before, Recipe) else None)
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     weights = None if goes_on and folder.latest_checkpoint else read_start(recipe, accelerator)
     divisions = folder.read_splits() if goes_on else None
-    loader, val_loader, divisions = open_loaders(recipe, accelerator, progress.say, classes_to_keep(recipe, folder, weights), divisions)
-    val_data, total_steps = val_loader.dataset, loader.steps_per_epoch * recipe.training.epochs
+    more_classes = classes_to_keep(recipe, folder, weights)
+    train_data, val_data, divisions = open_for_run(recipe, accelerator, progress.say, more_classes, divisions)
+    recipe = settle_schedule(recipe, train_data, accelerator, progress.say)
+    loader, val_loader = make_loaders(recipe, train_data, val_data, accelerator)
+    total_steps = loader.steps_per_epoch * recipe.training.epochs
     set_seed(recipe.training.seed)
     student, transfer = together(accelerator, lambda: build_student(recipe, val_data.index.classes, weights))
     method = together(accelerator, lambda: build_method(recipe, val_data.index.classes, total_steps, accelerator, student))
@@ -132,20 +140,18 @@ def classes_to_keep(recipe: Recipe, folder: RunFolder, weights: TrainedWeights |
     return source.classes, source.category_ids
 
 
-def open_loaders(
+def open_for_run(
     recipe: Recipe,
     accelerator: Accelerator,
     say: Callable[[str], None],
     more_classes: Classes = ((), ()),
     divisions: Sequence[Division] | None = None,
-) -> tuple[TrainLoader, EvalLoader, list[Division]]:
-    """The loaders of this process's shares of the training and of the validation data, and how places were divided into the two.
+) -> tuple[Dataset, Dataset, list[Division]]:
+    """Training and validation data, with the classes that are kept besides theirs, and how places were divided into the two.
 
     Args:
         divisions: those of a run that goes on.
     """
-    config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
-    pin = accelerator.device.type == "cuda"
     unreadable = main_decides(accelerator, lambda: unreadable_of_both(recipe, say, divisions))
     train_data, val_data, made = together(accelerator, lambda: open_both(recipe, say, unreadable, divisions))
     if more_classes[0]:
@@ -157,13 +163,27 @@ def open_loaders(
         both = (train_data, val_data)
         train_data, val_data = together(accelerator, lambda: (in_channels(both[0], channels), in_channels(both[1], channels)))
         check_transform(recipe.data.transform, channels)
+    return train_data, val_data, made
+
+
+def settle_schedule(recipe: Recipe, train_data: Dataset, accelerator: Accelerator, say: Callable[[str], None]) -> Recipe:
+    """The recipe with a batch, where it is auto, which is said, and with as many steps as its least number of passes takes."""
+    training = recipe.training
+    if training.batch_size == "auto":
+        batch = together(accelerator, lambda: find_batch(recipe, train_data, accelerator))
+        training = with_batch(training, batch)
+        say(f"training.batch_size = auto is {batch} on {accelerator.device}, training.lr {training.lr:.3g}")
+    return replace(recipe, training=with_passes(training, len(train_data.index)))
+
+
+def make_loaders(recipe: Recipe, train_data: Dataset, val_data: Dataset, accelerator: Accelerator) -> tuple[TrainLoader, EvalLoader]:
+    """The loaders of this process's shares of the training and of the validation data."""
+    config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
+    batch, steps, pin = config.images_per_step, config.epoch_steps, accelerator.device.type == "cuda"
     loader = together(
-        accelerator,
-        lambda: TrainLoader(
-            train_data, recipe.data, config.batch_size, config.accumulation, *processes, config.seed, config.epoch_steps, pin
-        ),
+        accelerator, lambda: TrainLoader(train_data, recipe.data, batch, config.accumulation, *processes, config.seed, steps, pin)
     )
-    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes, pin), made
+    return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes, pin)
 
 
 def make_run_config(recipe: Recipe, train_data: Dataset, val_data: Dataset) -> RunConfig:
@@ -370,6 +390,8 @@ def introduce(run: Run, anew: bool, weights: TrainedWeights | None, transfer: Tr
             run.log.say(f"  {sentence}")
         if run.accelerator.is_main_process:
             run.folder.write_start({"weights": weights.where} | transfer.as_plain())
+    if run.accelerator.device.type == "cuda" and run.recipe.training.tf32:
+        run.log.say("Products of float32 are computed in TF32; --training.no-tf32 computes them in full")
     for sentence in remarks(run.recipe, run.loader.steps_per_epoch * run.recipe.training.epochs):
         run.log.say(sentence)
 
@@ -394,7 +416,7 @@ def remarks(recipe: Recipe, total_steps: int) -> list[str]:
             f"training.drop_epochs = {config.drop_epochs} is not within {config.epochs} epochs, so the learning rate never drops;"
             " values below 1 are shares of the run, whatever its length"
         )
-    decays = {"training.ema_decay": config.ema_decay} | {
+    decays = {"training.ema_decay": config.ema_decay or 0.0} | {
         f"teachers.{teacher.name}.decay": decay for teacher in recipe.teachers if (decay := teacher.decay_for(total_steps)) is not None
     }
     for option, decay in decays.items():

@@ -29,10 +29,10 @@ LAUNCHERS = (  # those of Open MPI, of Intel MPI and MPICH, and of srun, which s
 )
 
 
-def make_accelerator(precision: str, device: str | None) -> Accelerator:
+def make_accelerator(device: str | None) -> Accelerator:
     """The device of this process and its connection to the others, as torchrun, srun or mpirun has started them.
 
-    accelerate keeps the precision and the device of a process's first run; they are reset, because a later run may have others.
+    accelerate keeps the device of a process's first run; it is reset, because a later run may have another.
 
     Args:
         device: None or "auto" for what accelerate finds, a GPU if there is one.
@@ -44,7 +44,7 @@ def make_accelerator(precision: str, device: str | None) -> Accelerator:
     translate_launcher(os.environ)
     limits = InitProcessGroupKwargs(timeout=STEP_LIMIT)
     with _device_named(None if device in (None, "auto", "cpu") else str(device)):
-        return Accelerator(mixed_precision=precision, cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
+        return Accelerator(mixed_precision="no", cpu=device == "cpu", step_scheduler_with_optimizer=False, kwargs_handlers=[limits])
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from steadydetr.training.log import StepResult
 from steadydetr.training.not_finite import check_step
 from steadydetr.training.optimiser import clip_gradient, gradient_norm
 from steadydetr.training.run import Run
+from steadydetr.training.settling import autocast
 
 
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:
@@ -55,7 +56,7 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
     for i, batch in enumerate(batches):
         last = i == len(batches) - 1
         with nullcontext() if last else accelerator.no_sync(run.wrapped):
-            with accelerator.autocast(), single_values_named():
+            with autocast(config, accelerator.device), single_values_named():
                 losses = run.wrapped(batch)
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
         terms.append(losses.weighted())

@@ -18,6 +18,7 @@ from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.structures import Batch
 from steadydetr.training.log import log_stability
 from steadydetr.training.run import Run
+from steadydetr.training.settling import autocast
 
 
 @torch.no_grad()
@@ -37,7 +38,7 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
     if accelerator.num_processes > 1:
         for buffer in detector.buffers():
             torch.distributed.broadcast(buffer, src=0)
-    with accelerator.autocast(), evaluating(detector):
+    with autocast(run.recipe.training, accelerator.device), evaluating(detector):
         predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
         found: Results | NotFiniteError
         try:

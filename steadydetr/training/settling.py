@@ -1,0 +1,79 @@
+"""What a recipe leaves open is settled before its run: by timm, by the device and by the data. The run saves what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Literal
+
+import torch
+
+from steadydetr.nn.configs import TimmBackboneConfig
+from steadydetr.recipes.base import Recipe
+from steadydetr.runs.training_config import TrainingConfig
+
+
+def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None) -> Recipe:
+    """The recipe with values for what it leaves open, but for the batch, which needs the data.
+
+    Args:
+        before: that of the run which goes on, whose values are taken wherever the recipe leaves something open.
+    """
+    if before is not None:
+        recipe = as_before(recipe, before)
+    training = recipe.training
+    if training.precision == "auto":
+        training = replace(training, precision=precision_of(device))
+    return replace(recipe, detector=recipe.detector.settled(), training=training)
+
+
+def as_before(recipe: Recipe, before: Recipe) -> Recipe:
+    """The recipe with the values of the run that goes on where it leaves them open."""
+    training, past = recipe.training, before.training
+    if training.precision == "auto":
+        training = replace(training, precision=past.precision)
+    if training.batch_size == "auto":
+        training = replace(training, batch_size=past.batch_size, lr=past.lr, lr_batch_size=past.lr_batch_size)
+    detector = recipe.detector
+    backbone, old = getattr(detector, "backbone", None), getattr(before.detector, "backbone", None)
+    if isinstance(backbone, TimmBackboneConfig) and isinstance(old, TimmBackboneConfig) and backbone.name == old.name:
+        detector = detector.changed(backbone=replace(backbone, mean=backbone.mean or old.mean, std=backbone.std or old.std))
+    return replace(recipe, detector=detector, training=training)
+
+
+def precision_of(device: torch.device) -> Literal["no", "bf16"]:
+    """bf16 on a GPU that computes with bfloat16 itself; else no, on the CPU too."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+
+
+def with_batch(training: TrainingConfig, batch: int) -> TrainingConfig:
+    """For a batch that was found: the learning rate goes with the square root of the batch."""
+    scale = math.sqrt(batch / training.lr_batch_size) if training.lr_batch_size else 1.0
+    return replace(training, batch_size=batch, lr=training.lr * scale)
+
+
+def with_passes(training: TrainingConfig, images: int) -> TrainingConfig:
+    """With so many steps in an epoch that the run goes over the data `passes` times at least."""
+    if not training.passes:
+        return training
+    steps = math.ceil(training.passes * (images // training.images_per_step) / training.epochs)
+    return replace(training, epoch_steps=max(training.epoch_steps, steps))
+
+
+def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
+    """The context in which a run computes what its precision allows in bfloat16."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
+
+
+@contextmanager
+def tf32_on_gpus(allowed: bool) -> Iterator[None]:
+    """Within the block, GPUs may compute products and convolutions of float32 in TF32, or may not. Nothing changes on the CPU."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32, convolutions.allow_tf32 = allowed, allowed
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
