@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
@@ -38,7 +38,7 @@ class FolderDataset:
     folder: Path  # what the index's file names are relative to
     name: str
     source: DataFolder | None = None  # the data folder, in which the files must lie, and its limits; `folder` if not given
-    alpha: bool = False  # whether images are RGBA
+    alpha: bool = field(default=False, kw_only=True)  # whether images are RGBA
 
     in_files: ClassVar[bool] = True  # each image is a file
 
