@@ -104,11 +104,10 @@ class Remote:
         with named_errors(self.where):
             if self.where.lower().startswith(("http://", "https://")):
                 check_reachable(self.where)
+            if "*" not in self.where:  # a folder is not listed, which can take minutes
+                return [self.where] if _is_tar(self.where) else []
             system, place = self._system()
-            if "*" not in place and _is_tar(place):
-                return [self.where]
-            found = system.glob(place if "*" in place else f"{place.rstrip('/')}/*.t*")
-            return sorted(system.unstrip_protocol(name) for name in found if _is_tar(name))
+            return sorted(system.unstrip_protocol(name) for name in system.glob(place) if _is_tar(name))
 
     def stamp(self, file: str) -> Stamp:
         with named_errors(file):
