@@ -91,7 +91,10 @@ def test_unknown_options(words: str, said: str, capsys: pytest.CaptureFixture[st
             "--training.epochs: invalid literal for int() with base 10: 'many'; write it as",
         ),
         ("train small-dino --training.lr", "Missing value for argument '--training.lr'"),
-        ("train small-dino --training.precision fp17", "'fp17' for argument '--training.precision'. Expected one of ('no', 'bf16', 'auto')"),
+        (
+            "train small-dino --training.precision fp17",
+            "'fp17' for argument '--training.precision'. Expected one of ('no', 'bf16', 'auto')",
+        ),
         ("predict x y --threshold high", "--threshold: could not convert string to float: 'high'; write it as --threshold FLOAT"),
         ("figures x --format jpg", "Expected one of ('png', 'svg', 'pdf')"),
         ("eval x", "missing: --data"),

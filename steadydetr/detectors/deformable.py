@@ -89,7 +89,7 @@ class DeformableDetector(Detector):
         self.transformer, self.num_classes = config, num_classes
         self.width, self.stages = config.width, config.decoder_layers
         self.backbone = backbone.build()
-        self.normalise_by(self.backbone.mean, self.backbone.std)
+        self.normalise_for(self.backbone)
         maps = self.backbone.strides[: config.levels]
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
