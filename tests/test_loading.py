@@ -189,7 +189,9 @@ def test_all_of_a_batch_lies_in_page_locked_memory_if_asked_for(workers: int, pi
 @pytest.mark.parametrize(("device", "pin"), [("cuda:1", True), ("cpu", False)])
 def test_batches_for_a_gpu_are_loaded_so(device: str, pin: bool) -> None:
     accelerator = SimpleNamespace(process_index=0, num_processes=1, is_main_process=True, device=torch.device(device))
-    loaders = preparation.open_loaders(tiny(), accelerator, lambda _: None)  # type: ignore[arg-type]
+    recipe = tiny()
+    train_data, val_data, _ = preparation.open_for_run(recipe, accelerator, lambda _: None)  # type: ignore[arg-type]
+    loaders = preparation.make_loaders(recipe, train_data, val_data, accelerator)  # type: ignore[arg-type]
     assert [loader.pin for loader in loaders] == [pin, pin]
 
 

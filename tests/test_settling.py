@@ -16,18 +16,18 @@ from steadydetr.checkpoints.folder import load_detector
 from steadydetr.cli.training_arguments import override, read_training_arguments
 from steadydetr.data import open_data
 from steadydetr.data.transforms import DetrTransform, FixedSizeTransform
-from steadydetr.nn.configs import TimmBackboneConfig
+from steadydetr.nn.configs import IMAGENET_MEAN, TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training import batch_fit, preparation
 from steadydetr.training.averages import make_averages
 from steadydetr.training.loop import train
-from steadydetr.training.settling import precision_of, tf32_on_gpus, with_batch, with_passes
+from steadydetr.training.settling import precision_of, settle, tf32_on_gpus, with_batch, with_passes
 from tests.test_train import tiny
 
 SMALL = TimmBackboneConfig("test_resnet", (2, 3, 4), "none", frozen_stages=0, freeze_norm=False)  # trained on (x - 0.5) / 0.5
-GPU = torch.device("cuda", 0)
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 def plain_recipe(folder: Path) -> dict[str, Any]:
@@ -70,6 +70,18 @@ def test_a_run_saves_what_it_found_and_goes_on_with_it(
     assert train(recipe, run, resume=True, device="cpu")["step"] == 12
 
 
+def test_weights_that_a_run_starts_from_go_on_seeing_pixels_as_they_did() -> None:
+    """Where the recipe leaves it open, and has the same backbone."""
+    recipe = tiny()
+    old = recipe.detector.changed(backbone=replace(SMALL, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0)))
+    new = replace(recipe, detector=recipe.detector.changed(backbone=SMALL))
+    assert settle(new, CPU, start=old).detector == old
+    given = replace(new, detector=recipe.detector.changed(backbone=replace(SMALL, mean=(0.4,) * 3)))
+    assert settle(given, CPU, start=old).detector.backbone.mean == (0.4,) * 3  # type: ignore[attr-defined]
+    other = replace(new, detector=recipe.detector.changed(backbone=replace(SMALL, name="test_efficientnet")))
+    assert settle(other, CPU, start=old).detector.backbone.mean == IMAGENET_MEAN  # type: ignore[attr-defined]
+
+
 def test_pixels_reach_the_backbone_as_it_was_trained() -> None:
     detector = left_open().detector.build(2)
     images = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
@@ -102,6 +114,14 @@ def test_tf32_is_allowed_or_not_while_a_run_trains(allowed: bool, tmp_path: Path
     with pytest.raises(KeyError), tf32_on_gpus(not before[0]):
         raise KeyError
     assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_what_a_gpu_computes_less_exactly_is_said() -> None:
+    training = TrainingConfig(precision="bf16")
+    bf16, tf32 = preparation.precision_remarks(training, GPU)
+    assert "bfloat16" in bf16 and "TF32; --training.no-tf32" in tf32
+    assert preparation.precision_remarks(replace(training, precision="no", tf32=False), GPU) == []
+    assert preparation.precision_remarks(training, CPU) == []
 
 
 # the batch
@@ -145,6 +165,13 @@ def test_on_a_gpu_the_batch_is_what_fits(
     recipe = tiny(batch_size="auto", accumulation=accumulation)
     data = SimpleNamespace(index=range(images))
     assert batch_fit.find_batch(recipe, data, SimpleNamespace(device=GPU, num_processes=1)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("processes", "images", "expected"), [(1, 50, 4), (1, 500, 8), (1, 5000, 16), (8, 50, 8), (3, 500, 6)])
+def test_on_the_cpu_the_batch_is_that_of_finetune(processes: int, images: int, expected: int) -> None:
+    """As a multiple of the processes."""
+    accelerator = SimpleNamespace(device=CPU, num_processes=processes)
+    assert batch_fit.find_batch(tiny(batch_size="auto"), SimpleNamespace(index=range(images)), accelerator) == expected  # type: ignore[arg-type]
 
 
 def test_where_no_image_fits_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torchvision.ops import batched_nms
 from steadydetr.boxes import to_xyxy
 from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
 from steadydetr.kinds import nearest
-from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD, Channels
+from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 
@@ -44,10 +44,11 @@ class Detector(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.normalise_by(IMAGENET_MEAN, IMAGENET_STD)
+        self.normalise_for(nn.Identity())  # a backbone may say otherwise
 
-    def normalise_by(self, mean: Channels, std: Channels) -> None:
-        """Take this mean from pixels in 0..1, and divide them by this deviation."""
+    def normalise_for(self, backbone: nn.Module) -> None:
+        """Normalise pixels by the `mean` and `std` that the backbone states; by ImageNet's where it states none."""
+        mean, std = getattr(backbone, "mean", IMAGENET_MEAN), getattr(backbone, "std", IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 

@@ -89,7 +89,7 @@ class DeformableDetector(Detector):
         self.transformer, self.num_classes = config, num_classes
         self.width, self.stages = config.width, config.decoder_layers
         self.backbone = backbone.build()
-        self.normalise_by(self.backbone.mean, self.backbone.std)
+        self.normalise_for(self.backbone)
         self.take_channels(backbone.image_channels)
         maps = self.backbone.strides[: config.levels]
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))

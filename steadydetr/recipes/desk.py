@@ -32,20 +32,22 @@ def desk_small() -> Recipe:
         ),
         criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), giou_eps=1e-6),
         objectives=(SetPrediction(), Denoising(number=60, box_noise=0.4)),
-        data=images_within(320, 320, workers=1),
+        data=images_within(320, 320, workers=1, zoom_out=1.0),
         training=TrainingConfig(
             epochs=5,
-            epoch_steps=180,
+            epoch_steps=220,
             passes=12,
             batch_size=4,
-            lr=7e-4,
+            lr=2e-3,
+            backbone_lr_factor=0.2,
             decay_vectors=False,
             clip=0.5,
             schedule="cosine",
-            warmup_steps=100,
+            warmup_steps=50,
             precision="auto",
             ema_decay=None,
             eval_batch_size=8,
+            stability_images=20,
         ),
         notes="DINO on EfficientNet-Lite0, images within 320 x 320 px: minutes on a laptop's CPU",
     )
@@ -64,8 +66,18 @@ def desk_medium() -> Recipe:
             queries=300,
         ),
         objectives=(SetPrediction(), Denoising()),
-        data=images_within(512, 512, workers=4),
-        training=replace(start.training, epochs=20, epoch_steps=150, passes=24, batch_size=8, lr=4e-4, clip=0.1, warmup_steps=200),
+        data=images_within(512, 512, workers=4, zoom_out=1.5),
+        training=replace(
+            start.training,
+            epochs=20,
+            epoch_steps=150,
+            passes=24,
+            batch_size=8,
+            lr=4e-4,
+            clip=0.1,
+            warmup_steps=200,
+            stability_images=100,
+        ),
         notes="DINO on MobileNetV4, images within 512 x 512 px: one GPU of 8 GiB",
     )
 
@@ -80,14 +92,14 @@ def desk_large() -> Recipe:
         detector=DINOConfig(TimmBackboneConfig("resnet50.a1_in1k"), replace(TRANSFORMER, ffn=2048, checkpointing=True), queries=300),
         criterion=replace(start.criterion, loss_weights=Weights(1.0, 5.0, 2.0)),
         objectives=(SetPrediction(), Denoising()),
-        data=images_within(800, 1333, workers=8),
-        training=replace(start.training, epoch_steps=300, passes=12, lr=1e-4),
+        data=images_within(800, 1333, workers=8, zoom_out=1.5),
+        training=replace(start.training, epoch_steps=300, passes=12, lr=1e-4, backbone_lr_factor=0.1),
         notes="DINO on ResNet-50, images of 800 px: one GPU of 24 GiB",
     )
 
 
-def images_within(shortest: int, longest: int, workers: int) -> DataConfig:
+def images_within(shortest: int, longest: int, workers: int, zoom_out: float) -> DataConfig:
     """Images whose shorter side has at most `shortest` pixels and the longer one `longest`; in training smaller ones and parts of them."""
     sides = tuple(range(shortest * 6 // 10, shortest + 1, shortest // 10))
-    transform = DetrTransform(sides, longest, crop=False, photometric=0.3, zoom_out=1.5, zoom=0.5)
+    transform = DetrTransform(sides, longest, crop=False, photometric=0.3, zoom_out=zoom_out, zoom=0.5)
     return DataConfig(transform=transform, resize=ShortestSide(shortest, longest), workers=workers)

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
-from torch import distributed
 
 from steadydetr.boxes import to_cxcywh
 from steadydetr.data import Dataset
@@ -18,6 +17,7 @@ from steadydetr.recipes.finetuning import batch_for
 from steadydetr.structures import Batch, Targets, Totals
 from steadydetr.training.averages import make_averages
 from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.processes import together
 from steadydetr.training.settling import autocast
 
 DRAWS = 200  # made-up images that are augmented to see how large they become
@@ -29,26 +29,32 @@ SPARE = 0.1  # share of the GPU's memory that stays free, for what a step needs 
 def find_batch(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> int:
     """The images per step for `training.batch_size` auto: on the CPU as `finetune` has it, on GPUs as many as fit, in powers of two.
 
+    All processes call it together, and get the same number.
+
     Raises:
         ValueError: not even one image fits; says what to do.
     """
     config, images = recipe.training, len(data.index)
-    if accelerator.device.type != "cuda":
-        return batch_for(images, config.lr_batch_size or USUAL)
     shares = accelerator.num_processes * config.accumulation
+    if accelerator.device.type != "cuda":
+        return max(batch_for(images, config.lr_batch_size or USUAL) // shares, 1) * shares
     most = max(images // LEAST_STEPS // shares, 1)
-    with _memory_to_spare(accelerator.device):
-        fits = largest_fitting(step_of(recipe, data, accelerator.device), most)
+    fits = together(accelerator, lambda: images_that_fit(recipe, data, accelerator.device, most))
     if accelerator.num_processes > 1:
-        found = torch.tensor(fits, device=accelerator.device)
-        distributed.all_reduce(found, distributed.ReduceOp.MIN)
-        fits = int(found)
+        fits = int(accelerator.gather(torch.tensor([fits], device=accelerator.device)).min())
+    return fits * shares
+
+
+def images_that_fit(recipe: Recipe, data: Dataset, device: torch.device, most: int) -> int:
+    """How many images of a micro-batch fit on this GPU, up to `most`. A ValueError where not even one does."""
+    with _memory_to_spare(device):
+        fits = largest_fitting(step_of(recipe, data, device), most)
     if not fits:
         raise ValueError(
             "training.batch_size = auto: not even one image fits into the memory of the GPU: take smaller images (--data.transform),"
             " --detector.transformer.checkpointing or --training.precision bf16"
         )
-    return fits * shares
+    return fits
 
 
 def largest_fitting(step: Callable[[int], None], most: int) -> int:

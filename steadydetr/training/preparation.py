@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
@@ -45,6 +46,7 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
+from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.averages import Averages, make_averages
 from steadydetr.training.batch_fit import find_batch
 from steadydetr.training.optimiser import make_optimiser
@@ -74,11 +76,11 @@ def prepare(recipe: Recipe, output: Path, resume: bool | Literal["auto"], device
 def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"], device: str | None) -> Run:
     accelerator = make_accelerator(device)
     goes_on = main_decides(accelerator, lambda: reopen_if_it_goes_on(folder, lock, resume))
-    before = main_decides(accelerator, folder.read_config).recipe() if goes_on else None
-    recipe = settle(recipe, accelerator.device, before if isinstance(before, Recipe) else None)
+    before = main_decides(accelerator, folder.read_config).recipe() if goes_on else None  # of the run that goes on
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     weights = None if goes_on and folder.latest_checkpoint else read_start(recipe, accelerator)
+    recipe = settle(recipe, accelerator.device, before, None if weights is None else weights.card.detector)
     divisions = folder.read_splits() if goes_on else None
     more_classes = classes_to_keep(recipe, folder, weights)
     train_data, val_data, divisions = open_for_run(recipe, accelerator, progress.say, more_classes, divisions)
@@ -170,7 +172,7 @@ def settle_schedule(recipe: Recipe, train_data: Dataset, accelerator: Accelerato
     """The recipe with a batch, where it is auto, which is said, and with as many steps as its least number of passes takes."""
     training = recipe.training
     if training.batch_size == "auto":
-        batch = together(accelerator, lambda: find_batch(recipe, train_data, accelerator))
+        batch = find_batch(recipe, train_data, accelerator)
         training = with_batch(training, batch)
         say(f"training.batch_size = auto is {batch} on {accelerator.device}, training.lr {training.lr:.3g}")
     return replace(recipe, training=with_passes(training, len(train_data.index)))
@@ -390,9 +392,8 @@ def introduce(run: Run, anew: bool, weights: TrainedWeights | None, transfer: Tr
             run.log.say(f"  {sentence}")
         if run.accelerator.is_main_process:
             run.folder.write_start({"weights": weights.where} | transfer.as_plain())
-    if run.accelerator.device.type == "cuda" and run.recipe.training.tf32:
-        run.log.say("Products of float32 are computed in TF32; --training.no-tf32 computes them in full")
-    for sentence in remarks(run.recipe, run.loader.steps_per_epoch * run.recipe.training.epochs):
+    precision = precision_remarks(run.recipe.training, run.accelerator.device)
+    for sentence in [*precision, *remarks(run.recipe, run.loader.steps_per_epoch * run.recipe.training.epochs)]:
         run.log.say(sentence)
 
 
@@ -406,6 +407,14 @@ def describe(run: Run) -> str:
         f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
         f" {counted(epochs, 'epoch')}, {counted(run.loader.steps_per_epoch * epochs, 'step')}{start}"
     )
+
+
+def precision_remarks(training: TrainingConfig, device: torch.device) -> list[str]:
+    """How exactly a GPU computes, where that is less than in float32."""
+    if device.type != "cuda":
+        return []
+    found = ["What can be is computed in bfloat16 (training.precision)"] if training.precision == "bf16" else []
+    return [*found, "Products of float32 are computed in TF32; --training.no-tf32 computes them in full"] if training.tf32 else found
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:

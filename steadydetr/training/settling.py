@@ -10,17 +10,21 @@ from typing import Literal
 
 import torch
 
+from steadydetr.detectors import DetectorConfig
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
 
 
-def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None) -> Recipe:
+def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None, start: DetectorConfig | None = None) -> Recipe:
     """The recipe with values for what it leaves open, but for the batch, which needs the data.
 
     Args:
         before: that of the run which goes on, whose values are taken wherever the recipe leaves something open.
+        start: the detector whose weights the run starts from, which goes on seeing pixels as it did.
     """
+    if start is not None:
+        recipe = replace(recipe, detector=with_pixels_of(recipe.detector, start))
     if before is not None:
         recipe = as_before(recipe, before)
     training = recipe.training
@@ -36,11 +40,15 @@ def as_before(recipe: Recipe, before: Recipe) -> Recipe:
         training = replace(training, precision=past.precision)
     if training.batch_size == "auto":
         training = replace(training, batch_size=past.batch_size, lr=past.lr, lr_batch_size=past.lr_batch_size)
-    detector = recipe.detector
-    backbone, old = getattr(detector, "backbone", None), getattr(before.detector, "backbone", None)
+    return replace(recipe, detector=with_pixels_of(recipe.detector, before.detector), training=training)
+
+
+def with_pixels_of(detector: DetectorConfig, other: DetectorConfig) -> DetectorConfig:
+    """The detector with the mean and deviation of another one of the same backbone, where it leaves them open."""
+    backbone, old = getattr(detector, "backbone", None), getattr(other, "backbone", None)
     if isinstance(backbone, TimmBackboneConfig) and isinstance(old, TimmBackboneConfig) and backbone.name == old.name:
-        detector = detector.changed(backbone=replace(backbone, mean=backbone.mean or old.mean, std=backbone.std or old.std))
-    return replace(recipe, detector=detector, training=training)
+        return detector.changed(backbone=replace(backbone, mean=backbone.mean or old.mean, std=backbone.std or old.std))
+    return detector
 
 
 def precision_of(device: torch.device) -> Literal["no", "bf16"]:

@@ -22,7 +22,10 @@ class PatchBackboneConfig(BackboneConfig):
 
 
 class PatchBackbone(nn.Module):
-    """Pixels [B, 3, H, W], normalised, to maps [B, c, h, w], fine to coarse. `channels` and `strides` tell what they are."""
+    """Pixels [B, 3, H, W], normalised, to maps [B, c, h, w], fine to coarse. `channels` and `strides` tell what they are.
+
+    `mean` and `std` would tell by what pixels in 0..1 are normalised, where that is not ImageNet's.
+    """
 
     def __init__(self, config: PatchBackboneConfig) -> None:
         super().__init__()

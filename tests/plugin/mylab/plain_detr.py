@@ -45,6 +45,7 @@ class PlainDETR(Detector):
         super().__init__()
         self.num_classes, self.width, self.stages = num_classes, config.width, config.layers
         self.backbone = config.backbone.build()
+        self.normalise_for(self.backbone)  # as it was trained; without this line as ImageNet's pixels
         self.strides = tuple(self.backbone.strides[-1:])
         self.project = nn.Conv2d(self.backbone.channels[-1], config.width, 1)
         self.query_content = nn.Embedding(config.queries, config.width)
