@@ -29,7 +29,7 @@ from steadydetr.nn.backbone import adapt_input
 from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 from steadydetr.recipes.base import Recipe
 from steadydetr.training.loop import train
-from steadydetr.training.preparation import build_method, open_loaders
+from steadydetr.training.preparation import build_method, make_loaders, open_for_run
 from steadydetr.training.processes import make_accelerator
 from tests.conftest import BACKBONE, DETECTORS
 from tests.data_folders import coco_folder
@@ -199,7 +199,9 @@ def test_a_detector_of_other_channels_is_evaluated_and_used(channels: int, tmp_p
 
 
 def test_batches_have_the_channels_of_the_detector() -> None:
-    loader, val_loader, _ = open_loaders(recipe_of(1), make_accelerator("no", "cpu"), print)
+    recipe, accelerator = recipe_of(1), make_accelerator("cpu")
+    train_data, val_data, _ = open_for_run(recipe, accelerator, print)
+    loader, val_loader = make_loaders(recipe, train_data, val_data, accelerator)
     assert next(iter(val_loader)).images.shape[1] == next(loader.epoch(0))[0].images.shape[1] == 1
 
 
