@@ -164,7 +164,7 @@ def test_a_teacher_of_other_channels_is_refused(tmp_path: Path) -> None:
     teacher = save(tmp_path / "teacher", classes=("nut",))
     recipe = replace(recipe_of(1), teachers=(TrainedTeacher(str(teacher)),))
     with pytest.raises(ValueError, match=r"the teacher takes images of 3 channels, the detector of 1.*image_channels"):
-        build_method(recipe, ("nut",), 1, make_accelerator("no", "cpu"), recipe.build_student(1))
+        build_method(recipe, ("nut",), 1, make_accelerator("cpu"), recipe.build_student(1))
 
 
 # Training and use
