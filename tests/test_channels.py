@@ -182,8 +182,9 @@ def test_a_transform_that_needs_other_channels_is_refused() -> None:
         check_transform(FixedSizeTransform(64, 64, transpose=0.5, zoom=0.5), channels)
     check_transform(Colours(), 3)
     check_transform(Colours(), 1)
+    recipe = recipe_of(4)
     with pytest.raises(ValueError, match=r"data\.transform = Colours\(\) does not take images of 4 channels: .*Leave out what changes"):
-        check_transform(Colours(), 4)
+        open_loaders(replace(recipe, data=replace(recipe.data, transform=Colours())), make_accelerator("no", "cpu"), print)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
