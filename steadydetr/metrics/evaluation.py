@@ -59,7 +59,7 @@ def prediction_function(
 
     @torch.no_grad()
     def predict(batch: Batch) -> list[Prediction]:
-        stages = detector(batch.images.to(device), batch.padding.to(device))
+        stages = detector(batch.images.to(device, non_blocking=True), batch.padding.to(device, non_blocking=True))
         return postprocess(stages, batch.original_sizes, top, nms)
 
     return predict
