@@ -15,7 +15,7 @@ import torch
 from steadydetr.checkpoints.folder import load_detector
 from steadydetr.cli.training_arguments import override, read_training_arguments
 from steadydetr.data import open_data
-from steadydetr.data.transforms import DetrTransform, FixedSizeTransform
+from steadydetr.data.transforms import DetrTransform, FixedSizeTransform, Sample, apply, seeded
 from steadydetr.nn.configs import IMAGENET_MEAN, TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
@@ -270,3 +270,18 @@ def test_a_recipe_with_a_method_takes_no_other() -> None:
         read_training_arguments("small-od-dino", ["--method", "stable"])
     with pytest.raises(ValueError, match=r"--method of: there is no such method.*od"):
         read_training_arguments("small-dino", ["--method", "of"])
+
+
+@pytest.mark.parametrize("name", ["desk-small", "desk-medium", "desk-large"])
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (50, 50), (1, 900), (2000, 500)])
+def test_images_of_a_desk_recipe_fit_its_sizes_and_keep_their_proportions(name: str, size: tuple[int, int]) -> None:
+    """Of any form, small ones too; in training as in evaluation."""
+    data = find(name).data
+    height, width = data.resize.resized(size)
+    assert min(height, width) <= data.resize.shortest and max(height, width) <= data.resize.longest  # type: ignore[attr-defined]
+    assert min(height, width) == data.resize.shortest or max(height, width) == data.resize.longest  # type: ignore[attr-defined]
+    assert height * size[1] == pytest.approx(width * size[0], abs=max(size))
+    sample = Sample(torch.zeros(3, *size, dtype=torch.uint8), torch.tensor([[0.0, 0, size[1], size[0]]]), torch.tensor([0]))
+    with seeded(0):
+        trained = apply(data.transform.build(), sample)
+    assert max(trained.image.shape) <= data.resize.longest and len(trained.labels) == 1  # type: ignore[attr-defined]

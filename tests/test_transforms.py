@@ -103,6 +103,8 @@ def test_a_window_takes_every_size_and_place_that_fits() -> None:
         (DetrTransform((20,), 60, flip=1.0, crop=False), (15, 2.5, 25, 7.5)),
         (ShortestSide(20, 60), (5, 2.5, 15, 7.5)),
         (ShortestSide(40, 45), (7.5, 3.75, 22.5, 11.25)),
+        (ShortestSide(45, 45), (7.5, 3.75, 22.5, 11.25)),
+        (ShortestSide(60, 45), (7.5, 3.75, 22.5, 11.25)),
         (FixedSize(20, 90), (15, 2.5, 45, 7.5)),
     ],
 )

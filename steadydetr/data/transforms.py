@@ -143,7 +143,7 @@ class FixedSizeTransform(TrainTransform):
 @register("shortest-side")
 @dataclass(frozen=True)
 class ShortestSide(EvalTransform):
-    """Evaluation resize that keeps proportions."""
+    """Evaluation resize that keeps proportions. Where `longest` is not above `shortest`, it alone decides."""
 
     shortest: int = 800
     longest: int = 1333
@@ -154,7 +154,7 @@ class ShortestSide(EvalTransform):
     def build(self) -> v2.Transform:
         from steadydetr.data.transform_steps import ResizeShortest
 
-        return ResizeShortest(self.shortest, max_size=self.longest)
+        return ResizeShortest(self.shortest if self.shortest < self.longest else None, max_size=self.longest)
 
 
 @register("fixed-size")
