@@ -184,7 +184,7 @@ def test_a_transform_that_needs_other_channels_is_refused() -> None:
     check_transform(Colours(), 1)
     recipe = recipe_of(4)
     with pytest.raises(ValueError, match=r"data\.transform = Colours\(\) does not take images of 4 channels: .*Leave out what changes"):
-        open_loaders(replace(recipe, data=replace(recipe.data, transform=Colours())), make_accelerator("no", "cpu"), print)
+        open_for_run(replace(recipe, data=replace(recipe.data, transform=Colours())), make_accelerator("cpu"), print)
 
 
 @pytest.mark.parametrize("channels", [1, 4])
