@@ -43,6 +43,16 @@ def left_open() -> Recipe:
     return replace(recipe, detector=recipe.detector.changed(backbone=SMALL))
 
 
+def test_a_run_that_goes_on_takes_what_it_was_started_with() -> None:
+    """Whatever another machine would find."""
+    recipe = left_open()
+    found = replace(recipe.training, batch_size=2, lr=3e-4, precision="bf16")
+    backbone = replace(SMALL, mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0))
+    before = replace(recipe, training=found, detector=recipe.detector.changed(backbone=backbone))
+    assert settle(recipe, CPU, before) == before
+
+
+@pytest.mark.slow
 def test_a_run_saves_what_it_found_and_goes_on_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
