@@ -173,7 +173,7 @@ def test_a_lock_ends_with_its_process(tmp_path: Path) -> None:
 def test_what_decides_nothing_may_change(tmp_path: Path) -> None:
     data = tmp_path / "here"
     write_voc(data)
-    recipe = replace(SHORT, data=replace(SHORT.data, source=str(data)))
+    recipe = replace(SHORT, data=replace(SHORT.data, source=str(data), same_images="allow"))
     train(recipe, tmp_path / "run", device="cpu")
     data.rename(tmp_path / "there")
     training = replace(recipe.training, log_every=7, eval_every=3, save_every=2, eval_batch_size=2, accumulation=2, stability_images=3)

@@ -49,6 +49,8 @@ def test_levels_of_the_same_stride_are_compared() -> None:
 class Stride(nn.Module):
     """A detector's strides and the sizes of its maps, without weights."""
 
+    image_channels = 3
+
     def __init__(self, *strides: int, width: int = 16, rounds: Callable[[float], int] = math.ceil) -> None:
         super().__init__()
         self.strides, self.width, self.rounds = strides, width, rounds

@@ -54,5 +54,5 @@ def test_weights_that_are_read_are_finite(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_float16_is_not_offered() -> None:
     """Not in a saved recipe either: its gradients overflow as a matter of course."""
-    with pytest.raises(ValueError, match=r"precision = 'fp16': str is not any of \('no', 'bf16'\)"):
+    with pytest.raises(ValueError, match=r"precision = 'fp16': str is not any of \('no', 'bf16', 'auto'\)"):
         from_plain(to_plain(TrainingConfig()) | {"precision": "fp16"})

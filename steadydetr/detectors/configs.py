@@ -169,7 +169,7 @@ class DeformableDetectorConfig(DetectorConfig):
 
     @property
     def image_channels(self) -> int:  # type: ignore[override]
-        return self.backbone.image_channels
+        return getattr(self.backbone, "image_channels", 3)  # a config of another package may not know it
 
     def with_levels(self, levels: int) -> Self:
         return self.changed(transformer=replace(self.transformer, levels=levels))

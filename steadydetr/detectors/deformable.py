@@ -90,7 +90,7 @@ class DeformableDetector(Detector):
         self.width, self.stages = config.width, config.decoder_layers
         self.backbone = backbone.build()
         self.normalise_for(self.backbone)
-        self.take_channels(backbone.image_channels)
+        self.take_channels(getattr(backbone, "image_channels", 3))
         maps = self.backbone.strides[: config.levels]
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
