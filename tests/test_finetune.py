@@ -205,6 +205,7 @@ def test_a_run_ends_when_nothing_gets_better(
     assert ("AP has not risen" in capsys.readouterr().out) == bool(patience)
 
 
+@pytest.mark.slow
 def test_a_run_that_has_ended_early_goes_on_with_more_patience(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steadydetr.training.loop, "evaluate_detector", Scores(3.0, 1.0, 2.0, 1.0))
     recipe = tiny(epochs=4, epoch_steps=1, patience=1, stability_images=0)

@@ -36,6 +36,7 @@ def test_no_public_name_is_a_modules() -> None:
     assert not [name for name in public if isinstance(getattr(steadydetr, name), ModuleType)]
 
 
+@pytest.mark.slow
 def test_several_runs_in_one_process(tmp_path: Path) -> None:
     """Of other precisions too, which accelerate keeps for a process; the folder may be a string."""
     for precision in ("no", "bf16", "no"):

@@ -160,6 +160,7 @@ def test_a_signal_to_one_stops_both_after_the_evaluation(tmp_path: Path) -> None
     assert len(evaluated) == 1
 
 
+@pytest.mark.slow
 def test_only_the_main_process_needs_the_folder_and_their_number_may_change(tmp_path: Path) -> None:
     """Stopped as two, gone on as two of which one does not see the folder, and as one."""
     run_two(tmp_path, "signal")
@@ -180,6 +181,7 @@ def test_processes_evaluate_one_model(tmp_path: Path) -> None:
     assert len(main) == 4 and main == other
 
 
+@pytest.mark.slow
 def test_without_denoising_dino_trains_all_that_is_used(tmp_path: Path) -> None:
     """DistributedDataParallel would wait for the gradient of the label embedding."""
     found = run_two(tmp_path, "no denoising")

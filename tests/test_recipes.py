@@ -289,6 +289,7 @@ ROWS: dict[tuple[str, str], tuple[Objective, ...]] = {  # table and row of DETRD
 }
 
 
+@pytest.mark.slow
 def test_rows_of_detrdistill_learn_what_they_say() -> None:
     """And nothing of the detector changes but the stages of Table 4."""
     rows = {
