@@ -134,6 +134,7 @@ def test_a_teacher_may_be_moved_before_resuming(teacher: str, tmp_path: Path, mo
     assert train(moved, output, resume=True, device="cpu")["finished"]
 
 
+@pytest.mark.slow
 def test_an_objective_that_drowns_detection_is_named_once(teacher: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """After the first epoch in which it takes more than half of the gradient on average, and not again."""
     for weight in (1e-3, 1e5):

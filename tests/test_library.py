@@ -86,6 +86,7 @@ def test_memory_where_there_is_no_such_module(monkeypatch: pytest.MonkeyPatch) -
     assert log.peak_memory(torch.device("cpu")) > 2**20
 
 
+@pytest.mark.slow
 def test_a_run_leaves_the_callers_random_numbers_alone(tmp_path: Path) -> None:
     """Otherwise every experiment of a script that draws between two runs draws the same."""
     states = []

@@ -76,7 +76,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     return run
 
 
-@pytest.mark.parametrize(("name", "steps"), [(DINO, 3), (DINO, 6), (DINO, 9), (DEFORMABLE, 9)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [(DINO, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((DINO, 6), (DINO, 9))), (DEFORMABLE, 9)]
+)
 def test_resumed_run_equals_an_uninterrupted_one(
     whole: Whole, name: str, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

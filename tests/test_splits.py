@@ -294,6 +294,7 @@ def names(index: AnnotationIndex) -> list[str]:
     return [index.file(position) for position in range(len(index))]
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_division(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """splits.json has it; resuming and evaluating go by it, also where images were added, which a run that goes on does not take."""
     place, run = json_folder(tmp_path / "data"), tmp_path / "run"

@@ -94,7 +94,7 @@ def test_layers_are_compiled_where_it_is_asked_for(monkeypatch: pytest.MonkeyPat
         assert (torch._dynamo.config.cache_size_limit > 8) == asked  # graphs of a second model and of evaluations have room
 
 
-@pytest.mark.parametrize("steps", [2, pytest.param(6, marks=pytest.mark.slow), 9])
+@pytest.mark.parametrize("steps", [2, pytest.param(6, marks=pytest.mark.slow), pytest.param(9, marks=pytest.mark.slow)])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """In the middle of an epoch and at its end, EMA and optimiser included, to the bit."""
     recipe = tiny(ema_decay=0.9)
@@ -117,6 +117,7 @@ def records(run: Path) -> list[dict[str, object]]:
     return [{k: v for k, v in line.items() if k not in ("images_per_second", "memory_gib")} for line in lines]
 
 
+@pytest.mark.slow
 def test_resume_from_best(tmp_path: Path) -> None:
     """Any checkpoint of the run will do: best alone is enough."""
     recipe = tiny(epochs=1)

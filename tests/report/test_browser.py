@@ -73,8 +73,9 @@ def browse(page: Path, width: int, folder: Path) -> Record:
 
 
 @pytest.mark.skipif(not BROWSER, reason="no browser: install chromium, or name one by STEADYDETR_BROWSER")
-@pytest.mark.parametrize("width", [400, 1300])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("count", "width"), [(1, 1300), (3, 400), *(pytest.param(*c, marks=pytest.mark.slow) for c in ((1, 400), (3, 1300)))]
+)
 def test_a_browser_draws_it(copy: Callable[..., Path], tmp_path: Path, width: int, count: int) -> None:
     """Every figure is there, nothing fails or is asked for, nothing but scroll containers is wider than the window."""
     runs = [copy(f"a-run-with-a-long-name-{i}", finished=i < 2) for i in range(count)]
