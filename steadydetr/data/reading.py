@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
 from xml.etree import ElementTree
@@ -36,6 +37,12 @@ def expanded(where: str | Path) -> Path:
 def is_file_name(name: str) -> bool:
     """Whether a text of an annotation file can be the name of a file at all."""
     return bool(name.strip()) and "\0" not in name
+
+
+def parts_in_common(path: str, other: str) -> int:
+    """How many parts at their ends two paths have in common; 0 where the names of the files differ."""
+    pairs = zip(path.split("/")[::-1], other.split("/")[::-1], strict=False)
+    return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
 
 
 def is_hidden(name: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.picture_inputs import Encoded, is_address
-from steadydetr.data.reading import expanded
+from steadydetr.data.reading import expanded, parts_in_common
 from steadydetr.data.stores import Store, is_pattern, store_of
 from steadydetr.data.tar_index import Names, TarIndex, index_tars
 from steadydetr.files import counted, listed, printable
@@ -86,12 +85,7 @@ def _hashes(files: Iterable[str]) -> NDArray[np.int64]:
 
 def _most_alike(file: str, rows: Sequence[int], paths: Names) -> int:
     """The row whose path ends as a file's does, in as many parts as any; NOWHERE where none has its name."""
-
-    def alike(row: int) -> int:
-        pairs = zip(file.split("/")[::-1], paths[row].split("/")[::-1], strict=False)
-        return len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
-
-    depths = [alike(row) for row in rows]
+    depths = [parts_in_common(file, paths[row]) for row in rows]
     most = max(depths, default=0)
     best = [row for row, depth in zip(rows, depths, strict=True) if depth == most > 0]  # 0: another name of the same hash
     if len(best) > 1:

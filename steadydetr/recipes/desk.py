@@ -91,7 +91,6 @@ def desk_large() -> Recipe:
         name="desk-large",
         detector=DINOConfig(TimmBackboneConfig("resnet50.a1_in1k"), replace(TRANSFORMER, ffn=2048, checkpointing=True), queries=300),
         criterion=replace(start.criterion, loss_weights=Weights(1.0, 5.0, 2.0)),
-        objectives=(SetPrediction(), Denoising()),
         data=images_within(800, 1333, workers=8, zoom_out=1.5),
         training=replace(start.training, epoch_steps=300, passes=12, lr=1e-4, backbone_lr_factor=0.1),
         notes="DINO on ResNet-50, images of 800 px: one GPU of 24 GiB",

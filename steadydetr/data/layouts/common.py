@@ -16,7 +16,7 @@ import msgspec
 from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, NoSplit, Report, fault
-from steadydetr.data.reading import LONGEST, is_hidden
+from steadydetr.data.reading import LONGEST, is_hidden, parts_in_common
 from steadydetr.files import listed, printable
 from steadydetr.lazy import np
 
@@ -218,15 +218,9 @@ class ImageFiles:
 
         Raises ValueError where several files fit equally.
         """
-        parts = written.split("/")[::-1]
-
-        def agreeing(file: str) -> int:
-            pairs = enumerate(zip(parts, file.split("/")[::-1], strict=False))
-            return next((depth for depth, (one, other) in pairs if one != other), min(len(parts), file.count("/") + 1))
-
-        files = self.by_name.get(parts[0], [])
-        depth = max(map(agreeing, files), default=0)
-        best = [file for file in files if agreeing(file) == depth]
+        files = self.by_name.get(written.rpartition("/")[2], [])
+        depth = max((parts_in_common(written, file) for file in files), default=0)
+        best = [file for file in files if parts_in_common(written, file) == depth]
         if len(best) > 1:
             raise ValueError(f"{written!r} could be {listed(map(repr, best), 4)}: rename the files, or keep the folders of the export")
         return best[0] if best else None
