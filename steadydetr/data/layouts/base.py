@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steadydetr.data.dataset import Dataset
+from steadydetr.data.dataset import Dataset, FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.reading import expanded
 from steadydetr.files import printable
@@ -85,6 +85,16 @@ class DataLayout(ABC):
 
     def folder(self, where: str) -> DataFolder:
         return DataFolder(expanded(where), self.limits)
+
+
+class InspectedLayout(DataLayout):
+    """A layout whose reader reports every fault and goes on: opening a split is stopping at the first."""
+
+    @abstractmethod
+    def inspect(self, where: str, split: str, report: Report) -> FolderDataset: ...
+
+    def open(self, where: str, split: str) -> FolderDataset:
+        return self.inspect(where, split, stop)
 
 
 def fault(kind: str, file: object, entry: str, message: str) -> Finding:

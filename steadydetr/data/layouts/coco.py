@@ -14,7 +14,7 @@ import msgspec
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
-from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of, standard_split
 from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
@@ -29,7 +29,7 @@ ROBOFLOW = "_annotations.coco.json"
 
 @register("coco-layout")
 @dataclass(frozen=True)
-class Coco(DataLayout):
+class Coco(InspectedLayout):
     """annotations/instances_SPLIT*.json beside folders of images."""
 
     looked_for = "COCO: annotations/instances_SPLIT*.json beside folders of images"
@@ -40,9 +40,6 @@ class Coco(DataLayout):
     def splits(self, where: str) -> tuple[str, ...]:
         names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
         return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), standard_split(name)) for name in names)
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root, matching = expanded(where), self._files(where, split)
@@ -69,7 +66,7 @@ class Coco(DataLayout):
 
 @register("roboflow-layout")
 @dataclass(frozen=True)
-class Roboflow(DataLayout):
+class Roboflow(InspectedLayout):
     """SPLIT/_annotations.coco.json with the images beside it; validation is called valid."""
 
     looked_for = "Roboflow: SPLIT/_annotations.coco.json with the images beside it (SPLIT: train, valid, test)"
@@ -79,9 +76,6 @@ class Roboflow(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(self._splits(where))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root = expanded(where)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts.base import ALL, STANDARD, DataLayout, Report, stop
+from steadydetr.data.layouts.base import ALL, STANDARD, InspectedLayout, Report
 from steadydetr.data.layouts.coco import Coco, read_coco
 from steadydetr.data.layouts.common import choose_split, head_of, named, split_folders, splits_of, standard_split
 from steadydetr.data.layouts.lvis import Lvis
@@ -26,7 +26,7 @@ MOST_FILES = 20  # JSON files of a folder that may be COCO's: of all images, or 
 
 @register("coco-json-layout")
 @dataclass(frozen=True)
-class CocoJson(DataLayout):
+class CocoJson(InspectedLayout):
     """COCO files of any name beside or above their images: one for all, one for each split by its name, or one in each split's folder."""
 
     looked_for = "COCO elsewhere: a *.json of COCO beside or above its images, whose name may tell the split, or the file itself"
@@ -36,9 +36,6 @@ class CocoJson(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(coco_files(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root = expanded(where)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import Box, Listings, Remarks, box_around, choose_split, head_of, ids_of_names, splits_of, unsaid
 from steadydetr.data.reading import LONGEST, expanded, is_file_name, xml_elements
 from steadydetr.files import listed, printable
@@ -27,7 +27,7 @@ VIDEO = "is an export of `CVAT for video`, which has tracks: export the task aga
 
 @register("cvat-layout")
 @dataclass(frozen=True)
-class Cvat(DataLayout):
+class Cvat(InspectedLayout):
     """CVAT for images 1.1. The subsets of a project are its splits."""
 
     looked_for = "CVAT: annotations.xml of `CVAT for images 1.1`, with images/"
@@ -38,9 +38,6 @@ class Cvat(DataLayout):
     def splits(self, where: str) -> tuple[str, ...]:
         root = expanded(where)
         return splits_of(read_cvat(root / FILE, self.folder(where), unsaid, Remarks()).subsets)
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root, source, remarks = expanded(where), self.folder(where), Remarks()

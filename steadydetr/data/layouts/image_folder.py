@@ -15,7 +15,7 @@ import yaml
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import AnnotatedImage, annotated_size, build_index, choose_split, head_of, is_split, splits_of, unsaid
 from steadydetr.data.reading import decode_text, expanded, is_file_name
 from steadydetr.files import printable
@@ -29,7 +29,7 @@ CLASS_FIELDS = ("category", "categories", "category_id", "label", "labels", "cla
 
 @register("image-folder-layout")
 @dataclass(frozen=True)
-class ImageFolder(DataLayout):
+class ImageFolder(InspectedLayout):
     """metadata.jsonl in each split's folder; boxes are x, y, width, height in pixels, as the task pages of the hub have them."""
 
     looked_for = "imagefolder: metadata.jsonl or metadata.csv with file_name and objects beside images, in the folder or in SPLIT/"
@@ -39,9 +39,6 @@ class ImageFolder(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_splits(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         """The classes are those of the card (README.md), or else all names of all splits in the order of the alphabet."""

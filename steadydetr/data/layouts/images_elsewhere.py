@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 
 from steadydetr.data.dataset import FolderDataset
-from steadydetr.data.layouts.base import DataLayout, Report, stop
+from steadydetr.data.layouts.base import DataLayout, InspectedLayout, Report
 from steadydetr.data.stored import with_images
 from steadydetr.files import printable
 from steadydetr.kinds import options, register
@@ -16,7 +16,7 @@ IMAGES = ",images-in="
 
 @register("images-elsewhere-layout")
 @dataclass(frozen=True)
-class ImagesElsewhere(DataLayout):
+class ImagesElsewhere(InspectedLayout):
     """The layout of the annotations is recognised as usual. They must name the images and their sizes."""
 
     looked_for = "images elsewhere: PLACE,images-in=FOLDER, PLACE,images-in=shards/*.tar, PLACE,images-in=s3://bucket/folder"
@@ -26,9 +26,6 @@ class ImagesElsewhere(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return self._annotations(where).splits(where.partition(IMAGES)[0])
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         place, _, images = where.partition(IMAGES)

@@ -15,7 +15,7 @@ import msgspec
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts.base import ALL, DataLayout, Finding, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, Finding, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
@@ -45,7 +45,7 @@ NAME = "Label Studio"
 
 @register("label-studio-layout")
 @dataclass(frozen=True)
-class LabelStudio(DataLayout):
+class LabelStudio(InspectedLayout):
     """A JSON or JSON-MIN export, or one for each split (train.json, val.json), with the images anywhere below the folder."""
 
     looked_for = "Label Studio: an export as JSON or JSON-MIN (*.json, or train.json and val.json) with the images below its folder"
@@ -55,9 +55,6 @@ class LabelStudio(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_splits(_exports(expanded(where))))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         """The classes are those of all exports in the folder, in the order of the alphabet, so that every split agrees on them."""

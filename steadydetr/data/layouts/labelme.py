@@ -14,7 +14,7 @@ import msgspec
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
-from steadydetr.data.layouts.base import ALL, DataLayout, Finding, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, Finding, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
@@ -39,7 +39,7 @@ BOXED = {"polygon": 3, "oriented_rectangle": 4, "rotation": 4, "circle": 2, "mas
 
 @register("labelme-layout")
 @dataclass(frozen=True)
-class Labelme(DataLayout):
+class Labelme(InspectedLayout):
     """JSON files beside their images or elsewhere below the folder; folders called train, val or test are splits."""
 
     looked_for = "labelme: a *.json beside each image, with shapes (folders called train, val and test are splits)"
@@ -49,9 +49,6 @@ class Labelme(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_splits(list(files_below(expanded(where), (".json",)))))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         """The classes are those of all files, in the order of the alphabet, so that every split agrees on them."""

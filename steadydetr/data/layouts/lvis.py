@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.index import Federated, Lists
-from steadydetr.data.layouts.base import DataLayout, Report, stop
+from steadydetr.data.layouts.base import InspectedLayout, Report
 from steadydetr.data.layouts.coco import CocoCategory, CocoFile, CocoImage, read_coco
 from steadydetr.data.layouts.common import choose_split, splits_of
 from steadydetr.data.reading import Id, expanded
@@ -19,7 +19,7 @@ from steadydetr.kinds import register
 
 @register("lvis-layout")
 @dataclass(frozen=True)
-class Lvis(DataLayout):
+class Lvis(InspectedLayout):
     """lvis_v1_SPLIT.json or lvis_v0.5_SPLIT.json, beside COCO's train2017 and val2017."""
 
     looked_for = "LVIS: lvis_v1_SPLIT.json, in the folder or in annotations/, beside train2017/ and val2017/ (or in images/)"
@@ -29,9 +29,6 @@ class Lvis(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_files(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root = expanded(where)

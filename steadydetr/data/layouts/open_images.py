@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import DataLayout, Finding, Report, fault, stop
+from steadydetr.data.layouts.base import Finding, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import choose_split, files_below, ids_of_names, splits_of
 from steadydetr.data.picture_sizes import picture_sizes
 from steadydetr.data.reading import MIB, decode_text, expanded
@@ -37,7 +37,7 @@ META = [("name", f"S{LONGEST_NAME}"), ("height", "i4"), ("width", "i4")]
 
 @register("open-images-layout")
 @dataclass(frozen=True)
-class OpenImages(DataLayout):
+class OpenImages(InspectedLayout):
     """SPLIT-annotations-bbox.csv with class-descriptions-boxable.csv, and folders of images called as the splits."""
 
     looked_for = (
@@ -49,9 +49,6 @@ class OpenImages(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_box_files(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root, source = expanded(where), self.folder(where)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
-from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, InspectedLayout, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
@@ -48,7 +48,7 @@ SHOWN = 20  # faults of one annotation file that are named
 
 @register("voc-layout")
 @dataclass(frozen=True)
-class Voc(DataLayout):
+class Voc(InspectedLayout):
     """A folder with JPEGImages, Annotations and ImageSets/Main/SPLIT.txt."""
 
     looked_for = "VOC: JPEGImages, Annotations, ImageSets/Main/SPLIT.txt (or VOC2007 and VOC2012 folders of these)"
@@ -58,9 +58,6 @@ class Voc(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(_splits(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root = expanded(where)
@@ -97,7 +94,7 @@ class VocYears(DataLayout):
 
 @register("voc-folders-layout")
 @dataclass(frozen=True)
-class VocFolders(DataLayout):
+class VocFolders(InspectedLayout):
     """Annotation files of VOC without lists: beside their images or in a folder of their own, in one for each split or for all."""
 
     looked_for = (
@@ -110,9 +107,6 @@ class VocFolders(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(xml_places(expanded(where)))
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root, source = expanded(where), self.folder(where)

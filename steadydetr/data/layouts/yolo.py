@@ -15,7 +15,7 @@ import yaml
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts.base import ALL, DataLayout, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, InspectedLayout, NoSplit, Report, fault
 from steadydetr.data.layouts.common import (
     Listings,
     Remarks,
@@ -51,7 +51,7 @@ A_LABEL = re.compile(rb"\s*\d+(\.0*)?([ \t]+[-+.,\deE]+){4,}\s*")
 
 @register("yolo-layout")
 @dataclass(frozen=True)
-class Yolo(DataLayout):
+class Yolo(InspectedLayout):
     """A place may be the YAML file, the folder with it, or one above it."""
 
     looked_for = (
@@ -66,9 +66,6 @@ class Yolo(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(self._contents(where).splits)
-
-    def open(self, where: str, split: str) -> FolderDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         data, remarks = self._contents(where), Remarks()
