@@ -23,10 +23,11 @@ from steadydetr.data import open_data
 from steadydetr.data.loading import TrainLoader
 from steadydetr.data.transforms import FixedSize, ShortestSide
 from steadydetr.detectors import DetectorConfig
+from steadydetr.learning.class_terms import FocalCost
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
-from steadydetr.recipes.finetuning import METHODS, FinetuneMethod, finetuned, training_for
+from steadydetr.recipes.finetuning import METHODS, TrainingMethod, finetuned, training_for
 from steadydetr.runs.folder import RunFolder
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.tools.finetune import finetune, recipe_before
@@ -271,7 +272,7 @@ def card(config: DetectorConfig) -> DetectorCard:
 
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_detector_has_a_recipe_by_every_method(name: str, method: FinetuneMethod) -> None:
+def test_every_detector_has_a_recipe_by_every_method(name: str, method: TrainingMethod) -> None:
     config = DETECTORS[name]
     recipe = finetuned(card(config), Start("w"), 100, method)
     assert recipe.detector == config and recipe.start.weights == "w"
@@ -303,9 +304,15 @@ def test_the_recipe_of_a_run_is_gone_on_with(tmp_path: Path) -> None:
     train(tiny("small-od-dino", epochs=1), tmp_path / "run", device="cpu")
     before = recipe_before(str(tmp_path / "run"))
     assert before is not None and recipe_before(str(save(tmp_path / "start"))) is None
-    recipe = finetuned(load_detector(tmp_path / "run").card, Start("w"), 24, "plain", before)
+    found = load_detector(tmp_path / "run").card
+    recipe = finetuned(found, Start("w"), 24, before=before)
     assert recipe.criterion == before.criterion and recipe.objectives == (SetPrediction(), Denoising(number=40, box_noise=0.4))
     assert not recipe.teachers and recipe.training.clip == before.training.clip
+    plain = finetuned(found, Start("w"), 24, "plain", before)
+    assert plain.criterion == find("dino-4scale-r50-12ep").criterion and plain.training == recipe.training
+    stable = finetuned(found, Start("w"), 24, before=find("desk-small"))
+    assert stable.criterion == find("desk-small").criterion and stable.objectives == find("desk-small").objectives
+    assert finetuned(found, Start("w"), 24, "od", find("desk-small")).criterion.class_cost == FocalCost()
 
 
 @pytest.mark.slow

@@ -267,17 +267,21 @@ def test_the_average_reaches_over_a_share_of_the_run() -> None:
 @pytest.mark.parametrize("method", ["plain", "od", "stable", "steady"])
 def test_desk_recipes_take_every_method(name: str, method: str) -> None:
     recipe, _ = read_training_arguments(name, ["--method", method, "--data", "shapes"])
-    plain = find(name)
-    assert recipe.name == (name if method == "plain" else f"{name}-{method}")
+    assert recipe == replace(find(name, method), data=recipe.data)  # type: ignore[arg-type]
+    plain = find(name, "plain")
+    assert recipe.name == (name if method == "stable" else f"{name}-{method}")
     assert bool(recipe.teachers) == (method in ("od", "steady"))
     assert recipe.training.ema_decay == (0.0 if recipe.teachers else None)
     assert recipe.detector == plain.detector and recipe.data.transform == plain.data.transform
     assert (recipe.criterion == plain.criterion) == (method == "plain")
+    assert (recipe == replace(find(name), data=recipe.data)) == (method == "stable")
 
 
 def test_a_recipe_with_a_method_takes_no_other() -> None:
     with pytest.raises(ValueError, match="--method stable: small-od-dino has a training method already"):
         read_training_arguments("small-od-dino", ["--method", "stable"])
+    with pytest.raises(ValueError, match="--method plain: small-stable-dino has a training method already"):
+        read_training_arguments("small-stable-dino", ["--method", "plain"])
     with pytest.raises(ValueError, match=r"--method of: there is no such method.*od"):
         read_training_arguments("small-dino", ["--method", "of"])
 

@@ -18,7 +18,7 @@ from steadydetr.kinds import nearest
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
-from steadydetr.recipes.finetuning import FinetuneMethod, with_method
+from steadydetr.recipes.finetuning import TrainingMethod, with_method
 
 Resume = Literal["no", "yes", "auto"]
 
@@ -49,7 +49,7 @@ class TrainArguments:
 def read_training_arguments(name: str, words: Sequence[str]) -> tuple[Recipe, TrainArguments]:
     """The recipe called `name`, or saved in that file, as the words change it, and the other arguments."""
     method, words = take_method(words)
-    return override(with_method(find_or_read(name), method), words, f"train {name}")
+    return override(find_or_read(name, method), words, f"train {name}")
 
 
 def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "") -> tuple[Recipe, TrainArguments]:
@@ -69,13 +69,13 @@ def override(recipe: Recipe, words: Sequence[str], command: str, more: str = "")
     return recipe, arguments
 
 
-def take_method(words: Sequence[str]) -> tuple[FinetuneMethod, list[str]]:
-    """What --method names, and the other words."""
+def take_method(words: Sequence[str]) -> tuple[TrainingMethod | None, list[str]]:
+    """What --method names, None without it, and the other words."""
     method, rest = take_flag(words, "--method")
-    known = get_args(FinetuneMethod)
+    known = get_args(TrainingMethod)
     if method is not None and method not in known:
         raise ValueError(f"--method {method}: there is no such method{nearest(method, known)}")
-    return cast("FinetuneMethod", method or "plain"), rest
+    return cast("TrainingMethod | None", method), rest
 
 
 def for_other_parts(recipe: Recipe, start: Recipe) -> Recipe:
@@ -120,18 +120,18 @@ def _with_resume_value(words: Sequence[str]) -> list[str]:
     return found
 
 
-def find_or_read(name: str) -> Recipe:
+def find_or_read(name: str, method: TrainingMethod | None = None) -> Recipe:
     """A recipe of this package, or one that was saved: the config.json of a run, or a recipe alone as `compare` writes it.
 
     Raises:
-        ValueError, FileNotFoundError: there is none; names the nearest, or the file.
+        ValueError, FileNotFoundError: there is none, with the nearest names or the file; or it cannot be trained by that method.
     """
     if not name.endswith(".json"):
-        return find(name)
+        return find(name, method)
     recipe = read_recipe(Path(name))
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{name} holds no recipe but a {type(recipe).__name__}")
-    return recipe
+    return recipe if method is None else with_method(recipe, method)
 
 
 def _description(recipe: Recipe) -> str:

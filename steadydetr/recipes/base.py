@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from steadydetr.detectors import Detector
     from steadydetr.objectives.method import Method
 
-RECIPES: dict[str, Callable[[], Recipe]] = {}  # by what the command line calls them
+# by what the command line calls them; what takes a `method`, as recipes/desk.py, can be trained by another than its own
+RECIPES: dict[str, Callable[..., Recipe]] = {}
 
 
-def recipe(function: Callable[[], Recipe]) -> Callable[[], Recipe]:
+def recipe(function: Callable[..., Recipe]) -> Callable[..., Recipe]:
     """Enter a function into the list of recipes, by its name with hyphens; one of a package mylab is called `mylab:its-name`."""
     package, name = function.__module__.partition(".")[0], normal(function.__name__)
     full = name if package == PACKAGE else f"{package}:{name}"

@@ -1,7 +1,8 @@
 """A ladder between the quickstart and the papers: DINO with a pretrained backbone, for a hundred to some ten thousand photos of one's own.
 
-A run is a number of steps, so that few images are gone through more often; of many, `training.passes` sees to it that each is seen
-often enough. docs/own-data.md says which recipe to take.
+They learn with the loss and cost of Stable-DINO, which reach more in the same time (docs/results.md). A run is a number of steps, so
+that few images are gone through more often; of many, `training.passes` sees to it that each is seen often enough. docs/own-data.md says
+which recipe to take.
 """
 
 from __future__ import annotations
@@ -15,14 +16,19 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
+from steadydetr.recipes.finetuning import TrainingMethod, with_method
 from steadydetr.runs.training_config import TrainingConfig
 
 TRANSFORMER = TransformerConfig(dropout=0.0, temperature=20.0, position_offset=0.0)  # as in DINO
 
 
 @recipe
-def desk_small() -> Recipe:
+def desk_small(method: TrainingMethod = "stable") -> Recipe:
     """steadydetr train desk-small --data path/to/data: minutes on a laptop's CPU."""
+    return taught_by(method, _small())
+
+
+def _small() -> Recipe:
     return Recipe(
         name="desk-small",
         detector=DINOConfig(
@@ -54,9 +60,13 @@ def desk_small() -> Recipe:
 
 
 @recipe
-def desk_medium() -> Recipe:
+def desk_medium(method: TrainingMethod = "stable") -> Recipe:
     """steadydetr train desk-medium --data path/to/data: one GPU of 8 GiB."""
-    start = desk_small()
+    return taught_by(method, _medium())
+
+
+def _medium() -> Recipe:
+    start = _small()
     return replace(
         start,
         name="desk-medium",
@@ -83,9 +93,13 @@ def desk_medium() -> Recipe:
 
 
 @recipe
-def desk_large() -> Recipe:
+def desk_large(method: TrainingMethod = "stable") -> Recipe:
     """steadydetr train desk-large --data path/to/data: one GPU of 24 GiB."""
-    start = desk_medium()
+    return taught_by(method, _large())
+
+
+def _large() -> Recipe:
+    start = _medium()
     return replace(
         start,
         name="desk-large",
@@ -95,6 +109,12 @@ def desk_large() -> Recipe:
         training=replace(start.training, epoch_steps=300, passes=12, lr=1e-4, backbone_lr_factor=0.1),
         notes="DINO on ResNet-50, images of 800 px: one GPU of 24 GiB",
     )
+
+
+def taught_by(method: TrainingMethod, plain: Recipe) -> Recipe:
+    """The recipe with that training method, named after it unless it is that of all recipes here."""
+    found = with_method(plain, method)
+    return replace(found, name=plain.name, notes=plain.notes) if method == "stable" else replace(found, name=f"{plain.name}-{method}")
 
 
 def images_within(shortest: int, longest: int, workers: int, zoom_out: float) -> DataConfig:

@@ -12,7 +12,7 @@ from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.start import Start
 from steadydetr.data import DataConfig
 from steadydetr.data.transforms import DetrTransform, EvalTransform, FixedSize, FixedSizeTransform, ShortestSide, TrainTransform
-from steadydetr.learning.class_terms import PositionModulatedCost
+from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost
 from steadydetr.learning.teachers import EMATeacher, relative_decay
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import RECIPES, Recipe
@@ -20,27 +20,31 @@ from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
 
-FinetuneMethod = Literal["plain", "od", "stable", "steady"]
+TrainingMethod = Literal["plain", "od", "stable", "steady"]
 FEW_QUERIES = 300  # up to which Stable-DINO rescales its targets to 1 (paper Sec. 2.2)
 EVALUATIONS = 20  # of a run, where a pass over the data takes less than that share of it
 MOST_PASSES, LEAST_PASSES = 80, 12  # over the data, of few images and of many
 BATCHES = ((100, 4), (1000, 8))  # images of the data below which a step takes so many; otherwise as many as in the paper
 
 
-def finetuned(card: DetectorCard, start: Start, images: int, method: FinetuneMethod = "plain", before: Recipe | None = None) -> Recipe:
+def finetuned(card: DetectorCard, start: Start, images: int, method: TrainingMethod | None = None, before: Recipe | None = None) -> Recipe:
     """The recipe by which `steadydetr finetune` trains the detector of trained weights on.
 
     Args:
         card: of the weights.
         images: of the data to train on.
+        method: to train by; None: with the losses of `before`, without its teachers.
         before: the recipe that the weights were trained by, where that is known. Otherwise it is the paper's for such a detector.
     """
     base = before or recipe_of(card)
     own = tuple(objective for objective in base.objectives if isinstance(objective, Denoising))
+    criterion = base.criterion
+    if method is not None and not is_plain(base):
+        criterion, own = recipe_of(card).criterion, tuple(replace(objective, weights=None) for objective in own)
     recipe = Recipe(
         name=f"finetune-{_short(start.weights)}",
         detector=card.detector,
-        criterion=base.criterion,
+        criterion=criterion,
         objectives=(SetPrediction(), *own),
         data=data_for(card.resize, base.data),
         training=training_for(base.training, images),
@@ -49,7 +53,7 @@ def finetuned(card: DetectorCard, start: Start, images: int, method: FinetuneMet
         nms=card.nms,
         notes=f"{start.weights}, trained on",
     )
-    return METHODS[method](recipe)
+    return METHODS[method or "plain"](recipe)
 
 
 def recipe_of(card: DetectorCard) -> Recipe:
@@ -60,8 +64,7 @@ def recipe_of(card: DetectorCard) -> Recipe:
     """
     for make in RECIPES.values():
         recipe = make()
-        same = type(recipe.detector) is type(card.detector)
-        if same and not recipe.teachers and all(isinstance(o, (SetPrediction, Denoising)) for o in recipe.objectives) and recipe.reported:
+        if type(recipe.detector) is type(card.detector) and is_plain(recipe) and recipe.reported:
             return recipe
     raise ValueError(f"no recipe is known for {type(card.detector).__name__}: name one, `steadydetr train RECIPE --from WEIGHTS`")
 
@@ -108,11 +111,18 @@ def batch_for(images: int, usual: int) -> int:
     return min(next((size for below, size in BATCHES if images < below), usual), usual, images)
 
 
-def with_method(recipe: Recipe, method: FinetuneMethod) -> Recipe:
+def with_method(recipe: Recipe, method: TrainingMethod) -> Recipe:
     """The recipe with one of the training methods; a ValueError where it has one already."""
-    if method != "plain" and (recipe.teachers or not all(isinstance(o, (SetPrediction, Denoising)) for o in recipe.objectives)):
+    if not is_plain(recipe):
         raise ValueError(f"--method {method}: {recipe.name} has a training method already; take the recipe that it is based on")
     return METHODS[method](recipe)
+
+
+def is_plain(recipe: Recipe) -> bool:
+    """Whether a recipe has none of the training methods: no teachers, and loss and cost of the detectors' own papers."""
+    criterion, usual = recipe.criterion, (SetPrediction, Denoising)
+    own = isinstance(criterion.class_target, HardTarget) and isinstance(criterion.class_cost, FocalCost)
+    return own and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)
 
 
 def _plain(recipe: Recipe) -> Recipe:
@@ -139,7 +149,7 @@ def _steady(recipe: Recipe) -> Recipe:
     return replace(found, name=f"{recipe.name}-steady", criterion=criterion, notes=f"{found.notes} and position-modulated cost")
 
 
-METHODS: dict[FinetuneMethod, Callable[[Recipe], Recipe]] = {"plain": _plain, "od": _od, "stable": _stable, "steady": _steady}
+METHODS: dict[TrainingMethod, Callable[[Recipe], Recipe]] = {"plain": _plain, "od": _od, "stable": _stable, "steady": _steady}
 
 
 def _short(weights: str) -> str:

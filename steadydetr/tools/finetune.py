@@ -12,7 +12,7 @@ from steadydetr.checkpoints.weights import TrainedWeights, read_weights
 from steadydetr.data import DataConfig
 from steadydetr.data.opening import open_train_and_val
 from steadydetr.recipes.base import Recipe
-from steadydetr.recipes.finetuning import FinetuneMethod, finetuned
+from steadydetr.recipes.finetuning import TrainingMethod, finetuned
 from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
 
@@ -21,7 +21,7 @@ def finetune(
     weights: str | Path,
     data: str | Path,
     output: str | Path,
-    method: FinetuneMethod = "plain",
+    method: TrainingMethod | None = None,
     change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
     resume: bool | Literal["auto"] = False,
     device: str | None = None,
@@ -32,7 +32,7 @@ def finetune(
         weights: a run, a checkpoint of ours or of another project, hub:owner/name, or a name of `steadydetr weights`.
         data: a folder, as `--data` takes it.
         output: folder of the run.
-        method: plain, od (OD-DETR), stable (Stable-DINO), or steady: both.
+        method: plain, od (OD-DETR), stable (Stable-DINO), or steady: both. None: the losses that weights of a run were trained with.
         change: takes the recipe and gives back another one, for what differs from it.
 
     Raises:
@@ -42,7 +42,7 @@ def finetune(
     return train(change(recipe), output, resume, device)
 
 
-def finetune_recipe(weights: TrainedWeights, start: Start, data: DataConfig, method: FinetuneMethod = "plain") -> Recipe:
+def finetune_recipe(weights: TrainedWeights, start: Start, data: DataConfig, method: TrainingMethod | None = None) -> Recipe:
     """The recipe of `finetune`, for as many images as the data have."""
     images = len(open_train_and_val(data).train.index)
     return finetuned(weights.card, start, min(images, data.limit or images), method, recipe_before(start.weights))
