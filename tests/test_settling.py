@@ -192,9 +192,11 @@ def test_where_no_image_fits_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPat
         batch_fit.find_batch(tiny(batch_size="auto"), data, SimpleNamespace(device=GPU, num_processes=1))  # type: ignore[arg-type]
 
 
-def test_the_steps_that_are_tried_are_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_steps_that_are_tried_are_real_ones(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the recipe's own method, on its largest images with the most objects; two of them, with the optimiser's state."""
     recipe = tiny("small-od-dino", batch_size="auto", ema_decay=0.9)
+    recipe = replace(recipe, detector=recipe.detector.with_image_channels(channels))
     data = open_data(recipe.data.source)
     seen: list[Any] = []
     forward = batch_fit.made_up_batch
@@ -203,7 +205,7 @@ def test_the_steps_that_are_tried_are_real_ones(monkeypatch: pytest.MonkeyPatch)
     step(1)
     step(2)
     most = int(data.index.counts.max())
-    assert seen == [(1, (64, 64), most, len(data.index.classes)), (2, (64, 64), most, len(data.index.classes))]
+    assert seen == [(size, (channels, 64, 64), most, len(data.index.classes)) for size in (1, 2)]
 
 
 def test_the_largest_images_of_a_transform() -> None:
