@@ -23,7 +23,8 @@ from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training import batch_fit, preparation
 from steadydetr.training.averages import make_averages
 from steadydetr.training.loop import train
-from steadydetr.training.settling import precision_of, settle, tf32_on_gpus, with_batch, with_passes
+from steadydetr.training.precision import precision_of, precision_remarks, tf32_on_gpus
+from steadydetr.training.settling import settle, with_batch, with_passes
 from tests.test_train import tiny
 
 SMALL = TimmBackboneConfig("test_resnet", (2, 3, 4), "none", frozen_stages=0, freeze_norm=False)  # trained on (x - 0.5) / 0.5
@@ -74,7 +75,7 @@ def test_a_run_saves_what_it_found_and_goes_on_with_it(
     def not_again(*_: object) -> int:
         raise AssertionError
 
-    monkeypatch.setattr(preparation, "find_batch", not_again)
+    monkeypatch.setattr("steadydetr.training.settling.find_batch", not_again)
     monkeypatch.setattr("steadydetr.training.settling.precision_of", lambda device: "bf16")
     monkeypatch.setattr("steadydetr.nn.backbone.trained_statistics", lambda name: ((0.1,) * 3, (0.1,) * 3))
     assert train(recipe, run, resume=True, device="cpu")["step"] == 12
@@ -128,10 +129,10 @@ def test_tf32_is_allowed_or_not_while_a_run_trains(allowed: bool, tmp_path: Path
 
 def test_what_a_gpu_computes_less_exactly_is_said() -> None:
     training = TrainingConfig(precision="bf16")
-    bf16, tf32 = preparation.precision_remarks(training, GPU)
+    bf16, tf32 = precision_remarks(training, GPU)
     assert "bfloat16" in bf16 and "TF32; --training.no-tf32" in tf32
-    assert preparation.precision_remarks(replace(training, precision="no", tf32=False), GPU) == []
-    assert preparation.precision_remarks(training, CPU) == []
+    assert precision_remarks(replace(training, precision="no", tf32=False), GPU) == []
+    assert precision_remarks(training, CPU) == []
 
 
 # the batch

@@ -17,8 +17,8 @@ from steadydetr.recipes.finetuning import batch_for
 from steadydetr.structures import Batch, Targets, Totals
 from steadydetr.training.averages import make_averages
 from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.precision import autocast
 from steadydetr.training.processes import together
-from steadydetr.training.settling import autocast
 
 DRAWS = 200  # made-up images that are augmented to see how large they become
 USUAL = 16  # images per step where the recipe does not say what its rate is meant for
