@@ -20,8 +20,8 @@ from steadydetr.data.check import check_data
 from steadydetr.data.dataset import join_data, take_images
 from steadydetr.data.hold_out import LARGEST_FAMILY, HoldOut, families
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import ALL
-from steadydetr.data.opening import layout_of, open_train_and_val
+from steadydetr.data.layouts import ALL, layout_of
+from steadydetr.data.opening import open_train_and_val
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
