@@ -19,7 +19,7 @@ from steadydetr.data.layouts import DataLayout, Finding, NoSplit, layout_of
 from steadydetr.kinds import options
 from steadydetr.limits import Limits
 from tests.data_folders import picture
-from tests.exports_a import CLASSES, EXPORTS, NAMES, NAMES_LIST, Photo, coco, export, of, write, xml
+from tests.exports import CLASSES, EXPORTS, NAMES, NAMES_LIST, Photo, coco, export, of, write, xml
 
 Target = tuple[tuple[int, ...], list[list[float]], list[str]]
 

@@ -27,7 +27,7 @@ from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
 from steadydetr.training.preparation import open_both
 from tests.data_folders import COCO, coco_folder, coco_with, picture
-from tests.exports_a import EXPORTS, export
+from tests.exports import EXPORTS, export
 from tests.test_layouts_b import WRITERS, Item
 from tests.test_train import StopAfter, tiny
 
