@@ -3,7 +3,7 @@
 A detector is trained on four shapes. Then six shapes, or cells of blood (BCCD), are learned by three recipes with three seeds each, all of
 as many steps: from scratch, from the trained weights with every class anew, and from the trained weights with classes by name. Goes on
 where it was interrupted.
-    python benchmarks/finetuning.py OUTPUT [--bccd FOLDER] [--seeds 3] [--jobs 2]
+    python benchmarks/finetuning.py [runs/finetuning] [--bccd FOLDER] [--seeds 3] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def mean(values: list[float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("output", type=Path, nargs="?", default=Path("runs/finetuning"))
     parser.add_argument("--bccd", type=Path, help="folder of BCCD in VOC's layout; left out: shapes alone")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)

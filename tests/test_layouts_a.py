@@ -15,12 +15,11 @@ from steadydetr.data import open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.layouts import DataLayout, Finding, NoSplit
-from steadydetr.data.opening import layout_of
+from steadydetr.data.layouts import DataLayout, Finding, NoSplit, layout_of
 from steadydetr.kinds import options
 from steadydetr.limits import Limits
 from tests.data_folders import picture
-from tests.exports_a import CLASSES, EXPORTS, NAMES, NAMES_LIST, Photo, coco, export, of, write, xml
+from tests.exports import CLASSES, EXPORTS, NAMES, NAMES_LIST, Photo, coco, export, of, write, xml
 
 Target = tuple[tuple[int, ...], list[list[float]], list[str]]
 

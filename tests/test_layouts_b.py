@@ -17,8 +17,7 @@ import pytest
 from steadydetr.cli import main
 from steadydetr.data import open_data
 from steadydetr.data.check import check_data
-from steadydetr.data.layouts import NoSplit
-from steadydetr.data.opening import layout_of
+from steadydetr.data.layouts import NoSplit, layout_of
 from tests.data_folders import coco_folder, picture, voc_folder
 
 CLASSES = ("bolt", "kleine Schraube", "nut", "zebra")  # no box has the last

@@ -379,16 +379,29 @@ def test_compared_recipes_train_alike(command: str) -> None:
 
 def test_the_readme_shows_what_is_reported() -> None:
     """Every recipe of its table: the first number of what it reports, unless it reports none."""
-    text = (Path(__file__).parents[1] / "README.md").read_text().partition("## Detectors and recipes")[2]
-    shown: dict[str, set[float]] = {}
-    for cells in (line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ") and "`" in line):
-        for word in re.findall(r"`([\w{},-]+)`", cells[1]):
-            for name in expanded(word):
-                shown[name] = {float(number) for number in re.findall(r"\d+\.\d+", cells[-1])}
+    shown = shown_in_readme(-1)
     for name in names():
         if name in shown and (reported := re.search(r"\d+\.\d+", find(name).reported)):
             assert float(reported[0]) in shown[name], name
     assert len(shown.keys() & set(names())) > 40
+
+
+@pytest.mark.parametrize("name", ["deformable-detr-r50-50ep", "od-deformable-detr-r50-24ep", "desk-small"])
+def test_the_readme_shows_how_large_detectors_are(name: str) -> None:
+    with torch.device("meta"):
+        detector = find(name).detector.without_pretrained().build(80)
+    assert round(sum(parameter.numel() for parameter in detector.parameters()) / 1e6, 1) in shown_in_readme(2)[name]
+
+
+def shown_in_readme(column: int) -> dict[str, set[float]]:
+    """The numbers in a column of README's table, by recipe."""
+    text = (Path(__file__).parents[1] / "README.md").read_text().partition("## Detectors and recipes")[2].partition("\n## ")[0]
+    shown: dict[str, set[float]] = {}
+    for cells in (line.split("|")[1:-1] for line in text.splitlines() if line.startswith("| ") and "`" in line):
+        for word in re.findall(r"`([\w{},-]+)`", cells[1]):
+            for name in expanded(word):
+                shown[name] = {float(number) for number in re.findall(r"\d+\.\d+", cells[column])}
+    return shown
 
 
 def expanded(word: str) -> list[str]:

@@ -23,7 +23,8 @@ from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training import batch_fit, preparation
 from steadydetr.training.averages import make_averages
 from steadydetr.training.loop import train
-from steadydetr.training.settling import precision_of, settle, tf32_on_gpus, with_batch, with_passes
+from steadydetr.training.precision import precision_of, precision_remarks, tf32_on_gpus
+from steadydetr.training.settling import settle, with_batch, with_passes
 from tests.test_train import tiny
 
 SMALL = TimmBackboneConfig("test_resnet", (2, 3, 4), "none", frozen_stages=0, freeze_norm=False)  # trained on (x - 0.5) / 0.5
@@ -74,7 +75,7 @@ def test_a_run_saves_what_it_found_and_goes_on_with_it(
     def not_again(*_: object) -> int:
         raise AssertionError
 
-    monkeypatch.setattr(preparation, "find_batch", not_again)
+    monkeypatch.setattr("steadydetr.training.settling.find_batch", not_again)
     monkeypatch.setattr("steadydetr.training.settling.precision_of", lambda device: "bf16")
     monkeypatch.setattr("steadydetr.nn.backbone.trained_statistics", lambda name: ((0.1,) * 3, (0.1,) * 3))
     assert train(recipe, run, resume=True, device="cpu")["step"] == 12
@@ -128,10 +129,10 @@ def test_tf32_is_allowed_or_not_while_a_run_trains(allowed: bool, tmp_path: Path
 
 def test_what_a_gpu_computes_less_exactly_is_said() -> None:
     training = TrainingConfig(precision="bf16")
-    bf16, tf32 = preparation.precision_remarks(training, GPU)
+    bf16, tf32 = precision_remarks(training, GPU)
     assert "bfloat16" in bf16 and "TF32; --training.no-tf32" in tf32
-    assert preparation.precision_remarks(replace(training, precision="no", tf32=False), GPU) == []
-    assert preparation.precision_remarks(training, CPU) == []
+    assert precision_remarks(replace(training, precision="no", tf32=False), GPU) == []
+    assert precision_remarks(training, CPU) == []
 
 
 # the batch
@@ -192,9 +193,11 @@ def test_where_no_image_fits_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPat
         batch_fit.find_batch(tiny(batch_size="auto"), data, SimpleNamespace(device=GPU, num_processes=1))  # type: ignore[arg-type]
 
 
-def test_the_steps_that_are_tried_are_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [3, 1])
+def test_the_steps_that_are_tried_are_real_ones(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the recipe's own method, on its largest images with the most objects; two of them, with the optimiser's state."""
     recipe = tiny("small-od-dino", batch_size="auto", ema_decay=0.9)
+    recipe = replace(recipe, detector=recipe.detector.with_image_channels(channels))
     data = open_data(recipe.data.source)
     seen: list[Any] = []
     forward = batch_fit.made_up_batch
@@ -203,7 +206,7 @@ def test_the_steps_that_are_tried_are_real_ones(monkeypatch: pytest.MonkeyPatch)
     step(1)
     step(2)
     most = int(data.index.counts.max())
-    assert seen == [(1, (64, 64), most, len(data.index.classes)), (2, (64, 64), most, len(data.index.classes))]
+    assert seen == [(size, (channels, 64, 64), most, len(data.index.classes)) for size in (1, 2)]
 
 
 def test_the_largest_images_of_a_transform() -> None:

@@ -20,14 +20,14 @@ from steadydetr.data.check import check_data
 from steadydetr.data.dataset import join_data, take_images
 from steadydetr.data.hold_out import LARGEST_FAMILY, HoldOut, families
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import ALL
-from steadydetr.data.opening import layout_of, open_train_and_val
+from steadydetr.data.layouts import ALL, layout_of
+from steadydetr.data.opening import open_train_and_val
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunFolder
 from steadydetr.training.loop import train
 from steadydetr.training.preparation import open_both
 from tests.data_folders import COCO, coco_folder, coco_with, picture
-from tests.exports_a import EXPORTS, export
+from tests.exports import EXPORTS, export
 from tests.test_layouts_b import WRITERS, Item
 from tests.test_train import StopAfter, tiny
 

@@ -289,5 +289,7 @@ def test_what_cannot_be_reached_is_one_line(
 def test_only_data_of_files_have_images_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data shapes has no image files, so images-in=a\.tar means nothing there"):
         open_data("shapes,images-in=a.tar")
-    with pytest.raises(ValueError, match=r"no layout of data was recognised; `steadydetr check .*` says more"):
+    with pytest.raises(ValueError, match=r"no layout of data was recognised\. Found there: nothing\. What was looked for"):
         open_data(f"{tmp_path},images-in=a.tar")
+    with pytest.raises(ValueError, match=r"nowhere: there is no such folder; a data set is"):
+        open_data(f"{tmp_path}/nowhere,images-in=a.tar")

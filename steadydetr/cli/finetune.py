@@ -24,7 +24,7 @@ USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|ste
 
 The recipe is made from the weights (architecture, size of images, losses) and the number of images (steps, batch, rates). Every field of
 it is a flag, as in `steadydetr train`: --training.epochs 30 --training.freeze backbone --detector.queries 300.
---method adds OD-DETR (od), the loss and cost of Stable-DINO (stable), or both (steady).
+--method adds OD-DETR (od), the loss and cost of Stable-DINO (stable), or OD-DETR with that cost (steady).
 Classes keep their weights where their names agree, whatever their case, spaces, hyphens and underscores; --classes automobile=car maps
 others, --keep-classes keeps those that the data do not have. Nothing else starts anew unless --allow-partial names it."""
 

@@ -50,7 +50,7 @@ def check_source(where: str, limits: Limits = DEFAULT_LIMITS) -> None:
 
     Of several processes the main one looks, later.
     """
-    from steadydetr.data.opening import joined_places, layout_of
+    from steadydetr.data.layouts import joined_places, layout_of
 
     if not any(name in os.environ for name in RANKS):
         for place in joined_places(where):

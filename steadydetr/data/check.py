@@ -14,8 +14,8 @@ from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.layouts import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault
-from steadydetr.data.opening import joined_places, layout_of, open_train_and_val
+from steadydetr.data.layouts import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault, joined_places, layout_of
+from steadydetr.data.opening import open_train_and_val
 from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
     ALLOW_SAME,

@@ -16,10 +16,6 @@ from steadydetr.lazy import np
 FEW = 10  # images to validate on, below which AP tells little
 
 
-class CannotDivide(ValueError):
-    """A place has too few images to be divided."""
-
-
 @dataclass(frozen=True)
 class Division:
     """Which images of a place, by their file names, are trained and validated on."""
@@ -31,11 +27,11 @@ class Division:
 
     @staticmethod
     def of(place: str, split: str, whole: Dataset, hold_out: HoldOut) -> Division:
-        """The division of a place. Raises CannotDivide; names it."""
+        """The division of a place. Raises ValueError where it has too few images; names it."""
         try:
             held = hold_out.choose(whole.index)
         except ValueError as error:
-            raise CannotDivide(
+            raise ValueError(
                 f"{printable(place)} brings no split to validate on, and {error}. Add images, or name others to validate on:"
                 " --data.val-source, or --data.val-split"
             ) from None

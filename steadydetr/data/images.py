@@ -136,8 +136,7 @@ def decode_picture(file: Path | Encoded, limits: Limits = DEFAULT_LIMITS, alpha:
                 raise
             pixels, cut = _load_cut(file, error)
         stored, scaled = _to_rgb(pixels, alpha)
-        turned = stored.transpose(TURNS[orientation]) if orientation in TURNS else stored
-        return Decoded(turned, stored, orientation, cut, scaled)
+        return Decoded(_turned(stored, orientation), stored, orientation, cut, scaled)
 
 
 def decode_reduced(file: Path | Encoded, limits: Limits, size: tuple[int, int], reduction: int) -> NDArray[np.uint8] | None:
@@ -156,18 +155,14 @@ def decode_reduced(file: Path | Encoded, limits: Limits, size: tuple[int, int], 
             return None
         opened.draft("", (opened.width // reduction, opened.height // reduction))
         try:
-            return _turned(np.asarray(_as_mode(opened, "RGB")), orientation)
+            return np.asarray(_turned(_as_mode(opened, "RGB"), orientation))
         except OSError:
             return None
 
 
-def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Pixels [h, w, 3] as an EXIF orientation asks for: 5 to 8 swap rows and columns, then rows or columns run backwards."""
-    if orientation >= 5:
-        pixels = pixels.swapaxes(0, 1)
-    backwards = slice(None, None, -1)
-    rows, columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
-    return pixels[backwards if rows else slice(None), backwards if columns else slice(None)]
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The picture as an EXIF orientation asks for."""
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def picture_size(path: Path | Encoded, limits: Limits) -> tuple[int, int]:

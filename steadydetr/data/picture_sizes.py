@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 from steadydetr.data.folder import DataFolder
-from steadydetr.fetching import cache_folder
+from steadydetr.data.kept import keep, kept_place, read_kept
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
@@ -45,7 +43,7 @@ def picture_sizes(source: DataFolder, folder: Path, files: Sequence[str], wrong:
             else:
                 sizes[position] = found
     if kept is not None and missing:
-        _keep(kept, stamps, sizes)
+        keep(kept, stamps=stamps, sizes=sizes)
     return sizes
 
 
@@ -64,22 +62,8 @@ def _kept(folder: Path, files: Sequence[str], stamps: NDArray[np.int64]) -> tupl
     if len(files) < KEPT_FROM:
         return sizes, None
     names = "\0".join((os.path.realpath(folder), *files))  # of a folder each split has a file of its own
-    path = cache_folder() / "picture-sizes" / f"{hashlib.sha256(os.fsencode(names)).hexdigest()[:32]}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            unchanged = (saved["stamps"] == stamps).all(1)
-            sizes[unchanged] = saved["sizes"][unchanged]
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # there is none, or it is damaged: the files are read
-        pass
+    path = kept_place("picture-sizes", names)
+    if found := read_kept(path, "stamps", "sizes"):
+        unchanged = (found[0] == stamps).all(1)
+        sizes[unchanged] = found[1][unchanged]
     return sizes, path
-
-
-def _keep(path: Path, stamps: NDArray[np.int64], sizes: NDArray[np.int32]) -> None:
-    """Write the sizes; a full or read-only disk is no reason to stop."""
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(unfinished, stamps=stamps, sizes=sizes)
-        os.replace(unfinished, path)
-    except OSError:
-        unfinished.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.picture_inputs import Encoded, is_address
 from steadydetr.data.reading import expanded, parts_in_common
-from steadydetr.data.stores import Store, is_pattern, store_of
+from steadydetr.data.stores import Store, names_tar_files, store_of
 from steadydetr.data.tar_index import Names, TarIndex, index_tars
 from steadydetr.files import counted, listed, printable
 from steadydetr.lazy import np
@@ -138,7 +138,7 @@ def with_images(dataset: FolderDataset, where: str) -> FolderDataset:
     if files := store.tars():
         members = members_of(store, index_tars(store, files), index)
         return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where=where, members=members)
-    if is_address(where) and not is_pattern(where):
+    if is_address(where) and not names_tar_files(where):
         return StoredDataset(index, dataset.folder, dataset.name, dataset.source, where=where)
     folder = expanded(where)
     if not folder.is_dir():

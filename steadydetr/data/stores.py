@@ -134,7 +134,7 @@ class Remote:
         return found
 
 
-def is_pattern(where: str) -> bool:
+def names_tar_files(where: str) -> bool:
     """Whether a place names tar files, rather than a folder."""
     return "*" in where or _is_tar(where)
 

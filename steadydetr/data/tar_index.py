@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING
-from zipfile import BadZipFile
 
 from steadydetr.data.images import IMAGE_SUFFIXES
+from steadydetr.data.kept import keep, kept_place, read_kept
 from steadydetr.data.stores import Stamp, Store, named_errors
-from steadydetr.fetching import cache_folder
-from steadydetr.files import printable, replacing
+from steadydetr.files import printable
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
@@ -77,18 +73,21 @@ def index_tars(store: Store, files: Sequence[str]) -> list[TarIndex]:
 def _index_of(store: Store, file: str) -> TarIndex:
     """The index that was kept of the same file, or else one that is made."""
     stamp = store.stamp(file)
-    kept = cache_folder() / "tar-index" / f"{hashlib.sha256(os.fsencode(os.path.abspath(file))).hexdigest()[:32]}.npz"
-    try:
-        with np.load(kept, allow_pickle=False) as saved:
-            if str(saved["stamp"]) == stamp:
-                return TarIndex(file, stamp, Names(saved["names"], saved["name_ends"]), saved["offsets"], saved["sizes"])
-    except (OSError, ValueError, KeyError, BadZipFile, EOFError):  # there is none, or it is damaged: the tar file is read
-        pass
+    kept = kept_place("tar-index", os.path.abspath(file))
+    if (saved := read_kept(kept, "stamp", "names", "name_ends", "offsets", "sizes")) and str(saved[0]) == stamp:
+        return TarIndex(file, stamp, Names(saved[1], saved[2]), saved[3], saved[4])
     with named_errors(file), store.open(file) as opened:
         members = list(_members(opened, file))
     names, offsets, sizes = zip(*members, strict=True) if members else ((), (), ())
     index = TarIndex(file, stamp, Names.of(names), np.array(offsets, np.int64), np.array(sizes, np.int64))
-    _keep(kept, index)
+    keep(
+        kept,
+        stamp=np.array(stamp),
+        names=index.names.encoded,
+        name_ends=index.names.ends,
+        offsets=index.offsets,
+        sizes=index.sizes,
+    )
     return index
 
 
@@ -113,10 +112,3 @@ def _members(opened: IO[bytes], file: str) -> Iterator[tuple[str, int, int]]:
     opened.seek(end)
     if opened.read(tarfile.BLOCKSIZE) != b"\0" * tarfile.BLOCKSIZE:
         raise ValueError(f"{printable(file)} has no end after {end} bytes, as tar files have: it is cut off or damaged, copy it again")
-
-
-def _keep(path: Path, index: TarIndex) -> None:
-    """Write the index; a full or read-only disk is no reason to stop."""
-    names, stamp = index.names, np.array(index.stamp)
-    with suppress(OSError), replacing(path) as file:
-        np.savez(file, stamp=stamp, names=names.encoded, name_ends=names.ends, offsets=index.offsets, sizes=index.sizes)

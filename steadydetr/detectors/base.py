@@ -17,6 +17,7 @@ from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
 from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
+from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
@@ -67,7 +68,7 @@ class Detector(nn.Module, ABC):
     def normalise(self, images: Tensor, padding: Tensor) -> Tensor:
         """Images [B, C, H, W] in 0..1, or uint8, to what the backbone expects; zero in the padding. Channels last, which is faster."""
         if images.shape[1] != len(self.mean):
-            raise ValueError(f"{self.architecture} takes images of {len(self.mean)} channels, and these have {images.shape[1]}")
+            raise ValueError(f"{self.architecture} takes images of {counted(len(self.mean), 'channel')}, and these have {images.shape[1]}")
         dtype = self.mean.dtype
         pixels = images.to(dtype).div_(255) if images.dtype == torch.uint8 else images.to(dtype)
         pixels = (pixels - self.mean).div_(self.std).masked_fill_(padding[:, None], 0)

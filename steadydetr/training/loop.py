@@ -24,10 +24,10 @@ from steadydetr.training.log import SHARE, log_evaluation, log_step, remark_on_s
 from steadydetr.training.not_finite import keep_not_finite_batches
 from steadydetr.training.optimiser import rate_factor, set_rate
 from steadydetr.training.pictures import draw_pictures
+from steadydetr.training.precision import tf32_on_gpus
 from steadydetr.training.preparation import prepare
 from steadydetr.training.processes import any_process, report_lost_process
 from steadydetr.training.run import Run, save, save_progress
-from steadydetr.training.settling import tf32_on_gpus
 from steadydetr.training.signals import stop_on_signal
 from steadydetr.training.step import synchronise_step, train_step
 from steadydetr.training.validation import evaluate_detector, measure_stability

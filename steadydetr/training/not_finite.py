@@ -27,9 +27,11 @@ from steadydetr.objectives.method import Method
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import LAST, RunFolder
 from steadydetr.runs.models import average_state
+from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.structures import Batch, Losses, Targets, Totals, seed_of
 from steadydetr.tensor_files import read_pickled
 from steadydetr.training.optimiser import gradient_norm
+from steadydetr.training.precision import autocast
 from steadydetr.training.run import Run, changed_by_training
 
 MOST_RUN_ALONE = 32  # images of a batch that are run one by one, to find those that are not finite alone too
@@ -81,7 +83,7 @@ def _loss_of_gradient(run: Run) -> str:
 
 def _rerun(run: Run) -> Rerun:
     accelerator = run.accelerator
-    return Rerun(run.method, accelerator.device, run.recipe.training.precision == "bf16", accelerator.process_index)
+    return Rerun(run.method, accelerator.device, run.recipe.training, accelerator.process_index)
 
 
 @contextmanager
@@ -166,7 +168,7 @@ class Rerun:
 
     method: Method
     device: torch.device
-    bf16: bool
+    config: TrainingConfig
     process: int
 
     def losses(self, batches: Sequence[Batch]) -> Iterator[Losses]:
@@ -175,7 +177,7 @@ class Rerun:
         for number, batch in enumerate(batches):
             if number == 0:
                 torch.manual_seed(seed_of(batch.seed, batch.step, self.process))
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            with autocast(self.config, self.device):
                 losses = self.method(batch.to(self.device))
             yield losses
 
@@ -243,7 +245,7 @@ def replay(run_folder: str | Path, saved: str | Path, device: str | None = None)
     method.load_training_state(kept.method)
     method.to(place)
     if kept.training:
-        return Rerun(method, place, recipe.training.precision == "bf16", kept.process).values(kept.batches)
+        return Rerun(method, place, recipe.training, kept.process).values(kept.batches)
     _detect(method.student, recipe, kept.batches, place)
     if (average := average_state({"method": kept.method, "average": kept.average})) is not None:
         method.student.load_state_dict(average)
@@ -254,7 +256,7 @@ def replay(run_folder: str | Path, saved: str | Path, device: str | None = None)
 def _detect(detector: Detector, recipe: Recipe, batches: Sequence[Batch], device: torch.device) -> None:
     """Detect and match as an evaluation does; a NotFiniteError says what is not finite."""
     detector.eval()
-    with torch.autocast(device.type, torch.bfloat16, enabled=recipe.training.precision == "bf16"):
+    with autocast(recipe.training, device):
         collect(prediction_function(detector, device, recipe.top, recipe.nms), batches)
     for batch in batches:
         match_batch(detector, recipe.criterion, batch.to(device))

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from timm.layers import convert_sync_batchnorm
@@ -46,14 +44,13 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunConfig, RunFolder
 from steadydetr.runs.lock import FolderLock
 from steadydetr.runs.sinks import JSONLines, RunLog, open_sinks
-from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training.averages import Averages, make_averages
-from steadydetr.training.batch_fit import find_batch
 from steadydetr.training.optimiser import make_optimiser
+from steadydetr.training.precision import precision_remarks
 from steadydetr.training.processes import MainWork, main_decides, make_accelerator, read_everywhere, together
 from steadydetr.training.progress import ConsoleWriter, Progress
 from steadydetr.training.run import Run, State, read_saved, restore
-from steadydetr.training.settling import settle, with_batch, with_passes
+from steadydetr.training.settling import settle, settle_schedule
 
 Classes = tuple[Sequence[str], Sequence[int]]  # names and category ids
 GRAPHS = 64  # that torch may compile of one function; its own limit of 8 is for one model
@@ -166,16 +163,6 @@ def open_for_run(
         train_data, val_data = together(accelerator, lambda: (in_channels(both[0], channels), in_channels(both[1], channels)))
         check_transform(recipe.data.transform, channels)
     return train_data, val_data, made
-
-
-def settle_schedule(recipe: Recipe, train_data: Dataset, accelerator: Accelerator, say: Callable[[str], None]) -> Recipe:
-    """The recipe with a batch, where it is auto, which is said, and with as many steps as its least number of passes takes."""
-    training = recipe.training
-    if training.batch_size == "auto":
-        batch = find_batch(recipe, train_data, accelerator)
-        training = with_batch(training, batch)
-        say(f"training.batch_size = auto is {batch} on {accelerator.device}, training.lr {training.lr:.3g}")
-    return replace(recipe, training=with_passes(training, len(train_data.index)))
 
 
 def make_loaders(recipe: Recipe, train_data: Dataset, val_data: Dataset, accelerator: Accelerator) -> tuple[TrainLoader, EvalLoader]:
@@ -407,14 +394,6 @@ def describe(run: Run) -> str:
         f" {len(data.index)} training images ({data.name}), {len(run.val_data.index)} to validate on;"
         f" {counted(epochs, 'epoch')}, {counted(run.loader.steps_per_epoch * epochs, 'step')}{start}"
     )
-
-
-def precision_remarks(training: TrainingConfig, device: torch.device) -> list[str]:
-    """How exactly a GPU computes, where that is less than in float32."""
-    if device.type != "cuda":
-        return []
-    found = ["What can be is computed in bfloat16 (training.precision)"] if training.precision == "bf16" else []
-    return [*found, "Products of float32 are computed in TF32; --training.no-tf32 computes them in full"] if training.tf32 else found
 
 
 def remarks(recipe: Recipe, total_steps: int) -> list[str]:

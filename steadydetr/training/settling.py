@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
 
 import torch
+from accelerate import Accelerator
 
+from steadydetr.data import Dataset
 from steadydetr.detectors import DetectorConfig
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
+from steadydetr.training.batch_fit import find_batch
+from steadydetr.training.precision import precision_of
 
 
 def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None, start: DetectorConfig | None = None) -> Recipe:
-    """The recipe with values for what it leaves open, but for the batch, which needs the data.
+    """The recipe with values for what it leaves open, but for the schedule, which needs the data: see `settle_schedule`.
 
     Args:
         before: that of the run which goes on, whose values are taken wherever the recipe leaves something open.
@@ -31,6 +33,16 @@ def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None, s
     if training.precision == "auto":
         training = replace(training, precision=precision_of(device))
     return replace(recipe, detector=recipe.detector.settled(), training=training)
+
+
+def settle_schedule(recipe: Recipe, train_data: Dataset, accelerator: Accelerator, say: Callable[[str], None]) -> Recipe:
+    """The recipe with a batch, where it is auto, which is said, and with as many steps as its least number of passes takes."""
+    training = recipe.training
+    if training.batch_size == "auto":
+        batch = find_batch(recipe, train_data, accelerator)
+        training = with_batch(training, batch)
+        say(f"training.batch_size = auto is {batch} on {accelerator.device}, training.lr {training.lr:.3g}")
+    return replace(recipe, training=with_passes(training, len(train_data.index)))
 
 
 def as_before(recipe: Recipe, before: Recipe) -> Recipe:
@@ -51,11 +63,6 @@ def with_pixels_of(detector: DetectorConfig, other: DetectorConfig) -> DetectorC
     return detector
 
 
-def precision_of(device: torch.device) -> Literal["no", "bf16"]:
-    """bf16 on a GPU that computes with bfloat16 itself; else no, on the CPU too."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-
-
 def with_batch(training: TrainingConfig, batch: int) -> TrainingConfig:
     """For a batch that was found: the learning rate goes with the square root of the batch."""
     scale = math.sqrt(batch / training.lr_batch_size) if training.lr_batch_size else 1.0
@@ -68,20 +75,3 @@ def with_passes(training: TrainingConfig, images: int) -> TrainingConfig:
         return training
     steps = math.ceil(training.passes * (images // training.images_per_step) / training.epochs)
     return replace(training, epoch_steps=max(training.epoch_steps, steps))
-
-
-def autocast(training: TrainingConfig, device: torch.device) -> torch.autocast:
-    """The context in which a run computes what its precision allows in bfloat16."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=training.precision == "bf16")
-
-
-@contextmanager
-def tf32_on_gpus(allowed: bool) -> Iterator[None]:
-    """Within the block, GPUs may compute products and convolutions of float32 in TF32, or may not. Nothing changes on the CPU."""
-    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = products.allow_tf32, convolutions.allow_tf32
-    products.allow_tf32, convolutions.allow_tf32 = allowed, allowed
-    try:
-        yield
-    finally:
-        products.allow_tf32, convolutions.allow_tf32 = before

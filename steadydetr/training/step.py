@@ -17,8 +17,8 @@ from steadydetr.structures import Batch, Totals
 from steadydetr.training.log import StepResult
 from steadydetr.training.not_finite import check_step
 from steadydetr.training.optimiser import clip_gradient, gradient_norm
+from steadydetr.training.precision import autocast
 from steadydetr.training.run import Run
-from steadydetr.training.settling import autocast
 
 
 def synchronise_step(run: Run, local: list[Batch]) -> tuple[bool, list[Batch]]:

@@ -17,8 +17,8 @@ from steadydetr.metrics.stability import held_out, measure_models
 from steadydetr.runs.records import WEIGHTS_LABELS
 from steadydetr.structures import Batch
 from steadydetr.training.log import log_stability
+from steadydetr.training.precision import autocast
 from steadydetr.training.run import Run
-from steadydetr.training.settling import autocast
 
 
 @torch.no_grad()

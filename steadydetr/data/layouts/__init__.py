@@ -11,6 +11,7 @@ from steadydetr.data.layouts.label_studio import LabelStudio
 from steadydetr.data.layouts.labelme import Labelme
 from steadydetr.data.layouts.lvis import Lvis
 from steadydetr.data.layouts.open_images import OpenImages
+from steadydetr.data.layouts.recognition import joined_places, layout_of
 from steadydetr.data.layouts.shapes import Shapes
 from steadydetr.data.layouts.voc import Voc, VocFolders, VocYears
 from steadydetr.data.layouts.yolo import Yolo
@@ -39,5 +40,7 @@ __all__ = [
     "VocYears",
     "Yolo",
     "fault",
+    "joined_places",
+    "layout_of",
     "stop",
 ]

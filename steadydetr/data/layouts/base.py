@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from steadydetr.data.dataset import Dataset, FolderDataset
+from steadydetr.data.dataset import Dataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.reading import expanded
 from steadydetr.files import printable
@@ -91,9 +91,9 @@ class InspectedLayout(DataLayout):
     """A layout whose reader reports every fault and goes on: opening a split is stopping at the first."""
 
     @abstractmethod
-    def inspect(self, where: str, split: str, report: Report) -> FolderDataset: ...
+    def inspect(self, where: str, split: str, report: Report) -> Dataset: ...
 
-    def open(self, where: str, split: str) -> FolderDataset:
+    def open(self, where: str, split: str) -> Dataset:
         return self.inspect(where, split, stop)
 
 

@@ -278,9 +278,12 @@ def annotated_size(height: float | None, width: float | None) -> tuple[int, int]
     Raises ValueError where they are no whole numbers of pixels.
     """
     height, width = height or 0, width or 0
-    if not (height > 0 and width > 0):
-        return None
-    if height != int(height) or width != int(width) or max(height, width) > LONGEST:
+    return whole_size(height, width) if height > 0 and width > 0 else None
+
+
+def whole_size(height: float, width: float) -> tuple[int, int]:
+    """Height and width as whole numbers of pixels. Raises ValueError where they are none."""
+    if not 0 < min(height, width) <= max(height, width) <= LONGEST or height != int(height) or width != int(width):
         raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
     return int(height), int(width)
 

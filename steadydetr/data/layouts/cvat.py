@@ -15,8 +15,19 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
-from steadydetr.data.layouts.common import Box, Listings, Remarks, box_around, choose_split, head_of, ids_of_names, splits_of, unsaid
-from steadydetr.data.reading import LONGEST, expanded, is_file_name, xml_elements
+from steadydetr.data.layouts.common import (
+    Box,
+    Listings,
+    Remarks,
+    box_around,
+    choose_split,
+    head_of,
+    ids_of_names,
+    splits_of,
+    unsaid,
+    whole_size,
+)
+from steadydetr.data.reading import expanded, is_file_name, xml_elements
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 from steadydetr.lazy import np
@@ -137,8 +148,7 @@ def _image(
         if not is_file_name(name):
             raise ValueError(f"its name {name[:80]!r} cannot be the name of a file")
         number, height, width = (_number(element, field) for field in ("id", "height", "width"))
-        if not 0 < min(height, width) <= max(height, width) <= LONGEST or height != int(height) or width != int(width):
-            raise ValueError(f"width {width:g} and height {height:g} are no size of an image in pixels")
+        size = whole_size(height, width)
     except ValueError as error:
         report(fault("unusable image", path, entry, str(error)))
         return
@@ -153,7 +163,7 @@ def _image(
             _add_shape(shape, f"{entry}, {shape.tag} {order}", classes, shapes, remarks)
         except ValueError as error:
             report(fault("unusable shape", path, f"{entry}, {shape.tag} {order}", str(error)))
-    yield CvatImage(int(number), name, element.get("subset") or ALL, (int(height), int(width)), len(shapes.labels) - before)
+    yield CvatImage(int(number), name, element.get("subset") or ALL, size, len(shapes.labels) - before)
 
 
 def _add_shape(shape: ElementTree.Element, where: str, classes: dict[str, int], shapes: Shapes, remarks: Remarks) -> None:

@@ -14,7 +14,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import picture_size
 from steadydetr.data.index import AnnotationIndex, id_array
-from steadydetr.data.layouts.base import ALL, DataLayout, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import choose_split, splits_of
 from steadydetr.data.layouts.image_folder import BOX_FIELDS, CLASS_FIELDS, by_number
 from steadydetr.data.picture_inputs import Encoded
@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 @register("hugging-face-layout")
 @dataclass(frozen=True)
-class HuggingFace(DataLayout):
+class HuggingFace(InspectedLayout):
     """`hf:owner/name`, or a folder that `save_to_disk` has written, or one of parquet files called as their splits."""
 
     looked_for = (
@@ -70,9 +70,6 @@ class HuggingFace(DataLayout):
     def splits(self, where: str) -> tuple[str, ...]:
         place, root = Place.of(where), expanded(Place.of(where).name)
         return splits_of(load_tables(place, root, self._source(root)))
-
-    def open(self, where: str, split: str) -> TableDataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> TableDataset:
         place = Place.of(where)

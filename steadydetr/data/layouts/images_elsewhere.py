@@ -6,10 +6,11 @@ import os
 from dataclasses import dataclass
 
 from steadydetr.data.dataset import FolderDataset
-from steadydetr.data.layouts.base import DataLayout, InspectedLayout, Report
+from steadydetr.data.layouts.base import InspectedLayout, Report
+from steadydetr.data.layouts.recognition import layout_of
 from steadydetr.data.stored import with_images
 from steadydetr.files import printable
-from steadydetr.kinds import options, register
+from steadydetr.kinds import register
 
 IMAGES = ",images-in="
 
@@ -25,20 +26,12 @@ class ImagesElsewhere(InspectedLayout):
         return IMAGES in where and not os.path.exists(where)
 
     def splits(self, where: str) -> tuple[str, ...]:
-        return self._annotations(where).splits(where.partition(IMAGES)[0])
+        place = where.partition(IMAGES)[0]
+        return layout_of(place, self.limits).splits(place)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         place, _, images = where.partition(IMAGES)
-        dataset = self._annotations(where).inspect(place, split, report)
+        dataset = layout_of(place, self.limits).inspect(place, split, report)
         if type(dataset) is not FolderDataset:
             raise ValueError(f"data {printable(place)} has no image files, so {printable(IMAGES[1:] + images)} means nothing there")
         return with_images(dataset, images)
-
-    def _annotations(self, where: str) -> DataLayout:
-        """The layout of the annotations. Raises ValueError where none recognises them."""
-        place = where.partition(IMAGES)[0]
-        for kind in options(DataLayout).values():
-            layout: DataLayout = kind(limits=self.limits)
-            if kind is not ImagesElsewhere and layout.recognises(place):
-                return layout
-        raise ValueError(f"data {printable(place)}: no layout of data was recognised; `steadydetr check {printable(place)}` says more")

@@ -14,12 +14,13 @@ from xml.etree import ElementTree
 from steadydetr.data.dataset import Dataset, FolderDataset, join_data
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import IMAGE_SUFFIXES
-from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, InspectedLayout, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, ENCODING, Finding, InspectedLayout, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.common import (
     AnnotatedImage,
     Box,
     Listings,
     Remarks,
+    annotated_size,
     build_index,
     choose_split,
     files_below,
@@ -29,7 +30,7 @@ from steadydetr.data.layouts.common import (
     splits_of,
     standard_split,
 )
-from steadydetr.data.reading import LONGEST, decode_text, decode_xml, expanded, foreign_encoding, is_file_name
+from steadydetr.data.reading import decode_text, decode_xml, expanded, foreign_encoding, is_file_name
 from steadydetr.files import printable
 from steadydetr.kinds import register
 
@@ -66,7 +67,7 @@ class Voc(InspectedLayout):
 
 @register("voc-years-layout")
 @dataclass(frozen=True)
-class VocYears(DataLayout):
+class VocYears(InspectedLayout):
     """VOCdevkit: every year that has the split (the test set of 2012 was never published)."""
 
     looked_for = ""
@@ -76,9 +77,6 @@ class VocYears(DataLayout):
 
     def splits(self, where: str) -> tuple[str, ...]:
         return splits_of(name for year in self._years(where) for name in _splits(year))
-
-    def open(self, where: str, split: str) -> Dataset:
-        return self.inspect(where, split, stop)
 
     def inspect(self, where: str, split: str, report: Report) -> Dataset:
         years, source = self._years(where), self.folder(where)
@@ -186,13 +184,15 @@ def read_annotation(path: Path, source: DataFolder) -> VocAnnotation:
     first = 0 if _counts_from_0(tree) else 1
     objects = [_object(entry, f"object {number}", first, wrong) for number, entry in enumerate(tree.iter("object"), 1)]
     height, width = (_number(tree.findtext(f"size/{side}") or "0", side, wrong) for side in ("height", "width"))
-    size = (height, width) if height > 0 and width > 0 else None
-    if size and (height != int(height) or width != int(width) or max(size) > LONGEST):
-        wrong.append(f"width {width:g} and height {height:g} are no size of an image in pixels")
+    size = None
+    try:
+        size = annotated_size(height, width)
+    except ValueError as error:
+        wrong.append(str(error))
     if wrong:
         more = f"; and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         raise ValueError(f"{printable(path)}: {'; '.join(wrong[:SHOWN])}{more}")
-    return VocAnnotation(tree.findtext("filename") or "", size and (int(height), int(width)), objects)
+    return VocAnnotation(tree.findtext("filename") or "", size, objects)
 
 
 def _counts_from_0(tree: ElementTree.Element) -> bool:
