@@ -317,15 +317,17 @@ def _usable_images(
 
 def _report_corners(data: CocoFile, positions: NDArray[np.int64], sizes: Sequence[tuple[int, int]], path: Path, report: Report) -> None:
     """Report boxes that look as if they were two corners. As a rule some of the first ones tell that they are none."""
-    rows, beyond = np.flatnonzero(positions >= 0), 0
-    for start in range(0, len(rows), SOME):
-        some = rows[start : start + SOME].tolist()
+    total = beyond = 0
+    for start in range(0, len(positions), SOME):
+        some = [row for row, position in enumerate(positions[start : start + SOME].tolist(), start) if position >= 0]
+        if not some:
+            continue
         fit, more = as_corners(np.array([data.annotations[row].bbox for row in some]), np.array([sizes[positions[row]] for row in some]))
         if not fit:
             return
-        beyond += more
+        total, beyond = total + len(some), beyond + more
     if beyond:
-        message = f"{beyond} of {len(rows)} end beyond their image as x, y, width, height, as COCO has them, and all fit as two corners"
+        message = f"{beyond} of {total} end beyond their image as x, y, width, height, as COCO has them, and all fit as two corners"
         report(Finding("boxes that look like corners", printable(path), "bbox", f"{message} x0, y0, x1, y1: if they are, rewrite them"))
 
 

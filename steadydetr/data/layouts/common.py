@@ -336,7 +336,9 @@ def as_corners(boxes: NDArray[np.float64], sizes: NDArray[np.integer[Any]]) -> t
     x, y, z, w = boxes.T
     height, width = sizes.T
     fit = (z > x) & (w > y) & (z <= width + 1) & (w <= height + 1)
-    return bool(fit.all()), int(((x + z > width + 1) | (y + w > height + 1)).sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond = (x + z > width + 1) | (y + w > height + 1)
+    return bool(fit.all()), int(beyond.sum())
 
 
 # The index

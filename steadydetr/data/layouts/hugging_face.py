@@ -263,7 +263,7 @@ def _with_sizes(dataset: TableDataset, table: Dataset, objects: Objects, place: 
 
 def _refuse_corners(objects: Objects, sizes: NDArray[np.int32], place: Place, where: str) -> None:
     """Raise ValueError where nobody has said what boxes are, some end beyond their image as x, y, w, h, and all fit as corners."""
-    if place.bbox is not None:
+    if place.bbox is not None or not len(objects.boxes):
         return
     fit, beyond = as_corners(objects.boxes, np.repeat(sizes, objects.counts, 0))
     if fit and beyond:
