@@ -146,6 +146,7 @@ def test_every_fault_of_an_xml_file_is_named(tmp_path: Path) -> None:
         {"annotation": {"id": 2**70}},
         {"annotation": {"category_id": "3"}},
         {"annotation": {"category_id": 3.0}},
+        {"category": {"id": "3"}, "annotation": {"category_id": "3"}},
         {"annotation": {"area": None}},
         {"annotation": {"area": -1, "segmentation": None}},
         {"annotation": {"area": float("nan"), "segmentation": float("inf")}, "image": {"width": float("nan")}},
@@ -168,6 +169,9 @@ NAMES_ON_DISK = {  # as written in the annotation file, and as the file is calle
     "composed otherwise": ("\u00e9.png", "e\u0301.png"),
     "decomposed otherwise": ("e\u0301/1.png", "\u00e9/1.png"),
     "with a backslash": ("a\\1.png", "a\\1.png"),
+    "of an address": ("38%20(HD)%20(3)..png", "38 (HD) (3)..png"),
+    "of an address with accents": ("d/Capture_d%C3%A9cran.png", "d/Capture_de\u0301cran.png"),
+    "with a percent sign": ("10%20.png", "10%20.png"),
 }
 
 
@@ -189,6 +193,31 @@ def test_names_of_windows_lead_nowhere_else(tmp_path: Path) -> None:
     coco_folder(tmp_path / "data", coco_with(image={"file_name": "..\\..\\secret.png"}))
     with pytest.raises(ValueError, match="outside the data folder"):
         open_data(tmp_path / "data").check_files()
+
+
+@pytest.mark.parametrize("written", ["..\\..\\label-studio\\media\\upload\\4\\1.png", "C:\\me\\1.png", "/home/me/upload/1.png", "../1.png"])
+def test_paths_of_another_machine_are_read_by_their_ends(written: str, tmp_path: Path) -> None:
+    """As Label Studio from 1.16 on and X-AnyLabeling write them; but no image takes the annotations of another."""
+    coco_folder(tmp_path, coco_with(image={"file_name": written}))
+    dataset = open_data(tmp_path)
+    dataset.check_files()
+    assert dataset.index.file(0) == "1.png"
+    (finding,) = check_data(tmp_path, ("train",)).findings
+    assert f"are read by their ends; the first: 1.png in place of {written}" in finding.message and not finding.fatal
+    other = coco_with(image={"file_name": written.replace("1.png", "2.png")})
+    coco_folder(tmp_path, other)
+    with pytest.raises(ValueError, match=r"image 1: file_name .* is not there, and its end, '2.png', is another image"):
+        open_data(tmp_path)
+
+
+def test_boxes_that_look_like_corners_are_told(tmp_path: Path) -> None:
+    """Where all fit as corners and some end beyond their image as what COCO has."""
+    kind, box = "boxes that look like corners", COCO["annotations"][0]
+    for corners, told in (([3, 2, 8, 6], True), ([2, 1, 6, 5], False)):  # of an image of 8 x 6 pixels
+        coco_folder(tmp_path, coco_with(annotations=[box | {"id": i, "bbox": [1, 1, 2, 2] if i else corners} for i in range(2000)]))
+        assert (kind in [finding.kind for finding in check_data(tmp_path, ("train",)).findings]) == told
+    coco_folder(tmp_path, coco_with(annotation={"bbox": [3, 2, 8, 6]}))  # but another box is none
+    assert kind not in [finding.kind for finding in check_data(tmp_path, ("train",)).findings]
 
 
 @pytest.mark.parametrize("place", ["train", "images", "images/train"])

@@ -331,6 +331,16 @@ def test_images_without_label_files_are_told_where_none_has_one(tmp_path: Path) 
     assert remarks(tmp_path)[0].endswith("none is where it was looked for; the first: labels/train/a.txt")
 
 
+@pytest.mark.parametrize("name", ["1a2b-b.txt", "b.TXT", "Capture_d%C3%A9cran.txt"])
+def test_label_files_of_no_image_are_told_where_images_have_none(name: str, tmp_path: Path) -> None:
+    path = yolo(tmp_path)
+    write(path.with_name(name), path.read_text())
+    assert not remarks(tmp_path)
+    picture(tmp_path / "images/train/b.png")
+    (told,) = remarks(tmp_path)
+    assert "1 label files have the name of no image and are not read while 1 of 2 images have no label file" in told and name in told
+
+
 def test_sizes_are_kept_for_each_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of large sets; the images of all splits lie in one folder."""
     monkeypatch.setattr("steadydetr.data.picture_sizes.KEPT_FROM", 1)

@@ -655,6 +655,15 @@ def test_faults_of_an_image_folder_are_named(line: str, tmp_path: Path) -> None:
     assert report.splits[0].images == 1 and any(finding.fatal for finding in report.findings)
 
 
+def test_images_of_an_image_folder_may_have_null_for_no_objects(tmp_path: Path) -> None:
+    """As pandas writes it."""
+    image_folder(tmp_path, {"train": [Item("photo.png", (8, 6), (("nut", 1, 1, 4, 4),))]})
+    picture(tmp_path / "train" / "none.png")
+    with open(tmp_path / "train" / "metadata.jsonl", "a") as file:
+        file.write('{"file_name": "none.png", "objects": null}\n')
+    assert open_data(tmp_path).index.counts.tolist() == [1, 0]
+
+
 @pytest.mark.parametrize(
     "head",
     ["a: &a [*a, *a]", "&a {class_label: *a}", "class_label: {names: [nut]}", "[" * 5000, "!!python/object/apply:os.getcwd []", "a: '"],

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, TypeVar, cast
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import msgspec
@@ -51,12 +52,14 @@ def is_hidden(name: str) -> bool:
 
 
 def name_on_disk(folder: Path, name: str) -> str:
-    """The name of a file as it is written or, where no such file is in the folder, with `/` for the `\\` of Windows, and with letters
-    composed of others than theirs, `é` of one sign or of two: macOS, and what unpacks archives there, writes them otherwise."""
-    if (name.isascii() and "\\" not in name) or os.path.lexists(folder / name):
+    """The name of a file as it is written or, where no such file is in the folder, with `/` for the `\\` of Windows, without the `%20` of
+    addresses, and with letters composed of others than theirs, `é` of one sign or of two: macOS, and what unpacks archives there, writes
+    them otherwise."""
+    if (name.isascii() and "\\" not in name and "%" not in name) or os.path.lexists(folder / name):
         return name
-    others = (unicodedata.normalize(form, name.replace("\\", "/")) for form in ("NFC", "NFD"))
-    return next((other for other in others if os.path.lexists(folder / other)), name)
+    plain = name.replace("\\", "/")
+    others = [unicodedata.normalize(form, text) for text in dict.fromkeys((plain, unquote(plain))) for form in ("NFC", "NFD")]
+    return next((other for other in others if is_file_name(other) and os.path.lexists(folder / other)), name)
 
 
 def read_file(path: Path, most_mb: int, option: str) -> bytes:

@@ -66,16 +66,16 @@ def members_of(store: Store, tars: Sequence[TarIndex], index: AnnotationIndex) -
 
     Raises ValueError where two members fit equally.
     """
-    paths = Names.cat([tar.names for tar in tars])
+    paths, everything = Names.cat([tar.names for tar in tars]), all_members(store, tars)
     hashes = _hashes(paths)  # a table of 1.7 million texts would take 400 MiB
     order = np.argsort(hashes)
     wanted = _hashes(index.file(position) for position in range(len(index)))
     first, end = (np.searchsorted(hashes, wanted, side, sorter=order) for side in ("left", "right"))
     rows = (
-        _most_alike(index.file(position), order[a:b].tolist(), paths)
+        _most_alike(index.file(position), order[a:b].tolist(), paths, everything)
         for position, (a, b) in enumerate(zip(first.tolist(), end.tolist(), strict=True))
     )
-    return all_members(store, tars).take(np.fromiter(rows, np.int64, len(index)))
+    return everything.take(np.fromiter(rows, np.int64, len(index)))
 
 
 def _hashes(files: Iterable[str]) -> NDArray[np.int64]:
@@ -83,13 +83,13 @@ def _hashes(files: Iterable[str]) -> NDArray[np.int64]:
     return np.fromiter((hash(file.rpartition("/")[2]) for file in files), np.int64)
 
 
-def _most_alike(file: str, rows: Sequence[int], paths: Names) -> int:
+def _most_alike(file: str, rows: Sequence[int], paths: Names, members: Members) -> int:
     """The row whose path ends as a file's does, in as many parts as any; NOWHERE where none has its name."""
     depths = [parts_in_common(file, paths[row]) for row in rows]
     most = max(depths, default=0)
     best = [row for row, depth in zip(rows, depths, strict=True) if depth == most > 0]  # 0: another name of the same hash
     if len(best) > 1:
-        both = listed((printable(paths[row]) for row in best), 2)
+        both = listed((printable(f"{paths[row]} in {members.files[members.file_of[row]]}") for row in best), 2)
         raise ValueError(f"{printable(file)} is twice in the tar files, as {both}: take one of them out, or name fewer tar files")
     return best[0] if best else NOWHERE
 

@@ -32,8 +32,8 @@ def finetune(
         weights: a run, a checkpoint of ours or of another project, hub:owner/name, or a name of `steadydetr weights`.
         data: a folder, as `--data` takes it.
         output: folder of the run.
-        method: plain, od (OD-DETR), stable (loss and cost of Stable-DINO), or steady (OD-DETR with that cost). None: the losses that weights
-            of a run were trained with.
+        method: plain, od (OD-DETR), stable (loss and cost of Stable-DINO), or steady (OD-DETR with that cost). None: the losses that
+            weights of a run were trained with.
         change: takes the recipe and gives back another one, for what differs from it.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,16 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
-from steadydetr.data.layouts.common import ALIASES, annotated_size, choose_split, decode_entries, splits_of, standard_split
+from steadydetr.data.layouts.common import (
+    ALIASES,
+    Remarks,
+    annotated_size,
+    as_corners,
+    choose_split,
+    decode_entries,
+    splits_of,
+    standard_split,
+)
 from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
 from steadydetr.files import printable
 from steadydetr.kinds import register
@@ -25,6 +35,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
+SOME = 1000  # boxes that are looked at together
+AWAY = re.compile(r"([A-Za-z]:)?[\\/]|\.\.[\\/]")  # how a path begins that leads out of the folder
 
 
 @register("coco-layout")
@@ -162,6 +174,7 @@ def read_coco(
     positions = find_ids(image_ids, id_array(a.image_id for a in data.annotations))
     labels = find_ids(id_array(c.id for c in categories), id_array(int(a.category_id) for a in data.annotations))
     _report_references(data, (positions < 0) | (labels < 0), path, report)
+    _report_corners(data, positions, sizes, path, report)
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
@@ -191,7 +204,18 @@ def _image_folder(places: Sequence[Path], images: Sequence[CocoImage]) -> Path:
     """The first of the folders that holds one of the first images: their names may begin with the folder's own, `train/1.png`."""
     there = [place for place in places if place.is_dir()] or list(places[-1:])
     names = [image.file_name for image in images[:20] if is_file_name(image.file_name)]
-    return next((p for p in there if any(os.path.lexists(p / name_on_disk(p, name)) for name in names)), there[0])
+    return next((p for p in there if any(os.path.lexists(p / _name_here(p, name)) for name in names)), there[0])
+
+
+def _name_here(folder: Path, name: str) -> str:
+    """The name of a file in the folder; of a path that leads out of it to nothing, as it was on another machine, the longest end that is
+    a file here: Label Studio writes `..\\..\\label-studio\\media\\upload\\4\\a.png` for images/a.png (D-126)."""
+    found = name_on_disk(folder, name)
+    if not AWAY.match(name) or os.path.lexists(folder / found):
+        return found
+    parts = [part for part in re.split(r"[\\/]", name) if part not in ("", ".", "..")]
+    ends = (name_on_disk(folder, "/".join(parts[start:])) for start in range(len(parts)))
+    return next((end for end in ends if os.path.lexists(folder / end)), found)
 
 
 def _with_category_ids(annotations: list[CocoAnnotation], path: Path, report: Report) -> Iterator[CocoAnnotation]:
@@ -230,7 +254,7 @@ def _decode(content: bytes, path: Path, report: Report, kind: type[CocoFile]) ->
     types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(kind)}
     return kind(
         images=list(decode_entries(raw.images, "images", types["images"], path, report, "COCO")),
-        categories=list(decode_entries(raw.categories, "categories", types["categories"], path, report, "COCO")),
+        categories=list(decode_entries(raw.categories, "categories", types["categories"], path, report, "COCO", strict=False)),
         annotations=list(decode_entries(raw.annotations, "annotations", CocoAnnotation, path, report, "COCO")),
     )
 
@@ -260,7 +284,8 @@ def _usable_images(
     data: CocoFile, path: Path, folder: Path, source: DataFolder, report: Report
 ) -> tuple[list[CocoImage], list[tuple[int, int]]]:
     """The images that can be used, and their sizes (h, w), which are read from the image files where the annotations have none."""
-    images, sizes, ids = list[CocoImage](), list[tuple[int, int]](), set[int | str]()
+    images, sizes, ids, remarks = list[CocoImage](), list[tuple[int, int]](), set[int | str](), Remarks()
+    taken = {i.file_name for i in data.images} if any(AWAY.match(i.file_name) for i in data.images) else set()
     for image in data.images:
         entry = f"image {printable(image.id)[:80]}"
         if image.id in ids:
@@ -270,7 +295,15 @@ def _usable_images(
         if not is_file_name(image.file_name):
             report(fault("impossible file name", path, entry, f"file_name {image.file_name!r} cannot be the name of a file"))
             continue
-        image = msgspec.structs.replace(image, file_name=name_on_disk(folder, image.file_name))
+        written, name = image.file_name, _name_here(folder, image.file_name)
+        if AWAY.match(written) and not AWAY.match(name):
+            if name in taken:
+                message = f"file_name {written!r} is not there, and its end, {name!r}, is another image"
+                report(fault("path of another place", path, entry, message))
+                continue
+            taken.add(name)
+            remarks.add("paths of another place", "paths that lead elsewhere", "are read by their ends", f"{name} in place of {written}")
+        image = msgspec.structs.replace(image, file_name=name)
         try:
             size = annotated_size(image.height, image.width) or source.picture_size(folder / image.file_name)
         except ValueError as error:
@@ -278,7 +311,24 @@ def _usable_images(
             continue
         images.append(image)
         sizes.append(size)
+    remarks.tell(path, report)
     return images, sizes
+
+
+def _report_corners(data: CocoFile, positions: NDArray[np.int64], sizes: Sequence[tuple[int, int]], path: Path, report: Report) -> None:
+    """Report boxes that look as if they were two corners. As a rule some of the first ones tell that they are none."""
+    total = beyond = 0
+    for start in range(0, len(positions), SOME):
+        some = [row for row, position in enumerate(positions[start : start + SOME].tolist(), start) if position >= 0]
+        if not some:
+            continue
+        fit, more = as_corners(np.array([data.annotations[row].bbox for row in some]), np.array([sizes[positions[row]] for row in some]))
+        if not fit:
+            return
+        total, beyond = total + len(some), beyond + more
+    if beyond:
+        message = f"{beyond} of {total} end beyond their image as x, y, width, height, as COCO has them, and all fit as two corners"
+        report(Finding("boxes that look like corners", printable(path), "bbox", f"{message} x0, y0, x1, y1: if they are, rewrite them"))
 
 
 def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -189,6 +189,9 @@ class Listings:
         folder, name = os.path.split(file)
         return self._names(folder).get(name, False)
 
+    def names_in(self, folder: str) -> Collection[str]:
+        return self._names(folder).keys()
+
     def _names(self, folder: str) -> dict[str, bool]:
         if folder not in self.names:
             try:
@@ -229,16 +232,19 @@ class ImageFiles:
 # Entries
 
 
-def decode_entries(raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report, what: str) -> Iterator[T]:
+def decode_entries(
+    raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report, what: str, strict: bool = True
+) -> Iterator[T]:
     """The entries of a list, decoded one by one because there is at least one in the file that cannot be.
 
     Args:
         field: what the list is called in messages, `images`.
         what: whose format it is: `COCO`.
+        strict: whether a number must be one, and not a text of one.
     """
     for number, entry in enumerate(raw):
         try:
-            yield msgspec.convert(_whole_ids(msgspec.json.decode(entry)), kind)
+            yield msgspec.convert(_whole_ids(msgspec.json.decode(entry)), kind, strict=strict)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             for wrong in _wrong_fields(entry, kind) or [str(error).replace("`$", f"`{field}[{number}]")]:
                 report(fault(f"not {what}", path, f"{field}[{number}]", f"is not as a {what} annotation file has it: {wrong}"))
@@ -325,6 +331,17 @@ def box_around(points: Sequence[Sequence[float]]) -> Box:
     """The upright box around points (x, y)."""
     xs, ys = zip(*points, strict=True)
     return min(xs), min(ys), max(xs), max(ys)
+
+
+def as_corners(boxes: NDArray[np.float64], sizes: NDArray[np.integer[Any]]) -> tuple[bool, int]:
+    """Whether boxes (x, y, width, height) all fit their images, of sizes [A, 2] (h, w), as if they were two corners, and how many end
+    beyond them as what they are."""
+    x, y, z, w = boxes.T
+    height, width = sizes.T
+    fit = (z > x) & (w > y) & (z <= width + 1) & (w <= height + 1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        beyond = (x + z > width + 1) | (y + w > height + 1)
+    return bool(fit.all()), int(beyond.sum())
 
 
 # The index

@@ -15,7 +15,7 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import picture_size
 from steadydetr.data.index import AnnotationIndex, id_array
 from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
-from steadydetr.data.layouts.common import choose_split, splits_of
+from steadydetr.data.layouts.common import as_corners, choose_split, splits_of
 from steadydetr.data.layouts.image_folder import BOX_FIELDS, CLASS_FIELDS, by_number
 from steadydetr.data.picture_inputs import Encoded
 from steadydetr.data.reading import expanded
@@ -262,12 +262,10 @@ def _refuse_corners(objects: Objects, sizes: NDArray[np.int32], place: Place, wh
     """Raise ValueError where nobody has said what boxes are, some end beyond their image as x, y, w, h, and all fit as corners."""
     if place.bbox is not None or not len(objects.boxes):
         return
-    height, width = np.repeat(sizes, objects.counts, 0).T
-    x, y, z, w = objects.boxes.T
-    beyond = (x + z > width + 1) | (y + w > height + 1)
-    if beyond.any() and ((z > x) & (w > y) & (z <= width + 1) & (w <= height + 1)).all():
+    fit, beyond = as_corners(objects.boxes, np.repeat(sizes, objects.counts, 0))
+    if fit and beyond:
         raise ValueError(
-            f"--data {printable(where)}: as x, y, width, height, {int(beyond.sum())} of {len(beyond)} boxes end beyond their image,"
+            f"--data {printable(where)}: as x, y, width, height, {beyond} of {len(objects.boxes)} boxes end beyond their image,"
             f" and all fit as corners: say which they are, as in {PREFIX}{printable(place.name)},bbox=xyxy (or bbox=xywh)"
         )
 

@@ -100,7 +100,7 @@ class Line(msgspec.Struct):
     """An image with its objects: lists of a value for each, or a list of objects."""
 
     file_name: str
-    objects: dict[str, Any] | list[dict[str, Any]]
+    objects: dict[str, Any] | list[dict[str, Any]] | None  # None, as pandas writes it, of an image without any
     width: float | None = None
     height: float | None = None
 

@@ -32,7 +32,7 @@ from steadydetr.data.layouts.common import (
 )
 from steadydetr.data.layouts.yolo_labels import LabelFile, read_labels
 from steadydetr.data.picture_sizes import picture_sizes
-from steadydetr.data.reading import decode_text, expanded, is_file_name
+from steadydetr.data.reading import decode_text, expanded, is_file_name, is_hidden
 from steadydetr.files import listed, printable
 from steadydetr.kinds import register
 from steadydetr.lazy import np
@@ -426,3 +426,23 @@ def _label_files(files: list[str], images: Listings, source: DataFolder, remarks
             _label_of(files[0]),
             missing,
         )
+    elif missing and (alone := list(_labels_alone(files, images, source))):
+        remarks.add(
+            "label files without an image",
+            "label files have the name of no image and are not read",
+            f"while {missing} of {len(files)} images have no label file, and count as images without objects",
+            alone[0],
+            len(alone),
+        )
+
+
+def _labels_alone(files: list[str], images: Listings, source: DataFolder) -> Iterator[str]:
+    """The label files, in folders of such for these images, that belong to no image: one of the two may have been renamed."""
+    folders = {os.path.dirname(_label_of(file)): os.path.dirname(file) for file in files}
+    for folder, pictures in folders.items():
+        if source.way_out(images.root / folder):
+            continue
+        known = {os.path.splitext(name)[0] + ".txt" for name in images.names_in(pictures) if is_image(name)}
+        for name in sorted({name for name in images.names_in(folder) if name.lower().endswith(".txt")} - known):
+            if not is_hidden(name) and A_LABEL.fullmatch(_first_line(images.root / folder / name)):
+                yield os.path.join(folder, name)
