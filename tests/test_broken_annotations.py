@@ -210,16 +210,6 @@ def test_paths_of_another_machine_are_read_by_their_ends(written: str, tmp_path:
         open_data(tmp_path)
 
 
-def test_boxes_that_look_like_corners_are_told(tmp_path: Path) -> None:
-    """Where all fit as corners and some end beyond their image as what COCO has."""
-    kind, box = "boxes that look like corners", COCO["annotations"][0]
-    for corners, told in (([3, 2, 8, 6], True), ([2, 1, 6, 5], False)):  # of an image of 8 x 6 pixels
-        coco_folder(tmp_path, coco_with(annotations=[box | {"id": i, "bbox": [1, 1, 2, 2] if i else corners} for i in range(2000)]))
-        assert (kind in [finding.kind for finding in check_data(tmp_path, ("train",)).findings]) == told
-    coco_folder(tmp_path, coco_with(annotation={"bbox": [3, 2, 8, 6]}))  # but another box is none
-    assert kind not in [finding.kind for finding in check_data(tmp_path, ("train",)).findings]
-
-
 @pytest.mark.parametrize("place", ["train", "images", "images/train"])
 def test_names_may_begin_with_the_folder_of_the_images(place: str, tmp_path: Path) -> None:
     """As Label Studio writes them: images/1.png beside the folder images."""
@@ -238,8 +228,40 @@ def test_a_data_set_one_folder_deeper_is_named(tmp_path: Path) -> None:
     coco_folder(tmp_path / "export" / "data")
     with pytest.raises(ValueError, match=r"lies one folder deeper: use .*export/data$"):
         open_data(tmp_path / "export")
+    coco_folder(tmp_path / "export" / "more")
+    with pytest.raises(ValueError, match=r"deeper: use (\S*)/data, or several that have the same classes: \1/data\+\1/more$"):
+        open_data(tmp_path / "export")
     with pytest.raises(ValueError, match=r"Found there: export/. What was looked for: COCO: annotations/.*; Roboflow: "):
         open_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        ("set/train", "It is a part of .*/set: use that folder. What was looked for"),
+        ("set/photos", "These are images alone: annotate them, or give the folder that holds their annotations too. What"),
+        ("packed", "Unpack .*/packed/set.zip first. What"),
+        ("packed/set.zip", "it is a file, which has to be unpacked"),
+    ],
+)
+def test_what_to_do_with_a_place_that_is_no_data_set_is_said(place: str, advice: str, tmp_path: Path) -> None:
+    coco_folder(tmp_path / "set")
+    picture(tmp_path / "set/photos/1.png")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed/set.zip").touch()
+    with pytest.raises(ValueError, match=advice):
+        open_data(tmp_path / place)
+
+
+def test_where_no_image_is_there_that_is_said_once(tmp_path: Path) -> None:
+    """As where the folder of the annotations alone was given."""
+    coco_folder(tmp_path / "set", splits=("train", "val"))
+    place, asked = tmp_path / "set/annotations", "give the folder that holds annotations and images, or say where the images are"
+    assert [f.message for f in check_data(place).findings if f.kind == "missing image"] == [
+        f"none of the 2 images is there: {asked}: --data PLACE,images-in=WHERE"
+    ]
+    with pytest.raises(ValueError, match=f"2 images are not in .*, the first is 1.png: {asked}"):
+        open_data(place).check_files()
 
 
 def test_a_box_beyond_float32_is_not_trained_on(tmp_path: Path) -> None:
@@ -433,7 +455,7 @@ def test_check_says_what_training_would_stop_at(tmp_path: Path) -> None:
 def test_equal_names_in_different_folders_are_different_images(tmp_path: Path) -> None:
     for split, files in (("train", ("x/1.png", "y/1.png", "y/1.png")), ("val", ("z/1.png", "x/../x/1.png"))):
         images = [{"id": i, "file_name": file, "width": 8, "height": 6} for i, file in enumerate(files)]
-        coco_folder(tmp_path, {**COCO, "images": images, "annotations": COCO["annotations"][:1]}, (split,))
+        coco_folder(tmp_path, {**COCO, "images": images, "annotations": COCO["annotations"][::2]}, (split,))
         for file in files:
             picture(tmp_path / split / file)
     found = [(f.kind, f.file) for f in check_data(tmp_path).findings]

@@ -340,6 +340,7 @@ def test_finetune_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixt
     plan = json.loads(said[said.index("{") : said.rindex("}") + 1])
     assert plan["training"]["epochs"] == 1 and plan["start"]["classes"] == ["cross=star"] and not Path(run).exists()
     assert "4 of 6 classes have weights; 2 start anew: cross, ring" in said and "dropped" not in said
+    assert said.rstrip().splitlines()[-1].startswith("16 training images: 1 epoch of 2 steps, 4 images in a step. ")
     main(words)
     said = capsys.readouterr().out
     assert f"It starts from {start}:" in said and "2 start anew: cross, ring" in said

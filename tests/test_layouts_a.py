@@ -96,7 +96,10 @@ LABEL_FAULTS: dict[str, tuple[str | bytes, str]] = {
         "line 1: it has 4 columns: a line is class x y width height, or class x1 y1 x2 y2 x3 y3 [.]{3}([.] |$)",
     ),
     "a class alone": ("0 .5 .5 .5 .5\n0\n", "line 2: it has 1 columns"),
-    "a class beyond the names": ("\n0 .5 .5 .5 .5\n4 .5 .5 .5 .5", "line 3: it has the class 4, but the classes are 0 to 3"),
+    "a class beyond the names": (
+        "\n0 .5 .5 .5 .5\n4 .5 .5 .5 .5",
+        "line 3: it has the class 4, but the classes are 0 to 3. If these labels count",
+    ),
     "a negative class": ("-1 .5 .5 .5 .5", "line 1: it has the class -1"),
     "half a class": ("0.5 .5 .5 .5 .5", "line 1: it has the class 0.5"),
     "pixels": ("0 4 3 8 6", "line 1: it has 4 among its coordinates, which are shares of the image's width and height, 0 to 1"),
@@ -235,7 +238,7 @@ def test_places_that_are_not_split_say_so(tmp_path: Path) -> None:
 
 def test_paths_of_another_machine_are_told(tmp_path: Path) -> None:
     export("YOLO of several folders", tmp_path)
-    assert remarks(tmp_path, "val") == [
+    assert remarks(tmp_path, "val")[:1] == [
         f"1 path of another place is read as images/v in place of /content/drive/mine/images/v; the first: {tmp_path / 'set.yml'}"
     ]
     export("YOLO of Roboflow", tmp_path / "roboflow")
@@ -306,6 +309,15 @@ def test_classes_of_yolo_without_description_are_asked_for(tmp_path: Path) -> No
         open_data(tmp_path, "all")
 
 
+def test_labelimg_writes_the_classes_beside_the_labels(tmp_path: Path) -> None:
+    """Also in a folder images/ that holds both."""
+    for name in ("classes.txt", "a.txt"):
+        write(tmp_path / "images" / name, "one\n" if name == "classes.txt" else "0 .5 .5 .5 .5\n")
+    picture(tmp_path / "images/a.png")
+    index = open_data(tmp_path, "all").index
+    assert index.classes == ("one",) and index.counts.tolist() == [1]
+
+
 def test_what_is_no_image_of_the_set_is_left_alone(tmp_path: Path) -> None:
     """Hidden folders of notebooks, and what macOS packs beside each file."""
     for name in ("YOLO", "VOC of labelImg", "YOLO of labelImg", "COCO of Label Studio"):
@@ -323,10 +335,11 @@ def test_keypoints_are_left_out(tmp_path: Path) -> None:
     assert "boxes with keypoints are read without these" in remarks(tmp_path)[0]
 
 
-def test_images_without_label_files_are_told_where_none_has_one(tmp_path: Path) -> None:
+def test_images_without_label_files_are_told(tmp_path: Path) -> None:
     path = yolo(tmp_path)
     picture(tmp_path / "images/train/b.png")
-    assert open_data(tmp_path).index.counts.tolist() == [1, 0] and not remarks(tmp_path)
+    assert open_data(tmp_path).index.counts.tolist() == [1, 0]
+    assert "1 images without a label file are taken to show no object; the first: labels/train/b.txt" in remarks(tmp_path)[0]
     os.remove(path)
     assert remarks(tmp_path)[0].endswith("none is where it was looked for; the first: labels/train/a.txt")
 
@@ -359,7 +372,11 @@ def test_sizes_are_kept_for_each_split(tmp_path: Path, monkeypatch: pytest.Monke
 def test_boxes_that_reach_out_are_kept_as_in_other_layouts(tmp_path: Path) -> None:
     yolo(tmp_path, "0 0 .5 1 .5\n0 .5 .5 -.25 .5\n")
     assert open_data(tmp_path).index.boxes_xyxy.tolist() == [[-4, 1.5, 4, 4.5], [5, 1.5, 3, 4.5]]
-    assert [f.kind for f in check_data(tmp_path, ("train",)).findings] == ["box without area", "box reaches out of the image"]
+    assert [f.kind for f in check_data(tmp_path, ("train",)).findings] == [
+        "classes without objects",
+        "box without area",
+        "box reaches out of the image",
+    ]
 
 
 # CVAT

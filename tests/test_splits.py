@@ -277,7 +277,7 @@ def test_few_images_and_classes_on_one_side_are_told(tmp_path: Path) -> None:
     open_train_and_val(DataConfig(str(place)), say=said.append)
     assert said[0] == (
         f"{place} is not split: 1 of its 3 images (33%) are held out to validate on, chosen by name and class (--data.val-share 0.1,"
-        " --data.val-seed 0). AP on so few tells little: --data.val-share 0.1 may be larger"
+        " --data.val-seed 0). AP on so few tells little: a larger --data.val-share holds out more"
     )
     assert said[1] == f"{place}: too few images show nut: none of them is left to validate on"
 

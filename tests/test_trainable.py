@@ -113,6 +113,31 @@ def test_boxes_that_look_normalised_are_named(tmp_path: Path) -> None:
     assert any("of the annotations all boxes lie within 0..1" in warning for warning in evaluate(far, index).warnings)
 
 
+def test_corners_in_place_of_sizes_are_named(tmp_path: Path) -> None:
+    """By `check` and by `train`, where boxes reach out of their image and all would fit as corners."""
+    coco_folder(tmp_path, with_boxes([1, 1, 4, 5], [3, 2, 8, 6]), ("train", "val"))
+    assert [f.fatal for f in check_data(tmp_path).findings if f.kind == "boxes that look like corners"] == [False] * 2
+    assert len([s for s in said(tmp_path) if "all would fit if they were x, y, x, y: they look like corners" in s]) == 2
+    for good in ([1, 1, 4, 5], [3, 2, 5, 4]), ([3, 2, 8, 6], [4, 4, 3, 2]):
+        coco_folder(tmp_path, with_boxes(*good), ("train", "val"))
+        assert not [s for s in said(tmp_path) if "corners" in s]
+
+
+def test_classes_that_nothing_shows_are_named(tmp_path: Path) -> None:
+    """As the first one where labels of YOLO count from 1."""
+    coco_folder(tmp_path, with_boxes([1, 1, 4, 4]), ("train", "val"))
+    found = [str(f) for f in check_data(tmp_path).findings if f.kind == "classes without objects"]
+    assert found == [f"{tmp_path.name}-train: no image to train on shows nut"]
+
+
+def test_a_fault_of_all_splits_is_one_finding(tmp_path: Path) -> None:
+    """And no table is shown that has no column."""
+    (tmp_path / "data.yaml").write_text("names: 3\ntrain: a\n")
+    report = check_data(tmp_path)
+    assert [f.entry for f in report.findings] == ["train, val, test"]
+    assert len(render(report).renderables) == 2
+
+
 def test_more_objects_than_queries_and_than_the_metric_counts(tmp_path: Path) -> None:
     boxes = [[i % 7, i % 5, 1, 1] for i in range(COUNTED + 1)]
     coco_folder(tmp_path, with_boxes(*boxes), ("train", "val"))
@@ -205,7 +230,7 @@ def test_classes_of_splits(tmp_path: Path) -> None:
 
 
 def test_check_is_ready_only_where_training_starts(tmp_path: Path) -> None:
-    content = coco_with(annotations=COCO["annotations"][:1])
+    content = coco_with(annotations=[COCO["annotations"][0], COCO["annotations"][2]])
     coco_folder(tmp_path / "a", content, ("train",))
     assert last_line(check_data(tmp_path / "a", ("train",))) == "Nothing is wrong with these splits."
     coco_folder(tmp_path / "b", content, ("val",))

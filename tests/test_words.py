@@ -95,6 +95,10 @@ def test_unknown_options(words: str, said: str, capsys: pytest.CaptureFixture[st
             "train small-dino --training.precision fp17",
             "'fp17' for argument '--training.precision'. Expected one of ('no', 'bf16', 'auto')",
         ),
+        (
+            "train small-dino --training.batch-size auto8",
+            "--training.batch-size: auto8 is none of these; write it as --training.batch-size INT|{auto}; `steady",
+        ),
         ("predict x y --threshold high", "--threshold: could not convert string to float: 'high'; write it as --threshold FLOAT"),
         ("figures x --format jpg", "Expected one of ('png', 'svg', 'pdf')"),
         ("eval x", "missing: --data"),

@@ -63,11 +63,11 @@ def run(words: Sequence[str]) -> None:
 def render(report: CheckReport, limit: int = 20) -> RenderableType:
     """Tables for the console; `limit` findings of each kind are shown, all are in the report."""
     parts: list[RenderableType] = []
-    overview = Table("split", *(s.name for s in report.splits), title="Splits")
-    for label, field in SIZES.items():
-        overview.add_row(label, *(str(getattr(s, field)) for s in report.splits))
-    parts.append(overview)
     if report.splits:
+        overview = Table("split", *(s.name for s in report.splits), title="Splits")
+        for label, field in SIZES.items():
+            overview.add_row(label, *(str(getattr(s, field)) for s in report.splits))
+        parts.append(overview)
         classes = Table(title="Objects of each class")
         for heading in ("class", *(s.name for s in report.splits)):
             classes.add_column(heading, overflow="fold")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from steadydetr.cli.quick import check_new_run
 from steadydetr.cli.words import take_flag
+from steadydetr.files import counted
 
 if TYPE_CHECKING:
     from steadydetr.checkpoints.weights import TrainedWeights
@@ -83,9 +84,18 @@ def show(recipe: Recipe, weights: TrainedWeights) -> None:
     from steadydetr.training.preparation import open_both
 
     console = PlainConsole(soft_wrap=True, highlight=False)
-    classes = open_both(recipe, console.print)[0].index.classes
+    splits = open_both(recipe, console.print)
+    classes = splits.train.index.classes
     student = recipe.build_student(len(classes))
     transfer = recipe.start.load(student, recipe.detector, classes, weights)
     console.print_json(json.dumps(to_plain(recipe)))
     for sentence in (f"{recipe.name} would start from {weights.where}:", *transfer.sentences()):
         console.print(sentence)
+    console.print(f"{plan(recipe, len(splits.train.index))}. Without --dry-run it is trained; every field above is a flag")
+
+
+def plan(recipe: Recipe, images: int) -> str:
+    """How long it would be trained, on how many images."""
+    training = recipe.training
+    length = f"of {training.epoch_steps} steps" if training.epoch_steps else "of one pass over the data"
+    return f"{images} training images: {counted(training.epochs, 'epoch')} {length}, {training.batch_size} images in a step"

@@ -87,6 +87,7 @@ def _error_line(box: str, command: str) -> str:
     what = " ".join(takewhile(lambda line: not line.startswith(("Argument helptext", "For full helptext")), lines))
     usage = next((after for before, after in pairwise(lines) if before.startswith("Argument helptext")), "")
     expected = f"; write it as {usage}" if usage else ""
+    what = re.sub(r"no type matching \S+ could be instantiated from \['(.*?)'\]\..*", r"\1 is none of these", what)
     what = what.removeprefix("Error parsing ").replace(f"Missing from steadydetr {command}:", "missing:").rstrip(".")
     return f"{what}{expected}; `steadydetr {command} --help` shows all options"
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from steadydetr.data.config import DataConfig
-from steadydetr.data.dataset import Dataset, FolderDataset, join_data, parts_of
+from steadydetr.data.dataset import NONE_IS_THERE, Dataset, FolderDataset, join_data, parts_of
 from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
@@ -19,19 +19,21 @@ from steadydetr.data.opening import open_train_and_val
 from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
     ALLOW_SAME,
+    CORNERS,
     NORMALISED,
     alike_classes,
     how_classes_differ,
     how_images_are_shared,
     how_versions_are_shared,
+    look_like_corners,
     look_normalised,
     why_no_object,
 )
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
 from steadydetr.lazy import np
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
-DEEP, TURNED = "image of more than 8 bits", "turned image"  # kinds of findings that all images may share
+DEEP, TURNED, MISSING = "image of more than 8 bits", "turned image", "missing image"  # kinds of findings that all images may share
 SMALL, MEDIUM = 32**2, 96**2  # COCO's limits between small, medium and large objects: areas in pixels
 
 
@@ -109,14 +111,16 @@ def _open_splits(
     where: str | Path, places: Sequence[tuple[DataLayout, str]], splits: Sequence[str], report: Report
 ) -> tuple[dict[str, Dataset], dict[str, NoSplit]]:
     """The splits that are there, without the entries that are reported, and why others are not."""
-    datasets, absent = dict[str, Dataset](), dict[str, NoSplit]()
+    datasets, absent, failed = dict[str, Dataset](), dict[str, NoSplit](), dict[str, list[str]]()
     for split in splits:
         try:
             datasets[split] = _inspect(places, split, report)
         except NoSplit as error:
             absent[split] = error
         except (ValueError, OSError) as error:
-            report(fault("unreadable split", where, split, str(error)))
+            failed.setdefault(str(error), []).append(split)
+    for message, alike in failed.items():
+        report(fault("unreadable split", where, ", ".join(alike), message))
     return datasets, absent
 
 
@@ -157,8 +161,18 @@ def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
     if look_normalised(index):
         found = fault("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
         yield replace(found, fatal=split == "train")
+    if look_like_corners(index):
+        yield Finding("boxes that look like corners", name, f"{len(index.labels)} annotations", CORNERS)
+    if split == "train" and (unseen := np.setdiff1d(np.arange(len(index.classes)), index.labels)).size:
+        names = printable(listed((index.classes[label] for label in unseen.tolist()), 10))
+        yield Finding("classes without objects", name, "", f"no image to train on shows {names}")
     for first, second in alike_classes(index.classes):
-        yield Finding("classes that look alike", name, printable(f"{first!r} and {second!r}"), "they are two classes")
+        yield Finding(
+            "classes that look alike",
+            name,
+            printable(f"{first!r} and {second!r}"),
+            "they are two classes: where they mean one, give it one name",
+        )
 
 
 def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
@@ -197,6 +211,9 @@ def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:
         ways_out = list(pool.map(dataset.way_out, range(len(names))))
         readable = [position for position, way in enumerate(ways_out) if not way or folder.limits.outside == "allow"]
         found = [finding for findings in pool.map(lambda position: _check_image(dataset, position), readable) for finding in findings]
+        if len(found) == len(names) > 1 and all(finding.kind == MISSING for finding in found):
+            message = f"none of the {len(names)} images is there: {NONE_IS_THERE}"
+            found = [fault(MISSING, dataset.folder, f"the first is {names[0]}", message)]
         return [*_report_outside(dataset, names, ways_out), *_together(found, dataset.folder)]
     finally:
         pool.shutdown(cancel_futures=True)  # after an exception or Ctrl-C, the images that are left are not waited for
@@ -216,7 +233,7 @@ def _check_image(dataset: FolderDataset, position: int) -> list[Finding]:
     path, remarks = dataset.folder / dataset.index.file(position), list[Finding]()
     entry = f"image {printable(dataset.index.image_ids[position])[:80]}"
     if dataset.missing(position):
-        return [fault("missing image", path, entry, "the file is not there")]
+        return [fault(MISSING, path, entry, "the file is not there")]
     try:
         decoded = dataset.picture(position)
     except ValueError as error:

@@ -20,6 +20,8 @@ from steadydetr.lazy import np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NONE_IS_THERE = "give the folder that holds annotations and images, or say where the images are: --data PLACE,images-in=WHERE"
+
 
 class Dataset(Protocol):
     """What loading needs of a data set."""
@@ -125,9 +127,10 @@ class FolderDataset:
         listings = {folder: _listing(self.folder / folder) for folder in {folder for folder, _ in places}}
         missing = [file for file, (folder, name) in zip(files, places, strict=True) if name not in listings[folder]]
         if missing:
+            more = f": {NONE_IS_THERE}" if len(missing) == len(files) else ". `steadydetr check` lists all"
+            first = printable(missing[0])
             raise ValueError(
-                f"{printable(self.name)}: {len(missing)} images are not in {printable(self.folder)}, the first is {printable(missing[0])}."
-                " `steadydetr check` lists all"
+                f"{printable(self.name)}: {len(missing)} images are not in {printable(self.folder)}, the first is {first}{more}"
             )
         first_of_folder = {folder: (folder, name) for folder, name in reversed(places)}
         links = [(folder, name) for folder, name in places if listings[folder][name]]

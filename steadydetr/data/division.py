@@ -54,7 +54,7 @@ class Division:
         """What was held out, and of which classes there is nothing on one side."""
         total, held = len(train) + len(val), len(val)
         why = "is not split" if self.split == ALL else f"has no split to validate on beside {printable(self.split)}"
-        few = f". AP on so few tells little: --data.val-share {hold_out.val_share:g} may be larger" if held < FEW else ""
+        few = ". AP on so few tells little: a larger --data.val-share holds out more" if held < FEW else ""
         found = [
             f"{printable(self.place)} {why}: {held} of its {counted(total, 'image')} ({held / total:.0%}) are held out to validate on,"
             f" chosen by name and class (--data.val-share {hold_out.val_share:g}, --data.val-seed {hold_out.val_seed}){few}"

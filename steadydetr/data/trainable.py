@@ -19,6 +19,11 @@ TRIES = 20  # of a transform, which has random parts
 NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
 
 
+CORNERS = (
+    "many boxes reach out of their image, and all would fit if they were x, y, x, y: they look like corners, where x, y, width, height is"
+    " expected"
+)
+MANY = 0.1  # share of the boxes
 ALLOW_SAME = (
     "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
     " out where the data bring no split to validate on. To see whether a detector can learn these images at all: --data.same-images allow"
@@ -82,6 +87,16 @@ def look_normalised(index: AnnotationIndex) -> bool:
     """Whether all boxes that can be trained on lie within the first pixel of larger images."""
     boxes = index.boxes_xyxy[index.usable()]
     return bool(len(boxes)) and float(boxes.max()) <= 1.01 and int(index.sizes.max()) > 8
+
+
+def look_like_corners(index: AnnotationIndex) -> bool:
+    """Whether boxes were read as x, y, width, height where their numbers are two corners: many reach out of their image so, and none
+    would as corners."""
+    rows = index.usable()
+    low, high = index.boxes_xyxy[rows, :2], index.boxes_xyxy[rows, 2:]
+    corner, image_size = high - low, index.sizes[index.image_of_row[rows]][:, ::-1]
+    beyond = (high > image_size + 1).any(1)
+    return bool(len(low)) and beyond.mean() > MANY and bool(((corner > low) & (corner <= image_size + 1)).all())
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -111,7 +111,7 @@ def draw_predictions(
         drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_with_title(drawn, f"{whose}, score at least {threshold:g}", side, title), (left, row))
+        sheet.paste(_with_title(drawn, f"{whose}, {len(found)} of score {threshold:g} or more", side, title), (left, row))
     with replacing(output) as file:
         sheet.save(file, "PNG")
 

@@ -25,11 +25,13 @@ from steadydetr.data.loading import find_unreadable
 from steadydetr.data.opening import Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
+    CORNERS,
     NORMALISED,
     check_transform,
     how_classes_differ,
     how_images_are_shared,
     how_versions_are_shared,
+    look_like_corners,
     look_normalised,
     smaller_than_a_pixel,
     why_no_object,
@@ -261,6 +263,7 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
         raise ValueError(f"{train_data.name} has no object to train on: {reason}")
     if look_normalised(val_data.index):
         found.append(f"{val_data.name}: {NORMALISED}")
+    found += [f"{data.name}: {CORNERS}" for data in (train_data, val_data) if look_like_corners(data.index)]
     if small:
         found.append(
             f"{train_data.name}: {small} of {total} objects are smaller than a pixel at the size of training, and are not trained on"

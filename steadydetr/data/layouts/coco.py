@@ -20,7 +20,6 @@ from steadydetr.data.layouts.common import (
     ALIASES,
     Remarks,
     annotated_size,
-    as_corners,
     choose_split,
     decode_entries,
     splits_of,
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
-SOME = 1000  # boxes that are looked at together
 AWAY = re.compile(r"([A-Za-z]:)?[\\/]|\.\.[\\/]")  # how a path begins that leads out of the folder
 
 
@@ -174,7 +172,6 @@ def read_coco(
     positions = find_ids(image_ids, id_array(a.image_id for a in data.annotations))
     labels = find_ids(id_array(c.id for c in categories), id_array(int(a.category_id) for a in data.annotations))
     _report_references(data, (positions < 0) | (labels < 0), path, report)
-    _report_corners(data, positions, sizes, path, report)
     order = np.argsort(positions, kind="stable")
     order = order[(positions[order] >= 0) & (labels[order] >= 0)]
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
@@ -313,22 +310,6 @@ def _usable_images(
         sizes.append(size)
     remarks.tell(path, report)
     return images, sizes
-
-
-def _report_corners(data: CocoFile, positions: NDArray[np.int64], sizes: Sequence[tuple[int, int]], path: Path, report: Report) -> None:
-    """Report boxes that look as if they were two corners. As a rule some of the first ones tell that they are none."""
-    total = beyond = 0
-    for start in range(0, len(positions), SOME):
-        some = [row for row, position in enumerate(positions[start : start + SOME].tolist(), start) if position >= 0]
-        if not some:
-            continue
-        fit, more = as_corners(np.array([data.annotations[row].bbox for row in some]), np.array([sizes[positions[row]] for row in some]))
-        if not fit:
-            return
-        total, beyond = total + len(some), beyond + more
-    if beyond:
-        message = f"{beyond} of {total} end beyond their image as x, y, width, height, as COCO has them, and all fit as two corners"
-        report(Finding("boxes that look like corners", printable(path), "bbox", f"{message} x0, y0, x1, y1: if they are, rewrite them"))
 
 
 def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:

@@ -216,7 +216,7 @@ def _class_names(values: dict[Any, Any], file: Path) -> tuple[str, ...]:
         if isinstance(name, bool) or not isinstance(name, str | int):
             raise ValueError(f"{printable(file)}: name {position} of names is no text for YAML: put it in quotes")
     if number is not None and number != len(names):
-        raise ValueError(f"{printable(file)}: nc is {number}, but names lists {len(names)} classes")
+        raise ValueError(f"{printable(file)}: nc is {number}, but names lists {len(names)} classes: mend one, or leave nc out")
     return _checked(map(str, names), file)
 
 
@@ -293,7 +293,7 @@ def _class_list(file: Path, source: DataFolder) -> tuple[str, ...]:
 def _read_folders(root: Path, source: DataFolder) -> YoloData:
     """Images and labels in folders, and the names of the classes in classes.txt, or in a data.yaml that says nothing of splits."""
     splits = _places(root)
-    folders = dict.fromkeys(folder for name in ("", *splits) for folder in (root / name, root / name / "labels", root / "labels" / name))
+    folders = dict.fromkeys(folder for name in ("", *splits) for folder in _folders_of(root, name))
     lists = [folder / name for folder in folders for name in CLASS_FILES if (folder / name).is_file()]
     if not lists:
         if (file := _yaml_of_names(root)) is None:
@@ -307,6 +307,11 @@ def _read_folders(root: Path, source: DataFolder) -> YoloData:
         if _class_list(other, source) != classes:
             raise ValueError(f"{printable(lists[0])} and {printable(other)} list different classes: remove the one that is wrong")
     return YoloData(root, root, classes, splits)
+
+
+def _folders_of(root: Path, split: str) -> tuple[Path, ...]:
+    """Where tools write the list of classes: labelImg beside the label files, wherever these are."""
+    return root / split, root / split / "labels", root / "labels" / split, root / "images" / split
 
 
 def _yaml_of_names(root: Path) -> Path | None:
@@ -406,34 +411,31 @@ def _label_of(file: str) -> str:
 
 def _label_files(files: list[str], images: Listings, source: DataFolder, remarks: Remarks) -> Iterator[LabelFile | None]:
     """The label file of each image; None for an image without one, which has no object."""
-    missing, checked = 0, set[str]()
+    missing, checked = list[str](), set[str]()
     for file in files:
         beside = os.path.splitext(file)[0] + ".txt"
         found = next((path for path in (_label_of(file), beside) if images.is_there(path)), None)
         if found is None:
-            missing += 1
+            missing.append(file)
             yield None
             continue
         if (folder := os.path.dirname(found)) not in checked:
             source.check_inside(images.root / folder)
             checked.add(folder)
         yield LabelFile(images.root / found, images.is_link(found))
-    if missing == len(files):
-        remarks.add(
-            "images without labels",
-            "images without a label file",
-            "are all that there are: none is where it was looked for",
-            _label_of(files[0]),
-            missing,
-        )
-    elif missing and (alone := list(_labels_alone(files, images, source))):
+    if not missing:
+        return
+    if alone := list(_labels_alone(files, images, source)) if len(missing) < len(files) else []:
         remarks.add(
             "label files without an image",
             "label files have the name of no image and are not read",
-            f"while {missing} of {len(files)} images have no label file, and count as images without objects",
+            f"while {len(missing)} of {len(files)} images have no label file, and count as images without objects",
             alone[0],
             len(alone),
         )
+    else:
+        what = "are all that there are: none is where it was looked for" if len(missing) == len(files) else "are taken to show no object"
+        remarks.add("images without labels", "images without a label file", what, _label_of(missing[0]), len(missing))
 
 
 def _labels_alone(files: list[str], images: Listings, source: DataFolder) -> Iterator[str]:

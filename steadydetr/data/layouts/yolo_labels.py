@@ -137,7 +137,8 @@ def _wrong(rows: NDArray[np.float64], classes: int) -> NDArray[np.object_]:
         value = rows[row, 1:][no_share[row]][0]
         found[row] = f"has {value:g} among its coordinates, which are shares of the image's width and height, 0 to 1"
     for row in np.flatnonzero(no_class).tolist():
-        found[row] = f"has the class {rows[row, 0]:g}, but the classes are 0 to {classes - 1}"
+        advice = ". If these labels count from 1, put a name that is not used before the others" if rows[row, 0] == classes else ""
+        found[row] = f"has the class {rows[row, 0]:g}, but the classes are 0 to {classes - 1}{advice}"
     return found
 
 
