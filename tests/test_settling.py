@@ -203,7 +203,14 @@ def test_the_steps_that_are_tried_are_real_ones(monkeypatch: pytest.MonkeyPatch)
     step(1)
     step(2)
     most = int(data.index.counts.max())
-    assert seen == [(1, (64, 64), most, len(data.index.classes)), (2, (64, 64), most, len(data.index.classes))]
+    assert seen == [(images, (3, 64, 64), most, len(data.index.classes)) for images in (1, 2)]
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_steps_that_are_tried_have_the_detectors_channels(channels: int) -> None:
+    recipe = tiny(batch_size="auto")
+    recipe = replace(recipe, detector=recipe.detector.with_image_channels(channels))
+    batch_fit.step_of(recipe, open_data(recipe.data.source), torch.device("cpu"))(1)
 
 
 def test_the_largest_images_of_a_transform() -> None:

@@ -84,7 +84,8 @@ def step_of(recipe: Recipe, data: Dataset, device: torch.device) -> Callable[[in
     optimiser = make_optimiser(method, replace(recipe.training, lr=1e-12))
 
     def step(size: int) -> None:
-        batch = made_up_batch(size, (height, width), int(data.index.counts.max()), len(classes)).to(device)
+        objects, channels = int(data.index.counts.max()), recipe.detector.image_channels
+        batch = made_up_batch(size, (channels, height, width), objects, len(classes)).to(device)
         for number in range(2):
             optimiser.zero_grad(set_to_none=True)
             with autocast(recipe.training, device):
@@ -112,17 +113,17 @@ def largest_size(data: Dataset, transform: TrainTransform) -> tuple[int, int]:
     return max(height for height, _ in sides), max(width for _, width in sides)
 
 
-def made_up_batch(images: int, size: tuple[int, int], objects: int, classes: int) -> Batch:
-    """Grey images without padding, each with so many objects at random places."""
+def made_up_batch(images: int, shape: tuple[int, int, int], objects: int, classes: int) -> Batch:
+    """Grey images of that shape [channels, height, width] without padding, each with so many objects at random places."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(images * objects, 2, 2, generator=generator).sort(1).values.flatten(1)
     labels = torch.randint(classes, (images * objects,), generator=generator)
     return Batch(
-        images=torch.full((images, 3, *size), 127, dtype=torch.uint8),
-        padding=torch.zeros(images, *size, dtype=torch.bool),
+        images=torch.full((images, *shape), 127, dtype=torch.uint8),
+        padding=torch.zeros(images, *shape[1:], dtype=torch.bool),
         targets=Targets(labels, to_cxcywh(corners), (objects,) * images),
         image_ids=tuple(range(images)),
-        original_sizes=(size,) * images,
+        original_sizes=(shape[1:],) * images,
         totals=Totals.of([objects] * images),
     )
 
