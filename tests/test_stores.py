@@ -20,6 +20,7 @@ from PIL import Image
 from steadydetr.cli import main
 from steadydetr.data import DataConfig, EvalLoader, FixedSize, FixedSizeTransform, TrainLoader, for_training, open_data
 from steadydetr.data.check import check_data
+from steadydetr.data.opening import open_train_and_val
 from steadydetr.limits import Limits
 from tests.data_folders import voc_folder
 from tests.servers import closed_port, serving
@@ -84,6 +85,17 @@ def test_images_in_tar_files_are_those_of_files_in_their_order(images: str, both
     assert batches(where, start_step=2, rank=1, world=2) == batches(files, start_step=2, rank=1, world=2)
     open_data(where).check_files()  # type: ignore[attr-defined]
     assert not check_data(where, ("train",)).failed
+
+
+def test_a_divided_place_keeps_each_image_with_its_member(both: tuple[Path, Path]) -> None:
+    """What is held out to validate on, and what is left to train on."""
+    files, tars = both
+    where = f"{tars},images-in={tars}/shards"
+    expected, found = (open_train_and_val(DataConfig(source=source)) for source in (str(files), where))
+    for one, other in ((expected.train, found.train), (expected.val, found.val)):
+        assert [one.load_image(i).tolist() for i in range(len(one.index))] == [
+            other.load_image(i).tolist() for i in range(len(other.index))
+        ]
 
 
 def test_loading_processes_read_tar_files_and_addresses(both: tuple[Path, Path]) -> None:

@@ -243,9 +243,12 @@ def query_remarks(sides: Sides, have_rows: bool) -> Iterator[str]:
     if not have_rows:
         yield f"{here} queries instead of {there}, which all come from the image"
         return
-    kept = f"the first {here} of {there} queries are kept" if here < there else f"all {there} queries are kept, {here - there} start anew"
     proposals = any(name.startswith("proposal_head.") for name in sides.here.state_dict())
-    yield kept + ", which go with the best proposals" * proposals
+    which = ", which go with the best proposals" * proposals
+    if here < there:
+        yield f"the first {here} of {there} queries are kept{which}"
+    else:
+        yield f"all {there} queries are kept{which}; {here - there} start anew"
 
 
 def level_rows(sides: Sides) -> dict[str, Rows]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,6 +118,11 @@ class StoredDataset(FolderDataset):
 
     def way_out(self, position: int) -> str:
         return ""  # the user has named the place itself
+
+    def take(self, positions: NDArray[np.int64], name: str) -> StoredDataset:
+        """Only the images at these positions, with their members, under another name."""
+        index, members = self.index.keep_images(positions), self.members and self.members.take(positions)
+        return replace(self, index=index, members=members, name=name)
 
     def missing(self, position: int) -> bool:
         return self.members is not None and bool(self.members.file_of[position] < 0)
