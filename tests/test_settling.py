@@ -13,18 +13,21 @@ import pytest
 import torch
 
 from steadydetr.checkpoints.folder import load_detector
+from steadydetr.checkpoints.start import Start
 from steadydetr.cli.training_arguments import override, read_training_arguments
 from steadydetr.data import open_data
 from steadydetr.data.transforms import DetrTransform, FixedSizeTransform, Sample, apply, seeded
 from steadydetr.nn.configs import IMAGENET_MEAN, TimmBackboneConfig
 from steadydetr.recipes import find
 from steadydetr.recipes.base import Recipe
+from steadydetr.recipes.finetuning import finetuned
 from steadydetr.runs.training_config import TrainingConfig
 from steadydetr.training import batch_fit, preparation
 from steadydetr.training.averages import make_averages
 from steadydetr.training.loop import train
 from steadydetr.training.precision import precision_of, precision_remarks, tf32_on_gpus
-from steadydetr.training.settling import settle, with_batch, with_passes
+from steadydetr.training.settling import settle, settle_schedule, with_batch, with_passes
+from tests.test_finetune import card
 from tests.test_train import tiny
 
 SMALL = TimmBackboneConfig("test_resnet", (2, 3, 4), "none", frozen_stages=0, freeze_norm=False)  # trained on (x - 0.5) / 0.5
@@ -183,6 +186,24 @@ def test_on_the_cpu_the_batch_is_that_of_finetune(processes: int, images: int, e
     """As a multiple of the processes."""
     accelerator = SimpleNamespace(device=CPU, num_processes=processes)
     assert batch_fit.find_batch(tiny(batch_size="auto"), SimpleNamespace(index=range(images)), accelerator) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("limit", "batch", "processes", "expected"), [(16, 16, 1, 1), (5, 16, 1, 4), (5, 16, 2, 2), (5, 12, 1, 3), (1, 7, 1, 7), (1, 1, 1, 1)]
+)
+def test_on_a_gpu_a_step_has_as_few_micro_batches_as_fit(
+    limit: int, batch: int, processes: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the batch stays what it is."""
+    monkeypatch.setattr(batch_fit, "fits_everywhere", lambda *args: batch_fit.largest_fitting(failing_above(limit, []), args[-1]))
+    recipe, said = finetuned(card(tiny().detector), Start("w"), 1000), list[str]()
+    recipe = replace(recipe, training=replace(recipe.training, batch_size=batch))
+    assert recipe.training.accumulation == "auto"
+    accelerator = SimpleNamespace(device=GPU, num_processes=processes)
+    found = settle_schedule(recipe, SimpleNamespace(index=range(100)), accelerator, said.append)  # type: ignore[arg-type]
+    assert found.training.accumulation == expected and len(said) == (expected > 1)
+    on_cpu = settle_schedule(recipe, SimpleNamespace(index=range(100)), SimpleNamespace(device=CPU, num_processes=1), said.append)  # type: ignore[arg-type]
+    assert on_cpu.training.accumulation == 1
 
 
 def test_where_no_image_fits_it_is_said_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,7 @@ def training_for(base: TrainingConfig, images: int) -> TrainingConfig:
         passes=0,
         epoch_steps=math.ceil(steps / EVALUATIONS) if short else 0,
         batch_size=batch,
+        accumulation="auto",
         lr=base.lr * math.sqrt(batch / base.images_per_step),
         encoder_lr_factor=0.5,
         backbone_lr_factor=min(base.backbone_lr_factor, 0.1),

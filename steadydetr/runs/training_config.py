@@ -22,7 +22,7 @@ class TrainingConfig:
     freeze: tuple[str, ...] = ()  # parts of the detector that are not trained: backbone, encoder, decoder.layers.0, ...
     batch_size: int | Literal["auto"] = 16  # images per optimiser step, over all processes and micro-batches; auto: as many as fit
     lr_batch_size: int = 0  # images per step that lr is meant for, where batch_size is auto; 0: lr stays as it is
-    accumulation: int = changeable(1)  # micro-batches per step on each process
+    accumulation: int | Literal["auto"] = changeable(1)  # micro-batches per step on each process; auto: as few as fit
     lr: float = 1e-4
     weight_decay: float = 1e-4
     backbone_lr_factor: float = 0.1
@@ -70,6 +70,11 @@ class TrainingConfig:
         if self.batch_size == "auto":
             raise ValueError("training.batch_size is auto, which only a run can tell: give a number of images")
         return self.batch_size
+
+    @property
+    def micro_batches(self) -> int:
+        """`accumulation`, which a run has found where it was auto."""
+        return 1 if self.accumulation == "auto" else self.accumulation
 
     @property
     def drops(self) -> tuple[float, ...]:

@@ -35,14 +35,27 @@ def find_batch(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> int:
         ValueError: not even one image fits; says what to do.
     """
     config, images = recipe.training, len(data.index)
-    shares = accelerator.num_processes * config.accumulation
+    shares = accelerator.num_processes * config.micro_batches
     if accelerator.device.type != "cuda":
         return max(batch_for(images, config.lr_batch_size or USUAL) // shares, 1) * shares
-    most = max(images // LEAST_STEPS // shares, 1)
+    return fits_everywhere(recipe, data, accelerator, max(images // LEAST_STEPS // shares, 1)) * shares
+
+
+def find_accumulation(recipe: Recipe, data: Dataset, accelerator: Accelerator) -> int:
+    """The micro-batches for `training.accumulation` auto: on the CPU one, on GPUs as few as fit. Else as `find_batch`."""
+    images = recipe.training.images_per_step // accelerator.num_processes
+    if accelerator.device.type != "cuda" or images < 2:
+        return 1
+    fits = fits_everywhere(recipe, data, accelerator, images)
+    return next(parts for parts in range(1, images + 1) if images % parts == 0 and images // parts <= fits)
+
+
+def fits_everywhere(recipe: Recipe, data: Dataset, accelerator: Accelerator, most: int) -> int:
+    """How many images of a micro-batch, up to `most`, fit on the GPU of every process."""
     fits = together(accelerator, lambda: images_that_fit(recipe, data, accelerator.device, most))
     if accelerator.num_processes > 1:
         fits = int(accelerator.gather(torch.tensor([fits], device=accelerator.device)).min())
-    return fits * shares
+    return fits
 
 
 def images_that_fit(recipe: Recipe, data: Dataset, device: torch.device, most: int) -> int:
@@ -51,8 +64,8 @@ def images_that_fit(recipe: Recipe, data: Dataset, device: torch.device, most: i
         fits = largest_fitting(step_of(recipe, data, device), most)
     if not fits:
         raise ValueError(
-            "training.batch_size = auto: not even one image fits into the memory of the GPU: take smaller images (--data.transform),"
-            " --detector.transformer.checkpointing or --training.precision bf16"
+            "training.batch_size or accumulation = auto: not even one image fits into the memory of the GPU: take smaller images"
+            " (--data.transform), --detector.transformer.checkpointing or --training.precision bf16"
         )
     return fits
 

@@ -172,7 +172,7 @@ def make_loaders(recipe: Recipe, train_data: Dataset, val_data: Dataset, acceler
     config, processes = recipe.training, (accelerator.process_index, accelerator.num_processes)
     batch, steps, pin = config.images_per_step, config.epoch_steps, accelerator.device.type == "cuda"
     loader = together(
-        accelerator, lambda: TrainLoader(train_data, recipe.data, batch, config.accumulation, *processes, config.seed, steps, pin)
+        accelerator, lambda: TrainLoader(train_data, recipe.data, batch, config.micro_batches, *processes, config.seed, steps, pin)
     )
     return loader, EvalLoader(val_data, recipe.data, config.eval_batch_size, *processes, pin)
 

@@ -14,7 +14,7 @@ from steadydetr.detectors import DetectorConfig
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.recipes.base import Recipe
 from steadydetr.runs.training_config import TrainingConfig
-from steadydetr.training.batch_fit import find_batch
+from steadydetr.training.batch_fit import find_accumulation, find_batch
 from steadydetr.training.precision import precision_of
 
 
@@ -36,12 +36,17 @@ def settle(recipe: Recipe, device: torch.device, before: Recipe | None = None, s
 
 
 def settle_schedule(recipe: Recipe, train_data: Dataset, accelerator: Accelerator, say: Callable[[str], None]) -> Recipe:
-    """The recipe with a batch, where it is auto, which is said, and with as many steps as its least number of passes takes."""
+    """The recipe with a batch and micro-batches where these are auto, which is said, and as many steps as its least passes take."""
     training = recipe.training
     if training.batch_size == "auto":
         batch = find_batch(recipe, train_data, accelerator)
         training = with_batch(training, batch)
         say(f"training.batch_size = auto is {batch} on {accelerator.device}, training.lr {training.lr:.3g}")
+    if training.accumulation == "auto":
+        parts = find_accumulation(replace(recipe, training=training), train_data, accelerator)
+        training = replace(training, accumulation=parts)
+        if parts > 1:
+            say(f"training.accumulation = auto is {parts} on {accelerator.device}: {training.batch_size} images do not fit at once")
     return replace(recipe, training=with_passes(training, len(train_data.index)))
 
 
