@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import csv
 import difflib
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +20,8 @@ from steadydetr.kinds import did_you_mean, normal
 
 FILE = Path(__file__).parent / "official.tsv"
 HUB, BY_HAND = "hub:", "by hand: "  # how a place begins that is no https address
+REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+KINDS = "a run, a checkpoint folder, a file of another project, hub:owner/name, or a name that `steadydetr weights` lists"
 MOST_MB = 4000  # that a file of unknown size may have; some hold the state of the optimiser too
 
 
@@ -73,6 +77,29 @@ def check_weights(where: str) -> None:
         find_checkpoint(path)
     else:
         named_weights(where)
+
+
+def check_place(where: str) -> None:
+    """Raise ValueError or FileNotFoundError for WEIGHTS that are nothing here, no name of the table and no repository of the Hub."""
+    path = Path(where).expanduser()
+    if where.startswith(HUB):
+        repository_of(where)
+    elif "://" in where:
+        raise ValueError(
+            f"{printable(where)} is an address, from which no weights are fetched: fetch the file and name it, or name {KINDS}"
+        )
+    elif not os.path.lexists(path):
+        if "/" in where or os.sep in where or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+            raise FileNotFoundError(f"there is no file or folder {printable(where)}: name {KINDS}")
+        named_weights(where)
+
+
+def repository_of(where: str) -> tuple[str, str | None]:
+    """Name and revision of a repository of the Hub, of hub:owner/name@revision."""
+    found = REPOSITORY.fullmatch(where.removeprefix(HUB))
+    if found is None:
+        raise ValueError(f"{printable(where)} names no repository: write hub:owner/name, or hub:owner/name@revision")
+    return found["name"], found["revision"]
 
 
 def named_weights(where: str) -> OfficialWeights:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,11 +15,15 @@ from steadydetr.checkpoints.convert import HUGGING_FACE_FILES, is_ours, read_for
 from steadydetr.checkpoints.finding import WEIGHTS, find_checkpoint
 from steadydetr.checkpoints.folder import LoadedDetector, load_state, read_checkpoint
 from steadydetr.checkpoints.hugging_face_config import read_hugging_face_config
-from steadydetr.checkpoints.official import HUB, OfficialWeights, fetch_official, fetch_repository, named_weights
-from steadydetr.files import printable
-
-REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
-KINDS = "a run, a checkpoint folder, a file of another project, hub:owner/name, or a name that `steadydetr weights` lists"
+from steadydetr.checkpoints.official import (
+    HUB,
+    OfficialWeights,
+    check_place,
+    fetch_official,
+    fetch_repository,
+    named_weights,
+    repository_of,
+)
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,12 @@ def read_weights(where: str | Path, classes: str = "auto", **untraced: float) ->
         OSError: it is not there, and cannot be fetched; one line that says what to bring, and where to put it.
     """
     text = str(where)
+    check_place(text)
     if text.startswith(HUB):
         return _from_hub(text, classes, untraced)
-    if "://" in text:
-        raise ValueError(f"{printable(text)} is an address, from which no weights are fetched: fetch the file and name it, or name {KINDS}")
     path = Path(text).expanduser()
     if os.path.lexists(path):
         return _from_path(path, text, classes, untraced)
-    if "/" in text or os.sep in text or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
-        raise FileNotFoundError(f"there is no file or folder {printable(text)}: name {KINDS}")
     row = named_weights(text)
     with _named(row.name):
         return _from_path(fetch_official(row, check_readable), row.name, classes, options_of(row) | untraced)
@@ -80,11 +80,9 @@ def _from_path(path: Path, where: str, classes: str, untraced: dict[str, float])
 
 def _from_hub(where: str, classes: str, untraced: dict[str, float]) -> TrainedWeights:
     """From a repository of the Hub, in our own layout or in that of transformers."""
-    found = REPOSITORY.fullmatch(where.removeprefix(HUB))
-    if found is None:
-        raise ValueError(f"{printable(where)} names no repository: write hub:owner/name, or hub:owner/name@revision")
+    name, revision = repository_of(where)
     with _named(where):
-        return _from_path(fetch_repository(where, found["name"], found["revision"], check_readable), where, classes, untraced)
+        return _from_path(fetch_repository(where, name, revision, check_readable), where, classes, untraced)
 
 
 @contextmanager

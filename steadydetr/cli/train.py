@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe
+from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe, check_weights
 from steadydetr.cli.words import take_flag, take_recipe
 from steadydetr.files import listed, printable
 from steadydetr.kinds import normal
@@ -42,9 +42,9 @@ Every field of a recipe is a flag, for example
 def run(words: Sequence[str]) -> None:
     name, rest = take_recipe(words, USAGE, "steadydetr train quickstart")
     check_recipe(name)
-    method = take_flag(rest, "--method")[0] or "plain"
-    default = f"runs/{normal(name)}" if method == "plain" else f"runs/{normal(name)}-{method}"
-    check_new_run(rest, "" if name.endswith(".json") or ":" in name else default)
+    named_otherwise = name.endswith(".json") or ":" in name or take_flag(rest, "--method")[0]
+    check_new_run(rest, "" if named_otherwise else f"runs/{normal(name)}")
+    check_weights(take_flag(rest, "--from")[0])
     from steadydetr.cli.training_arguments import read_training_arguments
 
     start(*read_training_arguments(name, rest))
