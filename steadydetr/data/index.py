@@ -294,6 +294,11 @@ def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
     return np.where(known[found] == wanted, found, -1)
 
 
+def counts_in_order(positions: NDArray[np.int32], total: int) -> NDArray[np.int64]:
+    """How often each of 0 to total - 1 is among positions in ascending order: as `np.bincount`, without a copy of them in 64 bits."""
+    return np.diff(np.searchsorted(positions, np.arange(total + 1, dtype=np.int32)))
+
+
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
 

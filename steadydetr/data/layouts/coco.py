@@ -14,7 +14,7 @@ import msgspec
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Federated, IdColumn, Ids, Names, find_ids, id_array, join_federated
+from steadydetr.data.index import AnnotationIndex, Federated, IdColumn, Ids, Names, counts_in_order, find_ids, id_array, join_federated
 from steadydetr.data.json_lists import NO_JSON, JsonLists
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.coco_file import CocoCategory, CocoData, CocoFile, CocoImage, decode_coco
@@ -130,13 +130,27 @@ def _decode(lists: JsonLists, report: Report, kind: type[CocoFile]) -> CocoData:
     try:
         return decode_coco(nulls, with_reason, kind)
     except NO_JSON as error:
-        content, what = (nulls.text, "a COCO annotation file") if isinstance(error, msgspec.ValidationError) else (lists.text, "JSON")
+        _refuse((nulls if isinstance(error, msgspec.ValidationError) else lists).text, lists.path, kind)
+        raise ValueError(f"{printable(lists.path)} is not JSON: {error}") from error
+
+
+class RawFile(msgspec.Struct):
+    """A COCO file whose entries are not decoded."""
+
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+
+
+def _refuse(content: bytes, path: Path, kind: type[CocoFile]) -> None:
+    """Decode a file that is no COCO file as a whole, which says why and where. Raises ValueError; names the file."""
+    try:
+        decode_json(content, path, kind)
+    except msgspec.ValidationError as error:
         try:
-            for whole in (msgspec.Raw, kind):  # the second also looks into texts
-                decode_json(content, lists.path, whole)
-        except msgspec.ValidationError as wrong:
-            error, what = wrong, "a COCO annotation file"
-        raise ValueError(f"{printable(lists.path)} is not {what}: {error}") from error
+            decode_json(content, path, RawFile)
+        except msgspec.ValidationError:  # a list is missing or is no list
+            raise ValueError(f"{printable(path)} is not a COCO annotation file: {error}") from error
 
 
 def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report: Report, kind: type[CocoFile]) -> AnnotationIndex:
@@ -162,7 +176,7 @@ def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report:
         image_ids=images.ids,
         files=images.files,
         sizes=images.sizes,
-        counts=np.diff(np.searchsorted(positions, np.arange(len(images.ids) + 1, dtype=np.int32))),
+        counts=counts_in_order(positions, len(images.ids)),
         boxes_xyxy=annotations.boxes_xyxy,
         labels=labels,
         classes=tuple(c.name for c in categories),
@@ -231,10 +245,10 @@ def _usable_images(
     kind: type[CocoFile],
 ) -> UsableImages:
     """The images that can be used, some at a time. Sizes are read from the image files where the annotations have none."""
-    seen = set[int | str]()
+    twice, seen = {*_used_twice(data.image_ids)}, set[int | str]()
     ids, files, sizes, federated = IdColumn(data.images.most), list[Names](), [np.empty((0, 2), np.int32)], list[Federated | None]()
     for batch in data.images.batches(unsaid):
-        pairs = list(_with_sizes(batch, seen, path, folder, source, report))
+        pairs = list(_with_sizes(batch, twice, seen, path, folder, source, report))
         images = [image for image, _ in pairs]
         ids.extend([image.id for image in images])
         files.append(Names.of(image.file_name for image in images))
@@ -244,14 +258,20 @@ def _usable_images(
 
 
 def _with_sizes(
-    images: Sequence[CocoImage], seen: set[int | str], path: Path, folder: Path, source: DataFolder, report: Report
+    images: Sequence[CocoImage], twice: set[int | str], seen: set[int | str], path: Path, folder: Path, source: DataFolder, report: Report
 ) -> Iterator[tuple[CocoImage, tuple[int, int]]]:
-    """The images that can be used, as they are called on disk, with their sizes (h, w); `seen` are the ids of those before."""
+    """The images that can be used, as they are called on disk, with their sizes (h, w).
+
+    Args:
+        twice: ids that several images have.
+        seen: those of them that images before had.
+    """
     for image in images:
         if image.id in seen:
             report(fault("image id used twice", path, _entry(image), "ids must be unique"))
             continue
-        seen.add(image.id)
+        if image.id in twice:
+            seen.add(image.id)
         if not is_file_name(image.file_name):
             report(fault("impossible file name", path, _entry(image), f"file_name {image.file_name!r} cannot be the name of a file"))
             continue
@@ -272,7 +292,7 @@ def _report_references(data: CocoData, good: NDArray[np.bool_], path: Path, repo
     """Report the annotations, among those that are not `good`, that refer to an image or category which the file does not list at all."""
     if good.all():
         return
-    images = {image.id for image in chain.from_iterable(data.images.batches(unsaid))}
+    images = set(data.image_ids.tolist())
     categories = {category.id for category in data.categories}
     for row, annotation in enumerate(data.each_annotation()):
         if good[row]:

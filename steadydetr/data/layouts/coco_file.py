@@ -129,6 +129,7 @@ class CocoData:
     """A COCO file: its categories and annotations, and its images, which are decoded whenever they are asked for."""
 
     images: Entries[CocoImage]
+    image_ids: NDArray[Any]  # of all of them
     categories: list[CocoCategory]
     annotations: Annotations
     annotation_entries: Entries[CocoAnnotation]
@@ -162,13 +163,14 @@ def _decode(lists: JsonLists, report: Report, kind: type[CocoFile], one_by_one: 
     """Decode every entry once; what is wrong is told in the order of the lists, whatever their order in the file is."""
     types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(kind)}
     images, categories, entries = (Entries(lists, name, types[name], one_by_one) for name in ("images", "categories", "annotations"))
-    for _ in images.batches(report):
-        pass
+    image_ids = IdColumn(images.most)
+    for batch in images.batches(report):
+        image_ids.extend([image.id for image in batch])
     known = list(chain.from_iterable(categories.batches(report)))
     annotations, wrong = Annotations(entries.most), list[Finding]()
-    for batch in with_category_ids(entries, report, wrong.append):
-        annotations.extend(batch)
-    return CocoData(images, known, annotations, entries, wrong)
+    for part in with_category_ids(entries, report, wrong.append):
+        annotations.extend(part)
+    return CocoData(images, image_ids.values, known, annotations, entries, wrong)
 
 
 def with_category_ids(entries: Entries[CocoAnnotation], report: Report, wrong: Report) -> Iterator[list[CocoAnnotation]]:
