@@ -91,9 +91,7 @@ def test_of_lists_of_one_name_the_last_counts() -> None:
     assert read_parts(b'{"a": [1], "a": 2}', 4) == {"a": 2}
 
 
-@pytest.mark.parametrize(
-    "text", ['{"a": [{},]}', '{"a": [,{}]}', '{"a": [{} {}]}', '{"a": [{}, ,{}]}', '{"a": [{}}', '{"a": [{}', "{} {}", '{"a']
-)
+@pytest.mark.parametrize("entries", ["[{},]", "[,{}]", "[{} {}]", "[{}, ,{}]", "[{}}", "[{}", "[{}] []", '["'])
 def test_commas_and_brackets_are_where_they_must_be(entries: str) -> None:
     for chunk in range(2, 20):
         with pytest.raises(NO_JSON):
