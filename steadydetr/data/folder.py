@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from steadydetr.data.images import picture_size
-from steadydetr.data.reading import check_file, read_file
+from steadydetr.data.reading import check_file, open_json, read_file
 from steadydetr.files import printable
 from steadydetr.limits import Limits
 
@@ -25,6 +26,11 @@ class DataFolder:
         """The content of a file about all images of a split."""
         self.check_inside(path)
         return read_file(path, self.limits.max_annotation_mb, "max_annotation_mb")
+
+    def open_list(self, path: Path) -> BinaryIO:
+        """Such a file of JSON, opened as `open_json` does."""
+        self.check_list(path)
+        return open_json(path)
 
     def check_list(self, path: Path) -> None:
         """Raise what `read_list` raises, without reading the file: for one that is read a part at a time."""

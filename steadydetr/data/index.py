@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from steadydetr.lazy import np
 
@@ -13,6 +13,36 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 Ids: TypeAlias = "NDArray[np.int64] | NDArray[np.object_]"  # numbers of 64 bits, or else larger ones and texts as they are in the file
+
+
+@dataclass(frozen=True)
+class Names:
+    """M texts as one array, which takes a quarter of the memory that Python's texts do."""
+
+    encoded: NDArray[np.uint8]  # all of them, one after the other
+    ends: NDArray[np.int64]  # [M]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> str:
+        start = int(self.ends[row - 1]) if row else 0
+        return self.encoded[start : self.ends[row]].tobytes().decode(errors="surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+    @staticmethod
+    def of(names: Iterable[str]) -> Names:
+        encoded = [name.encode(errors="surrogateescape") for name in names]
+        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+        return Names(np.frombuffer(b"".join(encoded), np.uint8), ends)
+
+    @staticmethod
+    def cat(parts: Sequence[Names]) -> Names:
+        before = np.cumsum([0, *(len(part.encoded) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, before[:-1], strict=True)]
+        return Names(np.concatenate([part.encoded for part in parts]), np.concatenate(ends))
 
 
 @dataclass(frozen=True)
@@ -81,7 +111,7 @@ class AnnotationIndex:
     def build(
         *,
         image_ids: Iterable[int | str] | Ids,
-        files: Sequence[str],
+        files: Sequence[str] | Names,
         sizes: ArrayLike,
         counts: ArrayLike,
         boxes_xyxy: ArrayLike,
@@ -97,10 +127,14 @@ class AnnotationIndex:
         """Annotations come sorted by image; `counts` says how many each image has."""
         boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
         total = len(boxes)
-        lengths = np.fromiter((len(name.encode()) for name in files), dtype=np.int64, count=len(files))
+        if isinstance(files, Names):
+            file_bytes, lengths = files.encoded, np.diff(files.ends, prepend=0)
+        else:
+            file_bytes = np.frombuffer("".join(files).encode(), dtype=np.uint8)
+            lengths = np.fromiter((len(name.encode()) for name in files), dtype=np.int64, count=len(files))
         return AnnotationIndex(
             image_ids=id_array(image_ids),
-            file_bytes=np.frombuffer("".join(files).encode(), dtype=np.uint8),
+            file_bytes=file_bytes,
             file_offsets=_offsets(lengths),
             sizes=np.asarray(sizes, dtype=np.int32).reshape(-1, 2),
             offsets=_offsets(np.asarray(counts, dtype=np.int64)),
@@ -203,11 +237,11 @@ def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         difficult=cat("difficult"),
         areas=cat("areas"),
         annotation_ids=annotation_ids,
-        federated=_join_federated([part.federated for part in parts]),
+        federated=join_federated([part.federated for part in parts]),
     )
 
 
-def _join_federated(parts: Sequence[Federated | None]) -> Federated | None:
+def join_federated(parts: Sequence[Federated | None]) -> Federated | None:
     """None unless all parts are federated, with the same frequencies: no metric fits a mixture."""
     known = [part for part in parts if part is not None]
     if len(known) < len(parts) or len({part.frequencies for part in known}) > 1:
@@ -217,6 +251,8 @@ def _join_federated(parts: Sequence[Federated | None]) -> Federated | None:
 
 def id_array(ids: Iterable[int | str] | Ids) -> Ids:
     """Ids as an array: of int64 where all are numbers of 64 bits, else of the objects as they are."""
+    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
+        return ids.astype(np.int64, copy=False)
     values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
     if {*map(type, values)} <= {int, np.int64}:
         try:
@@ -228,6 +264,26 @@ def id_array(ids: Iterable[int | str] | Ids) -> Ids:
     return found
 
 
+class IdColumn:
+    """Ids one after the other, in an array that has room for `most`: of 32 bits as long as they fit, else as `id_array` has them."""
+
+    def __init__(self, most: int) -> None:
+        self.array: NDArray[Any] = np.empty(most, np.int32)
+        self.count = 0
+
+    def extend(self, ids: Sequence[int | str]) -> None:
+        added: NDArray[Any] = id_array(ids)
+        if added.dtype != object and (added == added.astype(np.int32)).all():
+            added = added.astype(np.int32)
+        self.array = self.array.astype(np.result_type(self.array, added), copy=False)
+        self.array[self.count : self.count + len(added)] = added
+        self.count += len(added)
+
+    @property
+    def values(self) -> NDArray[Any]:
+        return self.array[: self.count]
+
+
 def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
     """Position of every `wanted` id in `known`; -1 where it is not there. A text is never the number that it looks like."""
     if object in (known.dtype, wanted.dtype) or not len(known):
@@ -236,6 +292,11 @@ def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
     order = np.argsort(known)
     found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
     return np.where(known[found] == wanted, found, -1)
+
+
+def counts_in_order(positions: NDArray[np.int32], total: int) -> NDArray[np.int64]:
+    """How often each of 0 to total - 1 is among positions in ascending order: as `np.bincount`, without a copy of them in 64 bits."""
+    return np.diff(np.searchsorted(positions, np.arange(total + 1, dtype=np.int32)))
 
 
 def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:

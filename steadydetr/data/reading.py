@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 import os
 import re
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, BinaryIO, TypeVar, cast
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
@@ -69,18 +70,18 @@ def read_file(path: Path, most_mb: int, option: str) -> bytes:
         FileNotFoundError: it is not there.
         ValueError: it cannot be read, is something else, or is longer; names it.
     """
-    with _named_errors(path):
+    with named_errors(path):
         return read_bytes(path, most_mb * MIB, option)
 
 
 def check_file(path: Path, most_mb: int, option: str) -> None:
     """Raise what `read_file` raises, without reading the file."""
-    with _named_errors(path):
+    with named_errors(path):
         check_regular(path, most_mb * MIB, option)
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Within the block, an error of the system names the file, and is a ValueError unless there is no file."""
     try:
         yield
@@ -135,14 +136,17 @@ def decode_json(data: bytes, path: Path, kind: type[T]) -> T:
         raise ValueError(f"{printable(path)} is not JSON: {error}{_surroundings(data, str(error))}") from error
 
 
-def nulls_for_nan(data: bytes, path: Path) -> bytes:
-    """A JSON file with null in place of NaN and Infinity, which Python writes and JSON does not have; empty if it is none even so."""
-    found = list[str]()
-    try:
-        value = json.loads(decode_text(data, path).lstrip("\ufeff"), parse_constant=found.append)  # which gives None
-    except (ValueError, RecursionError):
-        return b""
-    return json.dumps(value).encode() if found else b""
+def open_json(path: Path) -> BinaryIO:
+    """A JSON file to be read a part at a time, in UTF-8 from where it stands on. Raises ValueError as `decode_text` does."""
+    with named_errors(path):
+        file = open(path, "rb")  # noqa: SIM115  # its reader closes it
+        encoding = json.detect_encoding(file.read(4))  # type: ignore[attr-defined]
+        file.seek(3 if encoding == "utf-8-sig" else 0)
+        if encoding in ("utf-8", "utf-8-sig"):
+            return file
+        with file:
+            data = file.read()
+    return io.BytesIO(decode_text(data, path).encode())
 
 
 def _surroundings(data: bytes, message: str) -> str:

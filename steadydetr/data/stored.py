@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, Names
 from steadydetr.data.picture_inputs import Encoded, is_address
 from steadydetr.data.reading import expanded, parts_in_common
 from steadydetr.data.stores import Store, names_tar_files, store_of
-from steadydetr.data.tar_index import Names, TarIndex, index_tars
+from steadydetr.data.tar_index import TarIndex, index_tars
 from steadydetr.files import counted, listed, printable
 from steadydetr.lazy import np
 

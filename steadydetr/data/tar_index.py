@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
 from steadydetr.data.images import IMAGE_SUFFIXES
+from steadydetr.data.index import Names
 from steadydetr.data.kept import keep, kept_place, read_kept
 from steadydetr.data.stores import Stamp, Store, named_errors
 from steadydetr.files import printable
@@ -21,36 +22,6 @@ if TYPE_CHECKING:
 THREADS = 8
 KEPT = (*IMAGE_SUFFIXES, ".json")  # endings of the members that are indexed
 COMPRESSED = {b"\x1f\x8b": ("gzip", "gunzip"), b"BZh": ("bzip2", "bunzip2"), b"\xfd7zXZ": ("xz", "unxz"), b"(\xb5/\xfd": ("zstd", "unzstd")}
-
-
-@dataclass(frozen=True)
-class Names:
-    """M texts as one array, which takes a quarter of the memory that Python's texts do."""
-
-    encoded: NDArray[np.uint8]  # all of them, one after the other
-    ends: NDArray[np.int64]  # [M]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, row: int) -> str:
-        start = int(self.ends[row - 1]) if row else 0
-        return self.encoded[start : self.ends[row]].tobytes().decode(errors="surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
-
-    @staticmethod
-    def of(names: Iterable[str]) -> Names:
-        encoded = [name.encode(errors="surrogateescape") for name in names]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        return Names(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    @staticmethod
-    def cat(parts: Sequence[Names]) -> Names:
-        before = np.cumsum([0, *(len(part.encoded) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, before[:-1], strict=True)]
-        return Names(np.concatenate([part.encoded for part in parts]), np.concatenate(ends))
 
 
 @dataclass(frozen=True)

@@ -6,26 +6,22 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Federated, Ids, find_ids, id_array
+from steadydetr.data.index import AnnotationIndex, Federated, IdColumn, Ids, Names, counts_in_order, find_ids, id_array, join_federated
+from steadydetr.data.json_lists import NO_JSON, JsonLists
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
-from steadydetr.data.layouts.common import (
-    ALIASES,
-    Remarks,
-    annotated_size,
-    choose_split,
-    decode_entries,
-    splits_of,
-    standard_split,
-)
-from steadydetr.data.reading import Id, Name, decode_json, expanded, is_file_name, name_on_disk, nulls_for_nan
+from steadydetr.data.layouts.coco_file import CocoCategory, CocoData, CocoFile, CocoImage, decode_coco
+from steadydetr.data.layouts.common import ALIASES, Remarks, annotated_size, choose_split, splits_of, standard_split, unsaid
+from steadydetr.data.reading import decode_json, expanded, is_file_name, name_on_disk
 from steadydetr.files import printable
 from steadydetr.kinds import register
 from steadydetr.lazy import np
@@ -34,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
+BLOCK = 2**21  # ids that are looked up at once
 AWAY = re.compile(r"([A-Za-z]:)?[\\/]|\.\.[\\/]")  # how a path begins that leads out of the folder
 
 
@@ -96,50 +93,6 @@ class Roboflow(InspectedLayout):
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
 
 
-Number = float | None
-
-
-class CocoImage(msgspec.Struct, gc=False):
-    id: Name
-    file_name: str
-    height: Number = None
-    width: Number = None
-
-
-class CocoAnnotation(msgspec.Struct, gc=False):
-    image_id: Name
-    category_id: Id | float | str  # whole numbers once the file is read
-    bbox: tuple[float, float, float, float]
-    id: Any = None  # many exports have texts here; it is used only to name the annotation
-    area: Number = None
-    iscrowd: float | bool | None = 0
-
-
-class CocoCategory(msgspec.Struct):
-    id: Id
-    name: str
-    supercategory: Any = None
-
-
-class CocoFile(msgspec.Struct):
-    images: Sequence[CocoImage]
-    categories: Sequence[CocoCategory]
-    annotations: list[CocoAnnotation]
-
-    @staticmethod
-    def federated(images: Sequence[Any], categories: Sequence[Any]) -> Federated | None:
-        """What the images and categories that are used say of a federated data set; COCO is none."""
-        return None
-
-
-class RawFile(msgspec.Struct):
-    """A COCO file whose entries are not decoded yet."""
-
-    images: list[msgspec.Raw]
-    categories: list[msgspec.Raw]
-    annotations: list[msgspec.Raw]
-
-
 def read_coco(
     path: Path,
     places: Sequence[Path],
@@ -159,48 +112,98 @@ def read_coco(
     Raises:
         ValueError: the file cannot be used at all; names it.
     """
-    data = _decode((source or DataFolder(path.parent)).read_list(path), path, report, kind)
-    folder = _image_folder(places, data.images)
-    source = source or DataFolder(folder)
-    data.annotations = list(_with_category_ids(data.annotations, path, report))
+    reader = source or DataFolder(path.parent)
+    with reader.open_list(path) as file:
+        data = _decode(JsonLists.of(path, file), report, kind)
+        folder = _image_folder(places, data)
+        source = source or DataFolder(folder)
+        return FolderDataset(_index(data, path, folder, source, report, kind), folder, name, source)
+
+
+def _decode(lists: JsonLists, report: Report, kind: type[CocoFile]) -> CocoData:
+    """Decode a file, also one with NaN in it; a ValueError says what is wrong with it, and where."""
+    try:
+        return decode_coco(lists, report, kind)
+    except NO_JSON:
+        nulls = replace(lists, nulls=True)
+
+    def with_reason(finding: Finding) -> None:
+        report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
+
+    try:
+        return decode_coco(nulls, with_reason, kind)
+    except NO_JSON as error:
+        _refuse((nulls if isinstance(error, msgspec.ValidationError) else lists).text, lists.path, kind)
+        raise ValueError(f"{printable(lists.path)} is not JSON: {error}") from error
+
+
+class RawFile(msgspec.Struct):
+    """A COCO file whose entries are not decoded."""
+
+    images: list[msgspec.Raw]
+    categories: list[msgspec.Raw]
+    annotations: list[msgspec.Raw]
+
+
+def _refuse(content: bytes, path: Path, kind: type[CocoFile]) -> None:
+    """Decode a file that is no COCO file as a whole, which says why and where. Raises ValueError; names the file."""
+    try:
+        decode_json(content, path, kind)
+    except msgspec.ValidationError as error:
+        try:
+            decode_json(content, path, RawFile)
+        except msgspec.ValidationError:  # a list is missing or is no list
+            raise ValueError(f"{printable(path)} is not a COCO annotation file: {error}") from error
+
+
+def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report: Report, kind: type[CocoFile]) -> AnnotationIndex:
+    """What of a file can be used. Arrays of all annotations are given up as soon as they can be: there may be many millions."""
+    for finding in data.wrong:
+        report(finding)
     categories = list(_usable_categories(data, path, report))
-    images, sizes = _usable_images(data, path, folder, source, report)
-    if not categories or not images:
+    images = _usable_images(data, categories, path, folder, source, report, kind)
+    if not categories or not len(images.ids):
         raise ValueError(f"{printable(path)} lists no {'image' if categories else 'category'} that can be used")
-    image_ids = id_array([image.id for image in images])
-    total = len(data.annotations)
-    positions = find_ids(image_ids, id_array(a.image_id for a in data.annotations))
-    labels = find_ids(id_array(c.id for c in categories), id_array(int(a.category_id) for a in data.annotations))
-    _report_references(data, (positions < 0) | (labels < 0), path, report)
+    annotations = data.annotations
+    positions = _find(images.ids, annotations.image_ids.values)
+    labels = _find(id_array([c.id for c in categories]), annotations.category_ids.values)
+    del annotations.image_ids, annotations.category_ids
+    good = (positions >= 0) & (labels >= 0)
+    _report_references(data, good, path, report)
+    _report_ids(annotations.ids.values, path, report)
     order = np.argsort(positions, kind="stable")
-    order = order[(positions[order] >= 0) & (labels[order] >= 0)]
-    with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
-        corners = np.fromiter((v for a in data.annotations for v in a.bbox), np.float64, 4 * total).reshape(-1, 4)
-        corners[:, 2:] += corners[:, :2]
-        boxes = corners.astype(np.float32)
-        areas = np.array([-1 if a.area is None else a.area for a in data.annotations], dtype=np.float64).astype(np.float32)
-        areas = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
-    index = AnnotationIndex.build(
-        image_ids=image_ids,
-        files=[image.file_name for image in images],
-        sizes=sizes,
-        counts=np.bincount(positions[order], minlength=len(images)),
-        boxes_xyxy=boxes[order],
-        labels=labels[order],
+    order = order if good.all() else order[good[order]]
+    annotations.take(order)
+    labels, positions = labels[order], positions[order]
+    return AnnotationIndex.build(
+        image_ids=images.ids,
+        files=images.files,
+        sizes=images.sizes,
+        counts=counts_in_order(positions, len(images.ids)),
+        boxes_xyxy=annotations.boxes_xyxy,
+        labels=labels,
         classes=tuple(c.name for c in categories),
         category_ids=tuple(c.id for c in categories),
-        crowd=np.fromiter((bool(a.iscrowd) for a in data.annotations), bool, total)[order],
-        areas=areas[order],
-        annotation_ids=_annotation_ids(data, path, report)[order],
-        federated=data.federated(images, categories),
+        crowd=annotations.crowd,
+        areas=annotations.areas,
+        annotation_ids=annotations.ids.values,
+        federated=images.federated,
     )
-    return FolderDataset(index, folder, name, source)
 
 
-def _image_folder(places: Sequence[Path], images: Sequence[CocoImage]) -> Path:
+def _find(known: Ids, wanted: Ids) -> NDArray[np.int32]:
+    """As `find_ids`, for many: some millions at a time, in half the memory."""
+    found = np.empty(len(wanted), np.int32)
+    for start in range(0, len(wanted), BLOCK):
+        found[start : start + BLOCK] = find_ids(known, wanted[start : start + BLOCK])
+    return found
+
+
+def _image_folder(places: Sequence[Path], data: CocoData) -> Path:
     """The first of the folders that holds one of the first images: their names may begin with the folder's own, `train/1.png`."""
     there = [place for place in places if place.is_dir()] or list(places[-1:])
-    names = [image.file_name for image in images[:20] if is_file_name(image.file_name)]
+    first = islice(chain.from_iterable(data.images.batches(unsaid)), 20)
+    names = [image.file_name for image in first if is_file_name(image.file_name)]
     return next((p for p in there if any(os.path.lexists(p / _name_here(p, name)) for name in names)), there[0])
 
 
@@ -215,51 +218,10 @@ def _name_here(folder: Path, name: str) -> str:
     return next((end for end in ends if os.path.lexists(folder / end)), found)
 
 
-def _with_category_ids(annotations: list[CocoAnnotation], path: Path, report: Report) -> Iterator[CocoAnnotation]:
-    """The annotations with whole numbers as ids of categories, which some tools write as "3" or 3.0; what is no number is reported."""
-    for number, annotation in enumerate(annotations):
-        if type(annotation.category_id) is not int:
-            try:
-                value = msgspec.convert(annotation.category_id, Id, strict=False)
-            except msgspec.ValidationError as error:
-                wrong = f"is not as a COCO annotation file has it: {error} - at `category_id`"
-                report(fault("not COCO", path, f"annotations[{number}]", wrong))
-                continue
-            annotation = msgspec.structs.replace(annotation, category_id=value)
-        yield annotation
-
-
-def _decode(content: bytes, path: Path, report: Report, kind: type[CocoFile]) -> CocoFile:
-    """Decode only the fields that are used. Polygons, most of the file, are skipped."""
-    try:
-        return decode_json(content, path, kind)
-    except msgspec.ValidationError as error:
-        whole = error
-    except ValueError:
-        content = nulls_for_nan(content, path)
-        if not content:
-            raise
-
-        def with_reason(finding: Finding) -> None:
-            report(replace(finding, message=f"{finding.message}; NaN and Infinity count as null"))
-
-        return _decode(content, path, with_reason, kind)
-    try:
-        raw = decode_json(content, path, RawFile)
-    except msgspec.ValidationError:  # a list is missing or is no list
-        raise ValueError(f"{printable(path)} is not a COCO annotation file: {whole}") from whole
-    types = {field.name: get_args(field.type)[0] for field in msgspec.structs.fields(kind)}
-    return kind(
-        images=list(decode_entries(raw.images, "images", types["images"], path, report, "COCO")),
-        categories=list(decode_entries(raw.categories, "categories", types["categories"], path, report, "COCO", strict=False)),
-        annotations=list(decode_entries(raw.annotations, "annotations", CocoAnnotation, path, report, "COCO")),
-    )
-
-
-def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[CocoCategory]:
+def _usable_categories(data: CocoData, path: Path, report: Report) -> Iterator[CocoCategory]:
     """The classes. Roboflow writes a category 0 that all others name as theirs, and that no box has: it is none (D-104)."""
     groups = [c.supercategory for c in data.categories]
-    used = any(a.category_id == 0 for a in data.annotations)
+    used = bool((data.annotations.category_ids.values == 0).any())
     ids, names = set[int](), set[str]()
     for category in sorted(data.categories, key=lambda c: c.id):
         if category.id == 0 and category.supercategory in ("none", "", None) and category.name in groups and not used:
@@ -277,65 +239,132 @@ def _usable_categories(data: CocoFile, path: Path, report: Report) -> Iterator[C
         names.add(category.name)
 
 
-def _usable_images(
-    data: CocoFile, path: Path, folder: Path, source: DataFolder, report: Report
-) -> tuple[list[CocoImage], list[tuple[int, int]]]:
-    """The images that can be used, and their sizes (h, w), which are read from the image files where the annotations have none."""
-    images, sizes, ids, remarks = list[CocoImage](), list[tuple[int, int]](), set[int | str](), Remarks()
-    taken = {i.file_name for i in data.images} if any(AWAY.match(i.file_name) for i in data.images) else set()
-    for image in data.images:
-        entry = f"image {printable(image.id)[:80]}"
-        if image.id in ids:
-            report(fault("image id used twice", path, entry, "ids must be unique"))
-            continue
-        ids.add(image.id)
-        if not is_file_name(image.file_name):
-            report(fault("impossible file name", path, entry, f"file_name {image.file_name!r} cannot be the name of a file"))
-            continue
-        written, name = image.file_name, _name_here(folder, image.file_name)
+@dataclass(frozen=True)
+class UsableImages:
+    """I images of a file."""
+
+    ids: Ids  # [I]
+    files: Names
+    sizes: NDArray[np.int32]  # [I, 2] (h, w)
+    federated: Federated | None
+
+
+@dataclass
+class ImageNames:
+    """What the images of a file are called on disk."""
+
+    data: CocoData
+    folder: Path
+    remarks: Remarks = field(default_factory=Remarks)  # on names that are read otherwise than they are written
+
+    @cached_property
+    def taken(self) -> set[str]:
+        """The names as they are written, and those that were found in place of others. Needed only where a path leads elsewhere."""
+        return {image.file_name for batch in self.data.images.batches(unsaid) for image in batch}
+
+    def on_disk(self, written: str) -> str:
+        """Raises ValueError where the end of a path of another machine is another image."""
+        name = _name_here(self.folder, written)
         if AWAY.match(written) and not AWAY.match(name):
-            if name in taken:
-                message = f"file_name {written!r} is not there, and its end, {name!r}, is another image"
-                report(fault("path of another place", path, entry, message))
-                continue
-            taken.add(name)
-            remarks.add("paths of another place", "paths that lead elsewhere", "are read by their ends", f"{name} in place of {written}")
-        image = msgspec.structs.replace(image, file_name=name)
-        try:
-            size = annotated_size(image.height, image.width) or source.picture_size(folder / image.file_name)
-        except ValueError as error:
-            report(fault("unknown image size", path, entry, str(error)))
+            if name in self.taken:
+                raise ValueError(f"file_name {written!r} is not there, and its end, {name!r}, is another image")
+            self.taken.add(name)
+            self.remarks.add(
+                "paths of another place", "paths that lead elsewhere", "are read by their ends", f"{name} in place of {written}"
+            )
+        return name
+
+
+def _usable_images(
+    data: CocoData,
+    categories: Sequence[CocoCategory],
+    path: Path,
+    folder: Path,
+    source: DataFolder,
+    report: Report,
+    kind: type[CocoFile],
+) -> UsableImages:
+    """The images that can be used, some at a time. Sizes are read from the image files where the annotations have none."""
+    twice, seen, names = {*_used_twice(data.image_ids)}, set[int | str](), ImageNames(data, folder)
+    ids, files, sizes, federated = IdColumn(data.images.most), list[Names](), [np.empty((0, 2), np.int32)], list[Federated | None]()
+    for batch in data.images.batches(unsaid):
+        pairs = list(_with_sizes(batch, twice, seen, path, names, source, report))
+        images = [image for image, _ in pairs]
+        ids.extend([image.id for image in images])
+        files.append(Names.of(image.file_name for image in images))
+        sizes.append(np.array([size for _, size in pairs], np.int32).reshape(-1, 2))
+        federated.append(kind.federated(images, categories))
+    names.remarks.tell(path, report)
+    return UsableImages(id_array(ids.values), Names.cat(files), np.concatenate(sizes), join_federated(federated))
+
+
+def _with_sizes(
+    images: Sequence[CocoImage],
+    twice: set[int | str],
+    seen: set[int | str],
+    path: Path,
+    names: ImageNames,
+    source: DataFolder,
+    report: Report,
+) -> Iterator[tuple[CocoImage, tuple[int, int]]]:
+    """The images that can be used, as they are called on disk, with their sizes (h, w).
+
+    Args:
+        twice: ids that several images have.
+        seen: those of them that images before had.
+    """
+    for image in images:
+        if image.id in seen:
+            report(fault("image id used twice", path, _entry(image), "ids must be unique"))
             continue
-        images.append(image)
-        sizes.append(size)
-    remarks.tell(path, report)
-    return images, sizes
+        if image.id in twice:
+            seen.add(image.id)
+        if not is_file_name(image.file_name):
+            report(fault("impossible file name", path, _entry(image), f"file_name {image.file_name!r} cannot be the name of a file"))
+            continue
+        try:
+            image.file_name = names.on_disk(image.file_name)
+        except ValueError as error:
+            report(fault("path of another place", path, _entry(image), str(error)))
+            continue
+        try:
+            size = annotated_size(image.height, image.width) or source.picture_size(names.folder / image.file_name)
+        except ValueError as error:
+            report(fault("unknown image size", path, _entry(image), str(error)))
+        else:
+            yield image, size
 
 
-def _report_references(data: CocoFile, bad: NDArray[np.bool_], path: Path, report: Report) -> None:
-    """Report the annotations among the `bad` ones that refer to an image or category which the file does not list at all."""
-    if not bad.any():
+def _entry(image: CocoImage) -> str:
+    return f"image {printable(image.id)[:80]}"
+
+
+def _report_references(data: CocoData, good: NDArray[np.bool_], path: Path, report: Report) -> None:
+    """Report the annotations, among those that are not `good`, that refer to an image or category which the file does not list at all."""
+    if good.all():
         return
-    images, categories = {i.id for i in data.images}, {c.id for c in data.categories}
-    for row in np.flatnonzero(bad).tolist():
-        annotation = data.annotations[row]
-        entry = f"annotation {_shown_id(annotation, row)}"
+    images = set(data.image_ids.tolist())
+    categories = {category.id for category in data.categories}
+    for row, annotation in enumerate(data.each_annotation()):
+        if good[row]:
+            continue
+        entry = f"annotation {f'number {row}' if annotation.id is None else printable(annotation.id)[:80]}"
         if annotation.image_id not in images:
             report(fault("unknown image", path, entry, f"its image_id {repr(annotation.image_id)[:80]} is no image that the file lists"))
         if annotation.category_id not in categories:
             report(fault("unknown class", path, entry, f"its category_id {annotation.category_id} is no category that the file lists"))
 
 
-def _shown_id(annotation: CocoAnnotation, row: int) -> str:
-    return f"number {row}" if annotation.id is None else printable(annotation.id)[:80]
+def _report_ids(ids: Ids, path: Path, report: Report) -> None:
+    """Report the ids that several annotations have, which do no harm: they only name them."""
+    for value in _used_twice(ids):
+        report(Finding("annotation id used twice", printable(path), f"annotation {printable(value)[:80]}", "ids must be unique"))
 
 
-def _annotation_ids(data: CocoFile, path: Path, report: Report) -> Ids:
-    """The ids of the annotations, which only name them: where one has none, its number from 1; what is no number as text."""
-    ids = [a.id for a in data.annotations]
-    if not {*map(type, ids)} <= {int}:
-        ids = [number if i is None else i if type(i) is int else str(i) for number, i in enumerate(ids, 1)]
-    if len(set(ids)) < len(ids):
-        for value in (value for value, times in Counter(ids).items() if times > 1):
-            report(Finding("annotation id used twice", printable(path), f"annotation {printable(value)[:80]}", "ids must be unique"))
-    return id_array(ids)
+def _used_twice(ids: Ids) -> list[int | str]:
+    """Values that are there more than once, in the order in which they come first."""
+    if ids.dtype == object:
+        return [value for value, times in Counter(ids.tolist()).items() if times > 1]
+    in_order = np.sort(ids)
+    again = in_order[1:][in_order[1:] == in_order[:-1]]
+    return list(dict.fromkeys(ids[np.isin(ids, again)].tolist())) if len(again) else []

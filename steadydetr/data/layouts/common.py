@@ -233,16 +233,17 @@ class ImageFiles:
 
 
 def decode_entries(
-    raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report, what: str, strict: bool = True
+    raw: Iterable[msgspec.Raw], field: str, kind: type[T], path: Path, report: Report, what: str, first: int = 0, strict: bool = True
 ) -> Iterator[T]:
     """The entries of a list, decoded one by one because there is at least one in the file that cannot be.
 
     Args:
         field: what the list is called in messages, `images`.
         what: whose format it is: `COCO`.
+        first: the number of the first in the whole list.
         strict: whether a number must be one, and not a text of one.
     """
-    for number, entry in enumerate(raw):
+    for number, entry in enumerate(raw, first):
         try:
             yield msgspec.convert(_whole_ids(msgspec.json.decode(entry)), kind, strict=strict)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

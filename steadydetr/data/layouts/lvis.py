@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.index import Federated, Lists
 from steadydetr.data.layouts.base import InspectedLayout, Report
-from steadydetr.data.layouts.coco import CocoCategory, CocoFile, CocoImage, read_coco
+from steadydetr.data.layouts.coco import read_coco
+from steadydetr.data.layouts.coco_file import CocoCategory, CocoFile, CocoImage
 from steadydetr.data.layouts.common import choose_split, splits_of
 from steadydetr.data.reading import Id, expanded
 from steadydetr.kinds import register

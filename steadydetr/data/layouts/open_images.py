@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.index import AnnotationIndex, counts_in_order
 from steadydetr.data.layouts.base import Finding, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import choose_split, files_below, ids_of_names, splits_of
 from steadydetr.data.picture_sizes import picture_sizes
@@ -71,7 +71,7 @@ class OpenImages(InspectedLayout):
             image_ids=ids,
             files=images,
             sizes=sizes,
-            counts=np.bincount(boxes.images, minlength=len(images)),
+            counts=counts_in_order(boxes.images, len(images)),
             boxes_xyxy=boxes.boxes_xyxy,
             labels=boxes.labels,
             crowd=boxes.group,
