@@ -285,7 +285,8 @@ def test_every_layout_gives_the_same_targets(name: str, split: str, tmp_path: Pa
 def test_nothing_is_found_wrong_with_whole_data(name: str, tmp_path: Path) -> None:
     WRITERS[name](tmp_path, ITEMS)
     report = check_data(tmp_path)
-    assert {finding.kind for finding in report.findings} == {"box smaller than a pixel"}
+    unseen = {"classes without objects"}  # of the layouts that bring a list of classes, which has more than the items show
+    assert {finding.kind for finding in report.findings} - unseen == {"box smaller than a pixel"}
     assert [split.name for split in report.splits] == ["train", "val"]
     with pytest.raises(NoSplit, match="has no split 'test'; it holds train, val"):
         open_data(tmp_path, "test")
