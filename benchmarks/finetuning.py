@@ -24,7 +24,7 @@ from steadydetr.tools.compare import compare_recipes
 from steadydetr.tools.finetune import finetune_recipe
 from steadydetr.training.loop import train
 
-STEPS, EVALUATIONS, SHARE = 1000, 20, 0.9
+STEPS, EVALUATIONS, SHARE = 800, 16, 0.9
 FOUR, SIX = "shapes:images=2700,classes=4", "shapes:images=600,classes=6,seed=7"
 TOLD = ("scratch", "anew", "by-name")
 
