@@ -44,7 +44,7 @@ def _small() -> Recipe:
             epoch_steps=210,
             passes=12,
             batch_size=4,
-            lr=1e-3,
+            lr=7e-4,
             backbone_lr_factor=0.2,
             decay_vectors=False,
             clip=0.5,
