@@ -218,7 +218,9 @@ def test_nothing_lies_in_shared_memory(processes: LoadingProcesses[Any, Any]) ->
     assert sum(task.sum() for task, _ in found) == 0
     for _, pid in found:
         for process in (str(pid), "self"):
-            assert "/dev/shm" not in Path(f"/proc/{process}/maps").read_text()
+            # semaphores lie there too, of a few bytes: those of tqdm, which other tests import
+            mapped = [line for line in Path(f"/proc/{process}/maps").read_text().splitlines() if "/dev/shm" in line and "/sem." not in line]
+            assert not mapped
 
 
 def trainer(end: str, told: Connection) -> None:
