@@ -75,7 +75,7 @@ def test_tables_give_the_same_targets(
     found.save_to_disk(root) if saved == "disk" else save_parquet(found, root)
     coco(tmp_path / "coco", ITEMS)
     assert targets(root, split) == targets(tmp_path / "coco", split)
-    assert {finding.kind for finding in check_data(root).findings} == {"box smaller than a pixel"}
+    assert {finding.kind for finding in check_data(root).findings} - {"classes without objects"} == {"box smaller than a pixel"}
     copy = pickle.loads(pickle.dumps(open_data(root, split)))  # as loading processes that are not forked get it
     assert (copy.load_image(0) == open_data(root, split).load_image(0)).all()
 
