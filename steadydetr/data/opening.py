@@ -37,6 +37,7 @@ def open_data(
     say: Callable[[str], None] | None = None,
     hold_out: HoldOut = DEFAULT_HOLD_OUT,
     divisions: Sequence[Division] = (),
+    masks: bool = False,
 ) -> Dataset:
     """The data set behind a folder or the word `shapes`.
 
@@ -49,13 +50,14 @@ def open_data(
         say: is told what is remarkable about the annotations, such as polygons of which the boxes are taken.
         hold_out: how a place is divided where it has to be.
         divisions: those of a run, which then count instead, also for the split that they divide.
+        masks: read the masks of objects too; `index.decode_masks(position)` gives those of an image.
 
     Raises:
-        ValueError: the layout is not recognised or has no such split; says what was looked for and what is there.
+        ValueError: the layout is not recognised, has no such split or no masks; says what was looked for and what is there.
     """
     opener, parts = _Opener(telling(say) if say else stop, say, hold_out, divisions), list[Dataset]()
     for place in joined_places(where):
-        parts.append(opener.one(layout_of(place, limits), place, split))
+        parts.append(opener.one(layout_of(place, limits, masks), place, split))
     return _joined(parts)
 
 
@@ -75,7 +77,7 @@ def open_train_and_val(
     opener = _Opener(report, say, data, divisions or (), goes_on=divisions is not None)
     train, val, made = list[Dataset](), list[Dataset](), list[Division]()
     for place in joined_places(data.source):
-        layout = layout_of(place, data)
+        layout = layout_of(place, data, data.masks)
         if data.val_source:
             train.append(opener.whole(layout, place, data.train_split)[0])
         else:
@@ -84,7 +86,7 @@ def open_train_and_val(
             val.append(both.val)
             made += both.divisions
     for place in joined_places(data.val_source) if data.val_source else ():
-        val.append(opener.whole(layout_of(place, data), place, data.val_split)[0])
+        val.append(opener.whole(layout_of(place, data, data.masks), place, data.val_split)[0])
     return Splits(_joined(train), _joined(val), made)
 
 
@@ -177,12 +179,12 @@ def joined_places(where: str | Path) -> list[str]:
     return [part.strip() for part in text.split("+")] if "+" in text and not os.path.exists(text) else [text]
 
 
-def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
-    """The first layout that recognises the place, with these limits."""
+def layout_of(place: str, limits: Limits = DEFAULT_LIMITS, masks: bool = False) -> DataLayout:
+    """The first layout that recognises the place, with these limits. Raises ValueError where it gives no masks, and they are asked for."""
     layouts = [kind(limits=limits) for kind in options(DataLayout).values()]
     for layout in layouts:
         if _recognises(layout, place):
-            return layout
+            return layout.asked_for_masks(place) if masks else layout
     root, name = expanded(place), printable(place)
     if not os.path.isdir(root):
         what = "it is a file" if os.path.exists(root) else "there is no such folder"

@@ -19,6 +19,7 @@ IMAGES = ",images-in="
 class ImagesElsewhere(InspectedLayout):
     """The layout of the annotations is recognised as usual. They must name the images and their sizes."""
 
+    gives_masks = True  # if the layout of the annotations does
     looked_for = "images elsewhere: PLACE,images-in=FOLDER, PLACE,images-in=shards/*.tar, PLACE,images-in=s3://bucket/folder"
 
     def recognises(self, where: str) -> bool:
@@ -40,5 +41,5 @@ class ImagesElsewhere(InspectedLayout):
         for kind in options(DataLayout).values():
             layout: DataLayout = kind(limits=self.limits)
             if kind is not ImagesElsewhere and layout.recognises(place):
-                return layout
+                return layout.asked_for_masks(place) if self.masks else layout
         raise ValueError(f"data {printable(place)}: no layout of data was recognised; `steadydetr check {printable(place)}` says more")
