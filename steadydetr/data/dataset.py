@@ -261,7 +261,9 @@ def join_data(parts: list[Dataset]) -> JoinedDataset:
 
 
 def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None = None) -> tuple[Dataset, int]:
-    """The data set without crowd regions and boxes that cannot be trained on, and how many of the latter were dropped; nor without a mask, where masks were read.
+    """The data set without crowd regions and boxes that cannot be trained on, and how many of the latter were dropped.
+
+    Where masks were read, annotations without one are left out too; they are not counted.
 
     Args:
         filter_empty: leave out images that have no object left.

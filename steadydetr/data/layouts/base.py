@@ -89,7 +89,8 @@ class DataLayout(ABC):
     def asked_for_masks(self, where: str) -> DataLayout:
         """The layout, which will read masks. Raises ValueError where it has none; names those that have."""
         if not self.gives_masks:
-            able = listed((kind.looked_for.partition(":")[0] for kind in options(DataLayout).values() if kind.gives_masks), 20)
+            layouts: list[DataLayout] = [kind() for kind in options(DataLayout).values()]
+            able = listed((layout.looked_for.partition(":")[0] for layout in layouts if layout.gives_masks), 20)
             this = self.looked_for.partition(":")[0] or type(self).__name__
             raise ValueError(f"data {printable(where)}: masks are read of {able}; this is {this}")
         return replace(self, masks=True)

@@ -178,7 +178,7 @@ def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report:
     order = order if good.all() else order[good[order]]
     annotations.take(order)
     labels, positions = labels[order], positions[order]
-    masks = annotations.masks and annotations.masks.take(order, images.sizes[positions])
+    masks = None if annotations.masks is None else annotations.masks.take(order, images.sizes[positions])
     return AnnotationIndex.build(
         image_ids=images.ids,
         files=images.files,

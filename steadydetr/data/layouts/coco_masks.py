@@ -27,9 +27,12 @@ class Rle(msgspec.Struct, gc=False):
     size: tuple[int, int]  # (h, w)
     counts: list[Run] | str  # numbers once it is read
 
+    @property
+    def runs(self) -> list[int]:
+        return runs_of_text(self.counts) if isinstance(self.counts, str) else self.counts
+
     def __post_init__(self) -> None:
-        if isinstance(self.counts, str):
-            self.counts = runs_of_text(self.counts)
+        self.counts = self.runs
         (height, width), total = self.size, sum(self.counts)
         if total != height * width or min(self.size) < 1:
             raise ValueError(f"`counts` add up to {total}, not to the {height} x {width} pixels of `size`")
@@ -83,24 +86,20 @@ class MaskColumn:
     """The masks of annotations in the order of a file, to which some are added at a time."""
 
     def __init__(self) -> None:
-        self.parts, self.sizes = list[Masks](), list["NDArray[np.int32]"]()
+        self.parts: list[Masks] = []
+        self.sizes: list[NDArray[np.int64]] = []  # (h, w) of run lengths, else (0, 0)
 
     def extend(self, batch: Sequence[Segmentation]) -> None:
         polygons = [value if isinstance(value, list) else [] for value in batch]
-        runs = [value.counts if isinstance(value, Rle) else [] for value in batch]
-        state = [
-            MISSING if value is None else EMPTY if not value or (isinstance(value, Rle) and not sum(value.counts[1::2])) else PRESENT
-            for value in batch
-        ]
+        runs = [value.runs if isinstance(value, Rle) else [] for value in batch]
         coordinates = Lists.of([list(chain.from_iterable(value)) for value in polygons], np.float64)
-        self.parts.append(
-            Masks(
-                np.array(state, np.uint8),
-                Lists.of([list(map(len, value)) for value in polygons]),
-                Lists(as_float32(coordinates.values), coordinates.offsets),
-                Lists.of(runs, np.uint32),
-            )
+        masks = Masks(
+            np.array([_state(value) for value in batch], np.uint8),
+            Lists.of([list(map(len, value)) for value in polygons]),
+            Lists(as_float32(coordinates.values), coordinates.offsets),
+            Lists.of(runs, np.uint32),
         )
+        self.parts.append(masks)
         self.sizes.append(np.array([value.size if isinstance(value, Rle) else (0, 0) for value in batch], np.int64).reshape(-1, 2))
 
     def take(self, order: NDArray[np.int64], image_sizes: NDArray[np.int32]) -> Masks:
@@ -109,13 +108,17 @@ class MaskColumn:
         Args:
             image_sizes: [len(order), 2] (h, w) of the image of each.
         """
-        self.extend([])
-        parts, self.parts = self.parts, []
-        masks = parts[0].joined(parts[1:])
-        del parts
-        sizes = np.concatenate(self.sizes)[order]
-        other = (sizes != image_sizes).any(1) & (sizes > 0).any(1)
-        state = masks.state[order]
-        state[other] = OTHER_SIZE
-        without = masks.take(order)
-        return Masks(state, without.polygons, without.coordinates, without.runs)
+        self.extend([])  # so that there is a part
+        (first, *others), self.parts = self.parts, []
+        masks = first.joined(others)
+        del first, others  # memory may be short
+        masks, sizes = masks.take(order), np.concatenate(self.sizes)[order]
+        masks.state[(sizes > 0).any(1) & (sizes != image_sizes).any(1)] = OTHER_SIZE
+        return masks
+
+
+def _state(value: Segmentation) -> int:
+    if value is None:
+        return MISSING
+    empty = not sum(value.runs[1::2]) if isinstance(value, Rle) else not value
+    return EMPTY if empty else PRESENT
