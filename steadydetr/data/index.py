@@ -190,7 +190,7 @@ class AnnotationIndex:
         return f"{len(self)} images, {len(self.labels)} annotations, digest {digest.hexdigest()[:12]}"
 
     def usable(self) -> NDArray[np.bool_]:
-        """[A] whether an annotation can be trained on: no crowd region, a finite box with an area inside its image, and a mask if asked for."""
+        """[A] whether an annotation can be trained on: no crowd region, a finite box with an area in its image, and a mask if asked for."""
         height, width = self.sizes[self.image_of_row].T
         with np.errstate(invalid="ignore"):
             x0, y0, x1, y1 = self.boxes_xyxy.T
