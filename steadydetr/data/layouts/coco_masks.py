@@ -91,13 +91,14 @@ class MaskColumn:
 
     def extend(self, batch: Sequence[Segmentation]) -> None:
         polygons = [value if isinstance(value, list) else [] for value in batch]
-        runs = [value.runs if isinstance(value, Rle) else [] for value in batch]
-        coordinates = Lists.of([list(chain.from_iterable(value)) for value in polygons], np.float64)
+        lengths = Lists.of([list(map(len, value)) for value in polygons])
+        ends = np.cumsum([0, *lengths.values.tolist()])
+        coordinates = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, ends[-1])
         masks = Masks(
             np.array([_state(value) for value in batch], np.uint8),
-            Lists.of([list(map(len, value)) for value in polygons]),
-            Lists(as_float32(coordinates.values), coordinates.offsets),
-            Lists.of(runs, np.uint32),
+            lengths,
+            Lists(as_float32(coordinates), ends[lengths.offsets]),
+            Lists.of([value.runs if isinstance(value, Rle) else [] for value in batch], np.uint32),
         )
         self.parts.append(masks)
         self.sizes.append(np.array([value.size if isinstance(value, Rle) else (0, 0) for value in batch], np.int64).reshape(-1, 2))
