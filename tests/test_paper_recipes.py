@@ -81,6 +81,7 @@ def test_a_recipe_is_what_its_source_says(name: str) -> None:
 NEUTRAL: dict[str, Any] = {  # what there are options for, and papers do not use
     "data.decode": "exact",
     "data.group_by_shape": False,
+    "data.masks": False,
     "detector.backbone.image_channels": 3,
     "training.encoder_lr_factor": 1.0,
     "training.epoch_steps": 0,

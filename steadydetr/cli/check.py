@@ -39,6 +39,8 @@ class CheckArguments:
     """Folder of the data set, its data.yaml or JSON file, or shapes."""
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look at, those that are there."""
+    masks: bool = False
+    """Look at the masks of objects too (COCO and LVIS), as train --data.masks reads them."""
     output: Path | None = None
     """JSON file for every finding; the console shows the first of each kind."""
     overwrite: Overwrite = False
@@ -52,7 +54,7 @@ def run(words: Sequence[str]) -> None:
     from steadydetr.data.check import check_data
 
     refuse_existing(arguments.output, arguments.overwrite)
-    report = check_data(arguments.data, arguments.splits, limits=arguments.limits, hold_out=arguments.hold_out)
+    report = check_data(arguments.data, arguments.splits, limits=arguments.limits, hold_out=arguments.hold_out, masks=arguments.masks)
     PlainConsole(soft_wrap=True, highlight=False).print(render(report))
     if arguments.output is not None:
         write_json(arguments.output, dataclasses.asdict(report))

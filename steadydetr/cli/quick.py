@@ -52,8 +52,8 @@ def check_weights(where: str | None) -> None:
         check_place(where)
 
 
-def check_source(where: str, limits: Limits = DEFAULT_LIMITS) -> None:
-    """Raise ValueError for a place of data at which there is no folder, or one whose layout is not recognised.
+def check_source(where: str, limits: Limits = DEFAULT_LIMITS, masks: bool = False) -> None:
+    """Raise ValueError for a place of data at which there is no folder, or one whose layout is not recognised or has no masks.
 
     Of several processes the main one looks, later.
     """
@@ -61,7 +61,7 @@ def check_source(where: str, limits: Limits = DEFAULT_LIMITS) -> None:
 
     if not any(name in os.environ for name in RANKS):
         for place in joined_places(where):
-            layout_of(place, limits)
+            layout_of(place, limits, masks)
 
 
 def check_use(checkpoint: Path, where: str, limits: Limits) -> None:
@@ -75,7 +75,7 @@ def check_use(checkpoint: Path, where: str, limits: Limits) -> None:
 def check_ingredients(recipe: Recipe) -> None:
     """Raise ValueError or FileNotFoundError where data or a trained teacher of the recipe are not where it says."""
     for where in filter(None, (recipe.data.source, recipe.data.val_source)):
-        check_source(where, recipe.data)
+        check_source(where, recipe.data, recipe.data.masks)
     for teacher in recipe.teachers:
         teacher.check()
 

@@ -15,6 +15,7 @@ from steadydetr.data.folder import ALLOW
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault, joined_places, layout_of
+from steadydetr.data.masks import WITHOUT
 from steadydetr.data.opening import open_train_and_val
 from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
@@ -73,20 +74,22 @@ def check_data(
     workers: int = 4,
     limits: Limits = DEFAULT_LIMITS,
     hold_out: HoldOut = DEFAULT_HOLD_OUT,
+    masks: bool = False,
 ) -> CheckReport:
     """Inspect every split that is there: annotations, every image file, and what the splits have in common.
 
     Args:
         hold_out: how data are divided that bring no split to validate on, as `train` divides them.
+        masks: look at the masks of objects too.
 
     Raises ValueError where no layout or no split of `where` can be recognised.
     """
     findings, held_out = list[Finding](), list[str]()
-    places = [(layout_of(place, limits), place) for place in joined_places(where)]
+    places = [(layout_of(place, limits, masks), place) for place in joined_places(where)]
     datasets, absent = _open_splits(where, places, splits, findings.append)
     asked = [split for split in ("train", "val") if split in splits]
     if absent.keys() & set(asked) and "val" not in datasets and all(split in datasets or split in absent for split in asked):
-        config = DataConfig(source=str(where), **asdict(limits), **asdict(hold_out))
+        config = DataConfig(source=str(where), **asdict(limits), **asdict(hold_out), masks=masks)
         datasets |= _divide(config, asked, findings.append, held_out.append)
         if not datasets:  # so that what is wrong with all images is found
             datasets |= _open_splits(where, places, (ALL,), findings.append)[0]
@@ -99,6 +102,7 @@ def check_data(
     for dataset in datasets.values():
         for part in parts_of(dataset):
             findings += _check_boxes(part.index, part.name)
+            findings += _check_masks(part.index, part.name)
             if isinstance(part, FolderDataset):
                 findings += _check_images(part, workers)
     findings += _check_classes(where, datasets)
@@ -200,6 +204,16 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
                 f"annotation {printable(index.annotation_ids[row])[:80]} ({printable(index.classes[index.labels[row]])}), xyxy ({corners})"
             )
             yield Finding(kind, printable(f"{name}: {index.file(int(image[row]))}"), entry, message)
+
+
+def _check_masks(index: AnnotationIndex, name: str) -> Iterator[Finding]:
+    """Findings for annotations without a mask, where masks were asked for."""
+    image = index.image_of_row
+    for row in np.flatnonzero(index.without_mask).tolist():
+        why = WITHOUT[int(index.masks.state[row])] if index.masks else ""
+        size = " x ".join(map(str, index.sizes[image[row]].tolist()))
+        file, entry = printable(f"{name}: {index.file(int(image[row]))}"), f"annotation {printable(index.annotation_ids[row])[:80]}"
+        yield Finding("annotation without a mask", file, entry, f"{why} (h x w: {size}); it is not trained on")
 
 
 def _check_images(dataset: FolderDataset, workers: int) -> list[Finding]:

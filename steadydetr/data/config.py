@@ -26,6 +26,7 @@ class DataConfig(Limits, HoldOut):
     )  # validation on the images of training: whether they can be learned at all
     transform: TrainTransform = DetrTransform()
     resize: EvalTransform = ShortestSide()
+    masks: bool = False  # read the masks of objects; those that have none are not trained on
     filter_empty: bool = False  # leave out training images without objects
     limit: int | None = None  # only the first images of each split, for a trial
     group_by_shape: bool = False  # training batches of images of like proportions, which need less padding

@@ -67,6 +67,17 @@ class FolderDataset:
         height, width = self.index.sizes[position].tolist()
         return decode_reduced(self.image_file(position), self.data_folder.limits, (height, width), reduction)
 
+    def masks(self, position: int) -> NDArray[np.bool_]:
+        """[G, H, W] the masks of an image's annotations, in the pixels of `load_image`: see `AnnotationIndex.decode_masks`.
+
+        Raises ValueError for an image of more pixels than allowed; names it.
+        """
+        (height, width), limit = self.index.sizes[position].tolist(), self.data_folder.limits.max_pixels
+        if height * width > limit:
+            name = printable(self.folder / self.index.file(position))
+            raise ValueError(f"{name} is annotated with {width} x {height} pixels, more than max_pixels = {limit} allows")
+        return self.index.decode_masks(position)
+
     def picture(self, position: int) -> Decoded:
         """An image as its file has it; a ValueError names the file."""
         return decode_picture(self.image_file(position), self.data_folder.limits, self.alpha)
@@ -255,12 +266,14 @@ def join_data(parts: list[Dataset]) -> JoinedDataset:
 def for_training(dataset: Dataset, filter_empty: bool = False, limit: int | None = None) -> tuple[Dataset, int]:
     """The data set without crowd regions and boxes that cannot be trained on, and how many of the latter were dropped.
 
+    Where masks were read, annotations without one are left out too; they are not counted.
+
     Args:
         filter_empty: leave out images that have no object left.
         limit: only the first images.
     """
     usable = dataset.index.usable()
-    dropped = int((~usable & ~dataset.index.crowd).sum())
+    dropped = int((~usable & ~dataset.index.crowd & ~dataset.index.without_mask).sum())
     index = dataset.index.keep_rows(usable)
     positions = np.flatnonzero(index.counts > 0) if filter_empty else np.arange(len(index))
     positions = positions[:limit]

@@ -5,14 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+    from steadydetr.data.masks import Masks
 
 Ids: TypeAlias = "NDArray[np.int64] | NDArray[np.object_]"  # numbers of 64 bits, or else larger ones and texts as they are in the file
+BLOCK = 2**16  # lists that are taken at once
 
 
 @dataclass(frozen=True)
@@ -47,14 +51,14 @@ class Names:
 
 @dataclass(frozen=True)
 class Lists:
-    """I lists of labels; those of image i are values[offsets[i] : offsets[i + 1]]."""
+    """M lists of numbers, as of the labels of an image; list i is values[offsets[i] : offsets[i + 1]]."""
 
-    values: NDArray[np.int32]
-    offsets: NDArray[np.int64]  # [I + 1]
+    values: NDArray[Any]
+    offsets: NDArray[np.int64]  # [M + 1]
 
     @staticmethod
-    def of(lists: Sequence[Sequence[int]]) -> Lists:
-        values = np.fromiter((value for one in lists for value in one), np.int32)
+    def of(lists: Sequence[Sequence[float]], dtype: DTypeLike = "int32") -> Lists:
+        values = np.fromiter(chain.from_iterable(lists), dtype)
         return Lists(values, _offsets(np.fromiter(map(len, lists), np.int64, len(lists))))
 
     @staticmethod
@@ -62,10 +66,15 @@ class Lists:
         return Lists(np.concatenate([p.values for p in parts]), _offsets(np.concatenate([np.diff(p.offsets) for p in parts])))
 
     def take(self, positions: NDArray[np.int64]) -> Lists:
-        rows, offsets = _rows_of(self.offsets, positions)
-        return Lists(self.values[rows], offsets)
+        """Those at `positions`, in that order; some at a time, because memory may be short."""
+        offsets = _offsets(self.offsets[positions + 1] - self.offsets[positions])
+        values = np.empty(offsets[-1], self.values.dtype)
+        for start in range(0, len(positions), BLOCK):
+            some = positions[start : start + BLOCK]
+            values[offsets[start] : offsets[start + len(some)]] = self.values[_rows_of(self.offsets, some)[0]]
+        return Lists(values, offsets)
 
-    def of_image(self, position: int) -> NDArray[np.int32]:
+    def of_image(self, position: int) -> NDArray[Any]:
         return self.values[self.offsets[position] : self.offsets[position + 1]]
 
 
@@ -103,6 +112,7 @@ class AnnotationIndex:
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the file; results are written with these
     federated: Federated | None = None  # of LVIS only; else every class was looked for in every image
+    masks: Masks | None = None  # of all A, where they were asked for
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -123,6 +133,7 @@ class AnnotationIndex:
         areas: ArrayLike | None = None,
         annotation_ids: Iterable[int | str] | Ids | None = None,
         federated: Federated | None = None,
+        masks: Masks | None = None,
     ) -> AnnotationIndex:
         """Annotations come sorted by image; `counts` says how many each image has."""
         boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
@@ -147,6 +158,7 @@ class AnnotationIndex:
             classes=classes,
             category_ids=category_ids,
             federated=federated,
+            masks=masks,
         )
 
     def file(self, position: int) -> str:
@@ -173,21 +185,43 @@ class AnnotationIndex:
             values = getattr(self, name)
             flat = np.frombuffer(repr(values.tolist()).encode(), np.uint8) if values.dtype == object else np.ascontiguousarray(values)
             digest.update(flat.view(np.uint8).data)
+        for values in () if self.masks is None else self.masks.arrays:
+            digest.update(values.view(np.uint8).data)
         return f"{len(self)} images, {len(self.labels)} annotations, digest {digest.hexdigest()[:12]}"
 
     def usable(self) -> NDArray[np.bool_]:
-        """[A] whether an annotation can be trained on: a finite box with an area inside its image, and no crowd region."""
+        """[A] whether an annotation can be trained on: no crowd region, a finite box with an area in its image, and a mask if asked for."""
         height, width = self.sizes[self.image_of_row].T
         with np.errstate(invalid="ignore"):
             x0, y0, x1, y1 = self.boxes_xyxy.T
             inside = (np.minimum(x1, width) - np.maximum(x0, 0) > 0) & (np.minimum(y1, height) - np.maximum(y0, 0) > 0)
-        return np.isfinite(self.boxes_xyxy).all(1) & inside & ~self.crowd
+        return np.isfinite(self.boxes_xyxy).all(1) & inside & ~self.crowd & ~self.without_mask
+
+    @property
+    def without_mask(self) -> NDArray[np.bool_]:
+        """[A] whether an annotation has no mask, where masks were asked for."""
+        return np.zeros(len(self.labels), bool) if self.masks is None else ~self.masks.present
+
+    def decode_masks(self, position: int) -> NDArray[np.bool_]:
+        """[G, H, W] the masks of an image's annotations, in the order of its boxes; no pixel where an annotation has none.
+
+        They are of the size in `sizes`: of the picture as it was annotated, in whose pixels boxes are too.
+
+        Raises:
+            ValueError: the masks were not asked for.
+            ImportError: there are polygons, and pycocotools is not installed.
+        """
+        if self.masks is None:
+            raise ValueError("the masks were not read: open the data with masks=True, or train with --data.masks")
+        height, width = self.sizes[position].tolist()
+        return self.masks.decode(self.rows(position), height, width)
 
     def keep_rows(self, keep: NDArray[np.bool_]) -> AnnotationIndex:
         """The same images with only the marked annotations."""
         counts = np.bincount(self.image_of_row[keep], minlength=len(self))
         names = ("boxes_xyxy", "labels", "crowd", "difficult", "areas", "annotation_ids")
-        return replace(self, offsets=_offsets(counts), **{name: getattr(self, name)[keep] for name in names})
+        masks = self.masks and self.masks.take(np.flatnonzero(keep))
+        return replace(self, offsets=_offsets(counts), masks=masks, **{name: getattr(self, name)[keep] for name in names})
 
     def keep_images(self, positions: NDArray[np.int64]) -> AnnotationIndex:
         """Only the images at `positions`, in that order."""
@@ -206,6 +240,7 @@ class AnnotationIndex:
             areas=self.areas[rows],
             annotation_ids=self.annotation_ids[rows],
             federated=self.federated and self.federated.take(positions),
+            masks=self.masks and self.masks.take(rows),
         )
 
 
@@ -238,6 +273,7 @@ def join_indices(parts: Sequence[AnnotationIndex]) -> AnnotationIndex:
         areas=cat("areas"),
         annotation_ids=annotation_ids,
         federated=join_federated([part.federated for part in parts]),
+        masks=_join_masks([part.masks for part in parts]),
     )
 
 
@@ -247,6 +283,12 @@ def join_federated(parts: Sequence[Federated | None]) -> Federated | None:
     if len(known) < len(parts) or len({part.frequencies for part in known}) > 1:
         return None
     return Federated(Lists.cat([p.absent for p in known]), Lists.cat([p.incomplete for p in known]), known[0].frequencies)
+
+
+def _join_masks(parts: Sequence[Masks | None]) -> Masks | None:
+    """None unless all parts have masks."""
+    known = [part for part in parts if part is not None]
+    return known[0].joined(known[1:]) if len(known) == len(parts) else None
 
 
 def id_array(ids: Iterable[int | str] | Ids) -> Ids:
@@ -305,7 +347,7 @@ def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The rows of the images at `positions`, one after the other, and the offsets that they have then."""
-    counts = np.diff(offsets)[positions]
+    counts = offsets[positions + 1] - offsets[positions]
     taken = _offsets(counts)
     return np.repeat(offsets[positions] - taken[:-1], counts) + np.arange(taken[-1]), taken
 

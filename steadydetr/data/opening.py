@@ -34,6 +34,7 @@ def open_data(
     say: Callable[[str], None] | None = None,
     hold_out: HoldOut = DEFAULT_HOLD_OUT,
     divisions: Sequence[Division] = (),
+    masks: bool = False,
 ) -> Dataset:
     """The data set behind a folder or the word `shapes`.
 
@@ -46,13 +47,14 @@ def open_data(
         say: is told what is remarkable about the annotations, such as polygons of which the boxes are taken.
         hold_out: how a place is divided where it has to be.
         divisions: those of a run, which then count instead, also for the split that they divide.
+        masks: read the masks of objects too; `index.decode_masks(position)` gives those of an image.
 
     Raises:
-        ValueError: the layout is not recognised or has no such split; says what was looked for and what is there.
+        ValueError: the layout is not recognised, has no such split or no masks; says what was looked for and what is there.
     """
     opener, parts = _Opener(telling(say) if say else stop, say, hold_out, divisions), list[Dataset]()
     for place in joined_places(where):
-        parts.append(opener.one(layout_of(place, limits), place, split))
+        parts.append(opener.one(layout_of(place, limits, masks), place, split))
     return _joined(parts)
 
 
@@ -72,7 +74,7 @@ def open_train_and_val(
     opener = _Opener(report, say, data, divisions or (), goes_on=divisions is not None)
     train, val, made = list[Dataset](), list[Dataset](), list[Division]()
     for place in joined_places(data.source):
-        layout = layout_of(place, data)
+        layout = layout_of(place, data, data.masks)
         if data.val_source:
             train.append(opener.whole(layout, place, data.train_split)[0])
         else:
@@ -81,7 +83,7 @@ def open_train_and_val(
             val.append(both.val)
             made += both.divisions
     for place in joined_places(data.val_source) if data.val_source else ():
-        val.append(opener.whole(layout_of(place, data), place, data.val_split)[0])
+        val.append(opener.whole(layout_of(place, data, data.masks), place, data.val_split)[0])
     return Splits(_joined(train), _joined(val), made)
 
 

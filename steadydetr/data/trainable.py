@@ -74,12 +74,13 @@ def check_transform(transform: TrainTransform, channels: int) -> None:
 
 def why_no_object(index: AnnotationIndex) -> str:
     """Why there is no object to train on; empty where there is one."""
-    total, crowd = len(index.labels), int(index.crowd.sum())
+    total, crowd, maskless = len(index.labels), int(index.crowd.sum()), int((index.without_mask & ~index.crowd).sum())
     if index.usable().any():
         return ""
     if not total:
         return "no image has an annotation"
-    kinds = {"crowd regions (iscrowd 1)": crowd, "boxes without area or outside their image": total - crowd}
+    kinds = {"crowd regions (iscrowd 1)": crowd, "without a mask": maskless}
+    kinds["boxes without area or outside their image"] = total - crowd - maskless
     return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}"
 
 

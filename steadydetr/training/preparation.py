@@ -239,6 +239,10 @@ def open_both(
         say(sentence)
     if dropped:
         say(f"{train_data.name}: {dropped} boxes without area or outside their image are not trained on")
+    if maskless := int((both[0].index.without_mask & ~both[0].index.crowd).sum()):
+        say(
+            f"{train_data.name}: {counted(maskless, 'annotation')} without a mask are not trained on; `steadydetr check --masks` names them"
+        )
     for sentence in object_remarks(recipe, train_data, val_data, bool(opened.divisions)):
         say(sentence)
     return Splits(train_data, val_data, opened.divisions)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.reading import expanded
-from steadydetr.files import printable
+from steadydetr.files import listed, printable
+from steadydetr.kinds import options
 from steadydetr.limits import Limits
 
 
@@ -52,7 +53,9 @@ class DataLayout(ABC):
     """A frozen dataclass. `--data` takes the first layout, in the order of registration, that recognises the place."""
 
     limits: Limits = Limits()  # what may be read; FolderDataset takes it along for the images
+    masks: bool = False  # whether they are asked for, of a layout that gives them
 
+    gives_masks: ClassVar[bool] = False
     # one line of the message that is shown where no layout recognises a folder: the layout's name, and which files tell it
     looked_for: ClassVar[str]
 
@@ -82,6 +85,15 @@ class DataLayout(ABC):
         for finding in self.check(where, split):
             report(finding)
         return self.open(where, split)
+
+    def asked_for_masks(self, where: str) -> DataLayout:
+        """The layout, which will read masks. Raises ValueError where it has none; names those that have."""
+        if not self.gives_masks:
+            layouts: list[DataLayout] = [kind() for kind in options(DataLayout).values()]
+            able = listed((layout.looked_for.partition(":")[0] for layout in layouts if layout.gives_masks), 20)
+            this = self.looked_for.partition(":")[0] or type(self).__name__
+            raise ValueError(f"data {printable(where)}: masks are read of {able}; this is {this}")
+        return replace(self, masks=True)
 
     def folder(self, where: str) -> DataFolder:
         return DataFolder(expanded(where), self.limits)

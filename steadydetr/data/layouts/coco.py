@@ -19,7 +19,7 @@ from steadydetr.data.folder import DataFolder
 from steadydetr.data.index import AnnotationIndex, Federated, IdColumn, Ids, Names, counts_in_order, find_ids, id_array, join_federated
 from steadydetr.data.json_lists import NO_JSON, JsonLists
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
-from steadydetr.data.layouts.coco_file import CocoCategory, CocoData, CocoFile, CocoImage, decode_coco
+from steadydetr.data.layouts.coco_file import CocoCategory, CocoData, CocoFile, CocoImage, MaskedCocoFile, decode_coco
 from steadydetr.data.layouts.common import ALIASES, Remarks, annotated_size, choose_split, splits_of, standard_split, unsaid
 from steadydetr.data.reading import decode_json, expanded, is_file_name, name_on_disk
 from steadydetr.files import printable
@@ -39,6 +39,7 @@ AWAY = re.compile(r"([A-Za-z]:)?[\\/]|\.\.[\\/]")  # how a path begins that lead
 class Coco(InspectedLayout):
     """annotations/instances_SPLIT*.json beside folders of images."""
 
+    gives_masks = True
     looked_for = "COCO: annotations/instances_SPLIT*.json beside folders of images"
 
     def recognises(self, where: str) -> bool:
@@ -58,7 +59,7 @@ class Coco(InspectedLayout):
             raise kind(f"{message} Name one with --data.train-split or --data.val-split")
         name = matching[0].stem.removeprefix("instances_")
         places = [root / name, root / "images" / name, root / "images", root]
-        return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report)
+        return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report, coco_kind(self.masks))
 
     def _files(self, where: str, split: str) -> list[Path]:
         """The annotation file of that very split, or else those whose split begins like it, if in capitals; `all`: the only one."""
@@ -76,6 +77,7 @@ class Coco(InspectedLayout):
 class Roboflow(InspectedLayout):
     """SPLIT/_annotations.coco.json with the images beside it; validation is called valid."""
 
+    gives_masks = True
     looked_for = "Roboflow: SPLIT/_annotations.coco.json with the images beside it (SPLIT: train, valid, test)"
 
     def recognises(self, where: str) -> bool:
@@ -87,10 +89,14 @@ class Roboflow(InspectedLayout):
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         root = expanded(where)
         folder = root / choose_split(root, self._splits(where), split, "/")
-        return read_coco(folder / ROBOFLOW, [folder], f"{root.name}-{folder.name}", self.folder(where), report)
+        return read_coco(folder / ROBOFLOW, [folder], f"{root.name}-{folder.name}", self.folder(where), report, coco_kind(self.masks))
 
     def _splits(self, where: str) -> list[str]:
         return sorted(path.parent.name for path in expanded(where).glob(f"*/{ROBOFLOW}"))
+
+
+def coco_kind(masks: bool) -> type[CocoFile]:
+    return MaskedCocoFile if masks else CocoFile
 
 
 def read_coco(
@@ -175,6 +181,7 @@ def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report:
     order = order if good.all() else order[good[order]]
     annotations.take(order)
     labels, positions = labels[order], positions[order]
+    masks = None if annotations.masks is None else annotations.masks.take(order, images.sizes[positions])
     return AnnotationIndex.build(
         image_ids=images.ids,
         files=images.files,
@@ -188,6 +195,7 @@ def _index(data: CocoData, path: Path, folder: Path, source: DataFolder, report:
         areas=annotations.areas,
         annotation_ids=annotations.ids.values,
         federated=images.federated,
+        masks=masks,
     )
 
 

@@ -12,6 +12,7 @@ import msgspec
 from steadydetr.data.index import Federated, IdColumn
 from steadydetr.data.json_lists import JsonLists
 from steadydetr.data.layouts.base import Finding, Report, fault
+from steadydetr.data.layouts.coco_masks import MaskColumn, Segmentation, check_polygons
 from steadydetr.data.layouts.common import decode_entries, unsaid
 from steadydetr.data.reading import Id, Name
 from steadydetr.lazy import np
@@ -40,6 +41,14 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     iscrowd: float | bool | None = 0
 
 
+class MaskedAnnotation(CocoAnnotation, gc=False):
+    segmentation: Segmentation = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.segmentation, list):
+            check_polygons(self.segmentation)
+
+
 class CocoCategory(msgspec.Struct):
     id: Id
     name: str
@@ -47,7 +56,7 @@ class CocoCategory(msgspec.Struct):
 
 
 class CocoFile(msgspec.Struct):
-    """Which entries a file has, and what they say together. Polygons, most of many files, are skipped."""
+    """Which entries a file has, and what they say together. Masks, most of many files, are skipped."""
 
     images: Sequence[CocoImage]
     categories: Sequence[CocoCategory]
@@ -57,6 +66,10 @@ class CocoFile(msgspec.Struct):
     def federated(images: Sequence[Any], categories: Sequence[Any]) -> Federated | None:
         """What the images and categories that are used say of a federated data set; COCO is none."""
         return None
+
+
+class MaskedCocoFile(CocoFile):
+    annotations: Sequence[MaskedAnnotation]
 
 
 @dataclass(frozen=True)
@@ -88,7 +101,8 @@ class Entries(Generic[T]):
 class Annotations:
     """The annotations of a file as columns, in the order of the file."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, masks: bool = False) -> None:
+        self.masks = MaskColumn() if masks else None
         self.image_ids, self.category_ids, self.ids = IdColumn(most), IdColumn(most), IdColumn(most)
         self.boxes_xyxy = np.empty((most, 4), np.float32)
         self.areas = np.empty(most, np.float32)
@@ -107,6 +121,8 @@ class Annotations:
             areas = np.array([-1 if a.area is None else a.area for a in batch], dtype=np.float64).astype(np.float32)
             self.areas[rows] = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
         self.crowd[rows] = [bool(a.iscrowd) for a in batch]
+        if self.masks is not None:
+            self.masks.extend([a.segmentation for a in batch if isinstance(a, MaskedAnnotation)])
 
     def take(self, order: NDArray[np.int64]) -> None:
         """Keep only these rows, in that order."""
@@ -167,7 +183,8 @@ def _decode(lists: JsonLists, report: Report, kind: type[CocoFile], one_by_one: 
     for batch in images.batches(report):
         image_ids.extend([image.id for image in batch])
     known = list(chain.from_iterable(categories.batches(report)))
-    annotations, wrong = Annotations(entries.most), list[Finding]()
+    annotations = Annotations(entries.most, issubclass(types["annotations"], MaskedAnnotation))
+    wrong = list[Finding]()
     for part in with_category_ids(entries, report, wrong.append):
         annotations.extend(part)
     return CocoData(images, image_ids.values, known, annotations, entries, wrong)

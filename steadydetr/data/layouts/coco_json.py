@@ -12,7 +12,7 @@ from pathlib import Path
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts.base import ALL, STANDARD, InspectedLayout, Report
-from steadydetr.data.layouts.coco import Coco, read_coco
+from steadydetr.data.layouts.coco import Coco, coco_kind, read_coco
 from steadydetr.data.layouts.common import choose_split, head_of, named, split_folders, splits_of, standard_split
 from steadydetr.data.layouts.lvis import Lvis
 from steadydetr.data.reading import expanded
@@ -29,6 +29,7 @@ MOST_FILES = 20  # JSON files of a folder that may be COCO's: of all images, or 
 class CocoJson(InspectedLayout):
     """COCO files of any name beside or above their images: one for all, one for each split by its name, or one in each split's folder."""
 
+    gives_masks = True
     looked_for = "COCO elsewhere: a *.json of COCO beside or above its images, whose name may tell the split, or the file itself"
 
     def recognises(self, where: str) -> bool:
@@ -47,7 +48,7 @@ class CocoJson(InspectedLayout):
         (path,) = files[name]
         root = path.parent if root.is_file() else root
         source = DataFolder(root, self.limits)
-        return read_coco(path, list(_image_folders(root, path, name)), f"{root.name}-{name}", source, report)
+        return read_coco(path, list(_image_folders(root, path, name)), f"{root.name}-{name}", source, report, coco_kind(self.masks))
 
 
 def coco_files(place: Path) -> dict[str, list[Path]]:

@@ -20,6 +20,7 @@ IMAGES = ",images-in="
 class ImagesElsewhere(InspectedLayout):
     """The layout of the annotations is recognised as usual. They must name the images and their sizes."""
 
+    gives_masks = True  # if the layout of the annotations does
     looked_for = "images elsewhere: PLACE,images-in=FOLDER, PLACE,images-in=shards/*.tar, PLACE,images-in=s3://bucket/folder"
 
     def recognises(self, where: str) -> bool:
@@ -31,7 +32,7 @@ class ImagesElsewhere(InspectedLayout):
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
         place, _, images = where.partition(IMAGES)
-        dataset = layout_of(place, self.limits).inspect(place, split, report)
+        dataset = layout_of(place, self.limits, self.masks).inspect(place, split, report)
         if type(dataset) is not FolderDataset:
             raise ValueError(f"data {printable(place)} has no image files, so {printable(IMAGES[1:] + images)} means nothing there")
         return with_images(dataset, images)

@@ -12,7 +12,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.index import Federated, Lists
 from steadydetr.data.layouts.base import InspectedLayout, Report
 from steadydetr.data.layouts.coco import read_coco
-from steadydetr.data.layouts.coco_file import CocoCategory, CocoFile, CocoImage
+from steadydetr.data.layouts.coco_file import CocoCategory, CocoFile, CocoImage, MaskedAnnotation
 from steadydetr.data.layouts.common import choose_split, splits_of
 from steadydetr.data.reading import Id, expanded
 from steadydetr.kinds import register
@@ -23,6 +23,7 @@ from steadydetr.kinds import register
 class Lvis(InspectedLayout):
     """lvis_v1_SPLIT.json or lvis_v0.5_SPLIT.json, beside COCO's train2017 and val2017."""
 
+    gives_masks = True
     looked_for = "LVIS: lvis_v1_SPLIT.json, in the folder or in annotations/, beside train2017/ and val2017/ (or in images/)"
 
     def recognises(self, where: str) -> bool:
@@ -35,7 +36,8 @@ class Lvis(InspectedLayout):
         root = expanded(where)
         files = _files(root)
         path = files[choose_split(root, files, split)]
-        return read_coco(path, [root / "images", root], f"{root.name}-{path.stem}", self.folder(where), report, LvisFile)
+        kind = MaskedLvisFile if self.masks else LvisFile
+        return read_coco(path, [root / "images", root], f"{root.name}-{path.stem}", self.folder(where), report, kind)
 
 
 def _files(root: Path) -> dict[str, Path]:
@@ -77,3 +79,7 @@ class LvisFile(CocoFile):
             incomplete=Lists.of([labels(image.not_exhaustive_category_ids) for image in images]),
             frequencies=tuple(category.frequency or "" for category in categories),
         )
+
+
+class MaskedLvisFile(LvisFile):
+    annotations: Sequence[MaskedAnnotation]

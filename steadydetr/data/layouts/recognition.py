@@ -23,12 +23,12 @@ def joined_places(where: str | Path) -> list[str]:
     return [part.strip() for part in text.split("+")] if "+" in text and not os.path.exists(text) else [text]
 
 
-def layout_of(place: str, limits: Limits = DEFAULT_LIMITS) -> DataLayout:
-    """The first layout that recognises the place, with these limits."""
+def layout_of(place: str, limits: Limits = DEFAULT_LIMITS, masks: bool = False) -> DataLayout:
+    """The first layout that recognises the place, with these limits. Raises ValueError where it gives no masks, and they are asked for."""
     layouts = [kind(limits=limits) for kind in options(DataLayout).values()]
     for layout in layouts:
         if _recognises(layout, place):
-            return layout
+            return layout.asked_for_masks(place) if masks else layout
     root, name = expanded(place), printable(place)
     if not os.path.isdir(root):
         packed = ", which has to be unpacked" if root.suffix.lower() in ARCHIVES else ""
