@@ -301,6 +301,9 @@ def test_data_and_teachers_that_are_not_there_are_told_without_torch(tmp_path: P
     said_without_what_is_slow(
         [["distill", "small-dino", "--teacher", "rnu"]], "the teacher: there is no file or folder rnu", folder=tmp_path
     )
+    started = [["finetune", "rnu", "--data", "shapes"], ["train", "small-dino", "--from", "rnu"]]
+    said_without_what_is_slow(started, "there is no file or folder rnu", folder=tmp_path)
+    said_without_what_is_slow([["finetune", "nowhere", "--data", "shapes"]], "nowhere holds no checkpoint", folder=tmp_path)
     said_without_what_is_slow([["distill", "small-dino"]], "no teacher is named", folder=tmp_path)
     (tmp_path / "run/config.json").write_text("{}")
     said_without_what_is_slow(

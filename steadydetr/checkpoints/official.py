@@ -22,6 +22,7 @@ FILE = Path(__file__).parent / "official.tsv"
 HUB, BY_HAND = "hub:", "by hand: "  # how a place begins that is no https address
 REPOSITORY = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 KINDS = "a run, a checkpoint folder, a file of another project, hub:owner/name, or a name that `steadydetr weights` lists"
+FILES = ("model.safetensors*", "pytorch_model.bin*")  # of weights, in a folder of ours or of the Hub
 MOST_MB = 4000  # that a file of unknown size may have; some hold the state of the optimiser too
 
 
@@ -71,23 +72,14 @@ def find_official(name: str) -> OfficialWeights:
 def check_weights(where: str) -> None:
     """Raise ValueError or FileNotFoundError for WEIGHTS that are plainly not there. None are read, and nothing is fetched."""
     path = Path(where).expanduser()
-    if where.startswith(HUB) or path.is_file() or (path / "pytorch_model.bin").exists():
-        return
-    if path.exists() or len(path.parts) > 1:
-        find_checkpoint(path)
-    else:
-        named_weights(where)
-
-
-def check_place(where: str) -> None:
-    """Raise ValueError or FileNotFoundError for WEIGHTS that are nothing here, no name of the table and no repository of the Hub."""
-    path = Path(where).expanduser()
     if where.startswith(HUB):
         repository_of(where)
     elif "://" in where:
         raise ValueError(
             f"{printable(where)} is an address, from which no weights are fetched: fetch the file and name it, or name {KINDS}"
         )
+    elif path.is_dir() and not any(file for kind in FILES for file in path.glob(kind)):
+        find_checkpoint(path)
     elif not os.path.lexists(path):
         if "/" in where or os.sep in where or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
             raise FileNotFoundError(f"there is no file or folder {printable(where)}: name {KINDS}")

@@ -18,7 +18,7 @@ from steadydetr.checkpoints.hugging_face_config import read_hugging_face_config
 from steadydetr.checkpoints.official import (
     HUB,
     OfficialWeights,
-    check_place,
+    check_weights,
     fetch_official,
     fetch_repository,
     named_weights,
@@ -56,7 +56,7 @@ def read_weights(where: str | Path, classes: str = "auto", **untraced: float) ->
         OSError: it is not there, and cannot be fetched; one line that says what to bring, and where to put it.
     """
     text = str(where)
-    check_place(text)
+    check_weights(text)
     if text.startswith(HUB):
         return _from_hub(text, classes, untraced)
     path = Path(text).expanduser()

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steadydetr.cli.quick import check_new_run, check_weights
+from steadydetr.checkpoints.official import check_weights
+from steadydetr.cli.quick import check_new_run
 from steadydetr.cli.words import take_flag
 from steadydetr.files import counted
 

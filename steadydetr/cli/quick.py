@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadydetr.checkpoints.finding import find_checkpoint
-from steadydetr.checkpoints.official import check_place
 from steadydetr.cli.words import take_flag
 from steadydetr.files import printable
 from steadydetr.kinds import foreign_parts_expected, normal
@@ -44,12 +43,6 @@ def check_new_run(words: Sequence[str], default: str = "") -> None:
     asked = {word.partition("=")[0] for word in words}
     if folder and not asked & {"--resume", "--help", "-h"} and not any(name in os.environ for name in RANKS):
         refuse_another_run(Path(folder).expanduser())
-
-
-def check_weights(where: str | None) -> None:
-    """Raise ValueError or FileNotFoundError for WEIGHTS that can be nothing. Of several processes the main one looks, later."""
-    if where and not any(name in os.environ for name in RANKS):
-        check_place(where)
 
 
 def check_source(where: str, limits: Limits = DEFAULT_LIMITS, masks: bool = False) -> None:

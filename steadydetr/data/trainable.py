@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from steadydetr.data.dataset import Dataset
 from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.layouts.common import as_corners
 from steadydetr.data.overlap import shared_images, shared_versions
 from steadydetr.data.transforms import Sample, TrainTransform, apply, seeded
 from steadydetr.files import counted, listed, one_line, printable
@@ -17,13 +18,11 @@ if TYPE_CHECKING:
 
 TRIES = 20  # of a transform, which has random parts
 NORMALISED = "all boxes lie within 0..1 pixels: they look normalised, pixels are expected"
-
-
 CORNERS = (
     "many boxes reach out of their image, and all would fit if they were x, y, x, y: they look like corners, where x, y, width, height is"
     " expected"
 )
-MANY = 0.1  # share of the boxes
+MANY = 0.1  # share of the boxes that reach out of their image
 ALLOW_SAME = (
     "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
     " out where the data bring no split to validate on. To see whether a detector can learn these images at all: --data.same-images allow"
@@ -95,9 +94,8 @@ def look_like_corners(index: AnnotationIndex) -> bool:
     would as corners."""
     rows = index.usable()
     low, high = index.boxes_xyxy[rows, :2], index.boxes_xyxy[rows, 2:]
-    corner, image_size = high - low, index.sizes[index.image_of_row[rows]][:, ::-1]
-    beyond = (high > image_size + 1).any(1)
-    return bool(len(low)) and beyond.mean() > MANY and bool(((corner > low) & (corner <= image_size + 1)).all())
+    fit, beyond = as_corners(np.concatenate((low, high - low), 1), index.sizes[index.image_of_row[rows]])
+    return fit and beyond > MANY * len(low)
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:

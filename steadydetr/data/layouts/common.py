@@ -334,7 +334,7 @@ def box_around(points: Sequence[Sequence[float]]) -> Box:
     return min(xs), min(ys), max(xs), max(ys)
 
 
-def as_corners(boxes: NDArray[np.float64], sizes: NDArray[np.integer[Any]]) -> tuple[bool, int]:
+def as_corners(boxes: NDArray[np.floating[Any]], sizes: NDArray[np.integer[Any]]) -> tuple[bool, int]:
     """Whether boxes (x, y, width, height) all fit their images, of sizes [A, 2] (h, w), as if they were two corners, and how many end
     beyond them as what they are."""
     x, y, z, w = boxes.T
