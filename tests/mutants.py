@@ -58,6 +58,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "learning/frozen.py": (*ONLINE, "test_distill_pairs", "test_online_step", "test_distill_training", "test_online_training"),
     "training/optimiser.py": ("test_optimiser", "test_train"),
     "data/transforms.py": ("test_transforms", "test_data"),
+    "data/masks.py": ("test_masks",),
+    "data/layouts/coco_masks.py": ("test_masks",),
     "data/transform_steps.py": ("test_transforms", "test_data"),
     "data/config.py": ("test_loading", "test_data", "test_loading_processes"),
     "data/loading.py": ("test_loading", "test_data", "test_neighbours", "test_loading_processes"),

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from steadydetr.data.index import IdColumn, id_array
+from steadydetr.data.columns import IdColumn, id_array
 from steadydetr.data.json_lists import NO_JSON, JsonLists, nulls_for_nan
 from steadydetr.data.layouts import coco_file
 from steadydetr.data.layouts.base import Finding

@@ -17,7 +17,8 @@ from pycocotools.coco import COCO as PycocoTools
 from steadydetr.cli import main
 from steadydetr.data import AnnotationIndex, open_data
 from steadydetr.data.check import check_data
-from steadydetr.data.index import Lists, join_indices
+from steadydetr.data.columns import Lists
+from steadydetr.data.index import join_indices
 from steadydetr.data.layouts import coco_file
 from steadydetr.data.layouts.coco_masks import FARTHEST, runs_of_text
 from steadydetr.data.masks import Masks
@@ -152,7 +153,7 @@ def mixed(seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(4))
 def test_masks_stay_with_their_annotations(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However annotations and images are chosen, ordered, joined and sent to other processes."""
-    monkeypatch.setattr("steadydetr.data.index.BLOCK", 3)
+    monkeypatch.setattr("steadydetr.data.columns.BLOCK", 3)
     rng, index = np.random.default_rng(seed), index_of(tmp_path / "a", mixed(seed))
     other = index_of(tmp_path / "b", mixed(seed + 10))
     assert index.masks is not None

@@ -3,79 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
+from steadydetr.data.columns import Ids, Lists, Names, id_array, offsets_of, rows_of
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, DTypeLike, NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from steadydetr.data.masks import Masks
-
-Ids: TypeAlias = "NDArray[np.int64] | NDArray[np.object_]"  # numbers of 64 bits, or else larger ones and texts as they are in the file
-BLOCK = 2**16  # lists that are taken at once
-
-
-@dataclass(frozen=True)
-class Names:
-    """M texts as one array, which takes a quarter of the memory that Python's texts do."""
-
-    encoded: NDArray[np.uint8]  # all of them, one after the other
-    ends: NDArray[np.int64]  # [M]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, row: int) -> str:
-        start = int(self.ends[row - 1]) if row else 0
-        return self.encoded[start : self.ends[row]].tobytes().decode(errors="surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
-
-    @staticmethod
-    def of(names: Iterable[str]) -> Names:
-        encoded = [name.encode(errors="surrogateescape") for name in names]
-        ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-        return Names(np.frombuffer(b"".join(encoded), np.uint8), ends)
-
-    @staticmethod
-    def cat(parts: Sequence[Names]) -> Names:
-        before = np.cumsum([0, *(len(part.encoded) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, before[:-1], strict=True)]
-        return Names(np.concatenate([part.encoded for part in parts]), np.concatenate(ends))
-
-
-@dataclass(frozen=True)
-class Lists:
-    """M lists of numbers, as of the labels of an image; list i is values[offsets[i] : offsets[i + 1]]."""
-
-    values: NDArray[Any]
-    offsets: NDArray[np.int64]  # [M + 1]
-
-    @staticmethod
-    def of(lists: Sequence[Sequence[float]], dtype: DTypeLike = "int32") -> Lists:
-        values = np.fromiter(chain.from_iterable(lists), dtype)
-        return Lists(values, _offsets(np.fromiter(map(len, lists), np.int64, len(lists))))
-
-    @staticmethod
-    def cat(parts: Sequence[Lists]) -> Lists:
-        return Lists(np.concatenate([p.values for p in parts]), _offsets(np.concatenate([np.diff(p.offsets) for p in parts])))
-
-    def take(self, positions: NDArray[np.int64]) -> Lists:
-        """Those at `positions`, in that order; some at a time, because memory may be short."""
-        offsets = _offsets(self.offsets[positions + 1] - self.offsets[positions])
-        values = np.empty(offsets[-1], self.values.dtype)
-        for start in range(0, len(positions), BLOCK):
-            some = positions[start : start + BLOCK]
-            values[offsets[start] : offsets[start + len(some)]] = self.values[_rows_of(self.offsets, some)[0]]
-        return Lists(values, offsets)
-
-    def of_image(self, position: int) -> NDArray[Any]:
-        return self.values[self.offsets[position] : self.offsets[position + 1]]
 
 
 @dataclass(frozen=True)
@@ -146,9 +84,9 @@ class AnnotationIndex:
         return AnnotationIndex(
             image_ids=id_array(image_ids),
             file_bytes=file_bytes,
-            file_offsets=_offsets(lengths),
+            file_offsets=offsets_of(lengths),
             sizes=np.asarray(sizes, dtype=np.int32).reshape(-1, 2),
-            offsets=_offsets(np.asarray(counts, dtype=np.int64)),
+            offsets=offsets_of(np.asarray(counts, dtype=np.int64)),
             boxes_xyxy=boxes,
             labels=np.asarray(labels, dtype=np.int32),
             crowd=np.zeros(total, bool) if crowd is None else np.asarray(crowd, dtype=bool),
@@ -221,11 +159,11 @@ class AnnotationIndex:
         counts = np.bincount(self.image_of_row[keep], minlength=len(self))
         names = ("boxes_xyxy", "labels", "crowd", "difficult", "areas", "annotation_ids")
         masks = self.masks and self.masks.take(np.flatnonzero(keep))
-        return replace(self, offsets=_offsets(counts), masks=masks, **{name: getattr(self, name)[keep] for name in names})
+        return replace(self, offsets=offsets_of(counts), masks=masks, **{name: getattr(self, name)[keep] for name in names})
 
     def keep_images(self, positions: NDArray[np.int64]) -> AnnotationIndex:
         """Only the images at `positions`, in that order."""
-        rows, offsets = _rows_of(self.offsets, positions)
+        rows, offsets = rows_of(self.offsets, positions)
         return AnnotationIndex.build(
             image_ids=self.image_ids[positions],
             files=[self.file(int(i)) for i in positions],
@@ -289,67 +227,6 @@ def _join_masks(parts: Sequence[Masks | None]) -> Masks | None:
     """None unless all parts have masks."""
     known = [part for part in parts if part is not None]
     return known[0].joined(known[1:]) if len(known) == len(parts) else None
-
-
-def id_array(ids: Iterable[int | str] | Ids) -> Ids:
-    """Ids as an array: of int64 where all are numbers of 64 bits, else of the objects as they are."""
-    if isinstance(ids, np.ndarray) and ids.dtype.kind == "i":
-        return ids.astype(np.int64, copy=False)
-    values = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
-    if {*map(type, values)} <= {int, np.int64}:
-        try:
-            return np.array(values, dtype=np.int64)
-        except OverflowError:
-            pass
-    found = np.empty(len(values), dtype=object)
-    found[:] = values
-    return found
-
-
-class IdColumn:
-    """Ids one after the other, in an array that has room for `most`: of 32 bits as long as they fit, else as `id_array` has them."""
-
-    def __init__(self, most: int) -> None:
-        self.array: NDArray[Any] = np.empty(most, np.int32)
-        self.count = 0
-
-    def extend(self, ids: Sequence[int | str]) -> None:
-        added: NDArray[Any] = id_array(ids)
-        if added.dtype != object and (added == added.astype(np.int32)).all():
-            added = added.astype(np.int32)
-        self.array = self.array.astype(np.result_type(self.array, added), copy=False)
-        self.array[self.count : self.count + len(added)] = added
-        self.count += len(added)
-
-    @property
-    def values(self) -> NDArray[Any]:
-        return self.array[: self.count]
-
-
-def find_ids(known: Ids, wanted: Ids) -> NDArray[np.int64]:
-    """Position of every `wanted` id in `known`; -1 where it is not there. A text is never the number that it looks like."""
-    if object in (known.dtype, wanted.dtype) or not len(known):
-        position_of = {id_: position for position, id_ in enumerate(known.tolist())}
-        return np.array([position_of.get(id_, -1) for id_ in wanted.tolist()], dtype=np.int64)
-    order = np.argsort(known)
-    found = order[np.searchsorted(known, wanted, sorter=order).clip(max=len(known) - 1)]
-    return np.where(known[found] == wanted, found, -1)
-
-
-def counts_in_order(positions: NDArray[np.int32], total: int) -> NDArray[np.int64]:
-    """How often each of 0 to total - 1 is among positions in ascending order: as `np.bincount`, without a copy of them in 64 bits."""
-    return np.diff(np.searchsorted(positions, np.arange(total + 1, dtype=np.int32)))
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
-
-
-def _rows_of(offsets: NDArray[np.int64], positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The rows of the images at `positions`, one after the other, and the offsets that they have then."""
-    counts = offsets[positions + 1] - offsets[positions]
-    taken = _offsets(counts)
-    return np.repeat(offsets[positions] - taken[:-1], counts) + np.arange(taken[-1]), taken
 
 
 def _box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:

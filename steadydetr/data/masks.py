@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from steadydetr.data.index import Lists
+from steadydetr.data.columns import Lists
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steadydetr.data.columns import Names
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Names
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.picture_inputs import Encoded, is_address
 from steadydetr.data.reading import expanded, parts_in_common
 from steadydetr.data.stores import Store, names_tar_files, store_of

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING
 
+from steadydetr.data.columns import Names
 from steadydetr.data.images import IMAGE_SUFFIXES
-from steadydetr.data.index import Names
 from steadydetr.data.kept import keep, kept_place, read_kept
 from steadydetr.data.stores import Stamp, Store, named_errors
 from steadydetr.files import printable

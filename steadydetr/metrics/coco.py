@@ -15,7 +15,8 @@ import hotcoco
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.index import AnnotationIndex, find_ids
+from steadydetr.data.columns import find_ids
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.metrics.base import Measurer, Metric, Values
 from steadydetr.metrics.results import Results
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from steadydetr.data.index import AnnotationIndex, find_ids
+from steadydetr.data.columns import find_ids
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.trainable import NORMALISED, look_normalised, most_of_a_class
 from steadydetr.metrics.results import Results
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steadydetr.data.index import Ids, id_array
+from steadydetr.data.columns import Ids, id_array
 from steadydetr.files import write_json
 
 Prediction = tuple[Tensor, Tensor, Tensor]  # boxes_xyxy in pixels, scores, labels of one image

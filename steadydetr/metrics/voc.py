@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from steadydetr.data.index import AnnotationIndex, find_ids
+from steadydetr.data.columns import find_ids
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.metrics.base import Measurer, Metric, Values
 from steadydetr.metrics.results import Results
 

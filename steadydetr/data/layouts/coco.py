@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from steadydetr.data.columns import IdColumn, Ids, Names, counts_in_order, find_ids, id_array
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, Federated, IdColumn, Ids, Names, counts_in_order, find_ids, id_array, join_federated
+from steadydetr.data.index import AnnotationIndex, Federated, join_federated
 from steadydetr.data.json_lists import NO_JSON, JsonLists
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, InspectedLayout, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.coco_file import CocoCategory, CocoData, CocoFile, CocoImage, MaskedCocoFile, decode_coco

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
 import msgspec
 
-from steadydetr.data.index import Federated, IdColumn
+from steadydetr.data.columns import IdColumn
+from steadydetr.data.index import Federated
 from steadydetr.data.json_lists import JsonLists
 from steadydetr.data.layouts.base import Finding, Report, fault
 from steadydetr.data.layouts.coco_masks import MaskColumn, Segmentation, check_polygons

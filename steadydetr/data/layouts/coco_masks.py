@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
-from steadydetr.data.index import Lists
+from steadydetr.data.columns import Lists
 from steadydetr.data.masks import EMPTY, MISSING, OTHER_SIZE, PRESENT, Masks, as_float32
 from steadydetr.lazy import np
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from steadydetr.data.columns import id_array
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.images import picture_size
-from steadydetr.data.index import AnnotationIndex, id_array
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import as_corners, choose_split, splits_of
 from steadydetr.data.layouts.image_folder import BOX_FIELDS, CLASS_FIELDS, by_number

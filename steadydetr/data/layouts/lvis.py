@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
+from steadydetr.data.columns import Lists
 from steadydetr.data.dataset import FolderDataset
-from steadydetr.data.index import Federated, Lists
+from steadydetr.data.index import Federated
 from steadydetr.data.layouts.base import InspectedLayout, Report
 from steadydetr.data.layouts.coco import read_coco
 from steadydetr.data.layouts.coco_file import CocoCategory, CocoFile, CocoImage, MaskedAnnotation

@@ -11,9 +11,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steadydetr.data.columns import counts_in_order
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
-from steadydetr.data.index import AnnotationIndex, counts_in_order
+from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import Finding, InspectedLayout, Report, fault
 from steadydetr.data.layouts.common import choose_split, files_below, ids_of_names, splits_of
 from steadydetr.data.picture_sizes import picture_sizes
