@@ -531,6 +531,16 @@ def test_a_coco_file_may_be_the_place(tmp_path: Path) -> None:
         open_data(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["COCO", "COCO in annotations"])
+def test_a_coco_file_in_annotations_may_be_the_place(name: str, tmp_path: Path) -> None:
+    """Its images lie beside that folder, not in it."""
+    photos, files = export(name, tmp_path), sorted((tmp_path / "annotations").glob("*.json"))
+    assert len(files) == 2
+    for path in files:
+        split = "val" if "val" in path.stem else "train"
+        assert targets(open_data(path, "all")) == expected(of(split, photos))
+
+
 def test_json_files_that_are_no_coco_are_left_alone(tmp_path: Path) -> None:
     for number in range(30):  # one for each image, of a tool that is not known
         write(tmp_path / f"{number}.json", json.dumps({"version": "5", "regions": [], "imagePath": "a.png"}))

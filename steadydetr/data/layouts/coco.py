@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ROBOFLOW = "_annotations.coco.json"
+ANNOTATIONS, INSTANCES = "annotations", "instances_"  # the folder of COCO's files, and how their names begin
 BLOCK = 2**21  # ids that are looked up at once
 AWAY = re.compile(r"([A-Za-z]:)?[\\/]|\.\.[\\/]")  # how a path begins that leads out of the folder
 
@@ -44,10 +45,10 @@ class Coco(InspectedLayout):
     looked_for = "COCO: annotations/instances_SPLIT*.json beside folders of images"
 
     def recognises(self, where: str) -> bool:
-        return any(expanded(where).glob("annotations/instances_*.json"))
+        return any(expanded(where).glob(f"{ANNOTATIONS}/{INSTANCES}*.json"))
 
     def splits(self, where: str) -> tuple[str, ...]:
-        names = [path.stem.removeprefix("instances_") for path in self._files(where, "")]
+        names = [path.stem.removeprefix(INSTANCES) for path in self._files(where, "")]
         return splits_of(next((split for split in STANDARD if name.lower().startswith(split)), standard_split(name)) for name in names)
 
     def inspect(self, where: str, split: str, report: Report) -> FolderDataset:
@@ -55,19 +56,19 @@ class Coco(InspectedLayout):
         if len(matching) != 1:
             what = "no annotation file" if not matching else "several annotation files"
             present = ", ".join(printable(path.name) for path in self._files(where, ""))
-            message = f"{printable(root / 'annotations')} has {what} for split {split!r}; it holds {present}."
+            message = f"{printable(root / ANNOTATIONS)} has {what} for split {split!r}; it holds {present}."
             kind = ValueError if matching else NoSplit
             raise kind(f"{message} Name one with --data.train-split or --data.val-split")
-        name = matching[0].stem.removeprefix("instances_")
+        name = matching[0].stem.removeprefix(INSTANCES)
         places = [root / name, root / "images" / name, root / "images", root]
         return read_coco(matching[0], places, f"{root.name}-{name}", self.folder(where), report, coco_kind(self.masks))
 
     def _files(self, where: str, split: str) -> list[Path]:
         """The annotation file of that very split, or else those whose split begins like it, if in capitals; `all`: the only one."""
-        files = sorted(expanded(where).glob("annotations/instances_*.json"))
+        files = sorted(expanded(where).glob(f"{ANNOTATIONS}/{INSTANCES}*.json"))
         if split == ALL and self.splits(where) == (ALL,):
             return files
-        names = {path: path.stem.removeprefix("instances_") for path in files}
+        names = {path: path.stem.removeprefix(INSTANCES) for path in files}
         alike = [path for path in files if names[path].lower().startswith(ALIASES.get(split.lower(), split.lower()))]
         alike = alike or [path for path in files if standard_split(names[path]) == split]
         return [path for path in files if names[path] == split] or alike

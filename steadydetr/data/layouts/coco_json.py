@@ -12,7 +12,7 @@ from pathlib import Path
 from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts.base import ALL, STANDARD, InspectedLayout, Report
-from steadydetr.data.layouts.coco import Coco, coco_kind, read_coco
+from steadydetr.data.layouts.coco import ANNOTATIONS, INSTANCES, Coco, coco_kind, read_coco
 from steadydetr.data.layouts.common import choose_split, head_of, named, split_folders, splits_of, standard_split
 from steadydetr.data.layouts.lvis import Lvis
 from steadydetr.data.reading import expanded
@@ -46,7 +46,8 @@ class CocoJson(InspectedLayout):
             both = " and ".join(printable(path.relative_to(root)) for path in files[name])
             raise ValueError(f"{printable(root)} has {both} for split {split!r}: remove one of them, or give one as --data")
         (path,) = files[name]
-        root = path.parent if root.is_file() else root
+        if root.is_file():
+            root = path.parent.parent if path.parent.name == ANNOTATIONS else path.parent
         source = DataFolder(root, self.limits)
         return read_coco(path, list(_image_folders(root, path, name)), f"{root.name}-{name}", source, report, coco_kind(self.masks))
 
@@ -56,7 +57,7 @@ def coco_files(place: Path) -> dict[str, list[Path]]:
     if place.is_file():
         return {ALL: [place]} if place.suffix.lower() == ".json" and _is_coco(place) else {}
     found: dict[str, list[Path]] = {}
-    for folder in (place, place / "annotations"):
+    for folder in (place, place / ANNOTATIONS):
         for path in _coco_in(folder):
             words = {standard_split(word) for word in re.split(r"[^a-z]+", path.stem.lower())} & set(STANDARD)
             found.setdefault(words.pop() if len(words) == 1 else path.stem, []).append(path)
@@ -81,8 +82,10 @@ def _is_coco(path: Path) -> bool:
 
 def _image_folders(root: Path, path: Path, split: str) -> Iterator[Path]:
     """Where the images of a COCO file may lie."""
+    names = dict.fromkeys((split, path.stem, path.stem.removeprefix(INSTANCES)))
     for folder in dict.fromkeys((path.parent, root)):
         yield folder
-        for name in IMAGE_FOLDERS:
-            yield from (folder / name, folder / name / split)
-        yield from (folder / split, folder / split / "images", folder / path.stem)
+        for images in IMAGE_FOLDERS:
+            yield from (folder / images, *(folder / images / name for name in names))
+        for name in names:
+            yield from (folder / name, folder / name / "images")
