@@ -1,15 +1,15 @@
 """What trained weights are worth: steps until a detector of them is as good as one from scratch, and what rows of classes add.
 
-A detector is trained on four shapes. Then six shapes, or cells of blood (BCCD), are learned by three recipes with three seeds each, all of
-as many steps: from scratch, from the trained weights with every class anew, and from the trained weights with classes by name. Goes on
-where it was interrupted.
+A detector is trained on four shapes. Then six shapes, or cells of blood (BCCD), are learned by recipes with three seeds each, all of as
+many steps: from scratch, from the trained weights with every class anew, and, where some of the classes are the same, from the trained
+weights with classes by name. Goes on where it was interrupted.
     python benchmarks/finetuning.py [runs/finetuning] [--bccd FOLDER] [--seeds 3] [--jobs 2]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -26,7 +26,6 @@ from steadydetr.training.loop import train
 
 STEPS, EVALUATIONS, SHARE = 800, 16, 0.9
 FOUR, SIX = "shapes:images=2700,classes=4", "shapes:images=600,classes=6,seed=7"
-TOLD = ("scratch", "anew", "by-name")
 
 
 def trained_on_four(output: Path) -> Path:
@@ -67,13 +66,13 @@ def steps_to(ap: float, points: list[tuple[int, float]]) -> int | None:
     return next((step for step, reached in points if reached >= ap), None)
 
 
-def rows(output: Path, seeds: int) -> Iterator[str]:
+def rows(output: Path, labels: Sequence[str], seeds: int) -> Iterator[str]:
     """Of each recipe, over seeds: the final AP, and the steps to a share of that of the run from scratch of the same seed."""
     share = f"{SHARE:.0%} of the final AP"
     yield f"| start | AP after {STEPS // 10} steps | final AP | steps to {share} from scratch | to {share} of its own |"
     yield "|---|---|---|---|---|"
-    scratch = [curve(output / TOLD[0] / f"seed{seed}") for seed in range(seeds)]
-    for label in TOLD:
+    scratch = [curve(output / "scratch" / f"seed{seed}") for seed in range(seeds)]
+    for label in labels:
         curves = [curve(output / label / f"seed{seed}") for seed in range(seeds)]
         early = [100 * dict(points)[STEPS // 10] for points in curves]
         last = [100 * points[-1][1] for points in curves]
@@ -94,14 +93,15 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
     weights = trained_on_four(arguments.output / "four")
-    size = {"transform": FixedSizeTransform(128, 128), "resize": FixedSize(128, 128), "workers": 0}
-    places = {"six": DataConfig(source=SIX, val_source="shapes:images=200,classes=6", **size)}
+    size = DataConfig(transform=FixedSizeTransform(128, 128), resize=FixedSize(128, 128), workers=0)
+    places = {"six": recipes_for(replace(size, source=SIX, val_source="shapes:images=200,classes=6"), weights)}
     if arguments.bccd:
-        places["bccd"] = DataConfig(source=str(arguments.bccd), **size)
-    for name, data in places.items():
+        places["bccd"] = recipes_for(replace(size, source=str(arguments.bccd)), weights)
+        del places["bccd"]["by-name"]  # no class of the shapes is among them
+    for name, recipes in places.items():
         output = arguments.output / name
-        compare_recipes(recipes_for(data, weights), arguments.seeds, output, arguments.jobs)
-        print(f"\n{name}: {data.source}\n", *rows(output, arguments.seeds), sep="\n")
+        compare_recipes(recipes, arguments.seeds, output, arguments.jobs)
+        print(f"\n{name}: {recipes['scratch'].data.source}\n", *rows(output, list(recipes), arguments.seeds), sep="\n")
 
 
 if __name__ == "__main__":
