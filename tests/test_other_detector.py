@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.data import DataConfig
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.configs import DetectorConfig
+from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.detectors.query_groups import join_groups
 from steadydetr.kinds import options
 from steadydetr.learning.criterion import Criterion

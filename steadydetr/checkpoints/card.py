@@ -8,7 +8,7 @@ from pathlib import Path
 from steadydetr.checkpoints.finding import CONFIG
 from steadydetr.config import check_within, from_plain
 from steadydetr.data.transforms import EvalTransform, ShortestSide
-from steadydetr.detectors.configs import DetectorConfig
+from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.files import printable, read_json_object
 from steadydetr.kinds import register
 

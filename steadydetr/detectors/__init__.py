@@ -1,16 +1,11 @@
-"""The detectors: one file each, and their frozen configs in one."""
+"""The detectors: one file each, and their frozen configs, one file a family."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from steadydetr.detectors.configs import (
-    DABDeformableDETRConfig,
-    DeformableDETRConfig,
-    DetectorConfig,
-    DINOConfig,
-    TransformerConfig,
-)
+from steadydetr.detectors.configs.base import DetectorConfig
+from steadydetr.detectors.configs.deformable import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:

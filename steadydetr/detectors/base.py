@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
-from steadydetr.detectors.configs import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
+from steadydetr.detectors.configs.base import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
 from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD

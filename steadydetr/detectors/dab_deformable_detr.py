@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from steadydetr.detectors.configs import DABDeformableDETRConfig
+from steadydetr.detectors.configs.deformable import DABDeformableDETRConfig
 from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, dense_proposals, take_rows

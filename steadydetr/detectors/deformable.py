@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.configs import TransformerConfig
+from steadydetr.detectors.configs.deformable import TransformerConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.attention import SelfAttention

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from steadydetr.detectors.configs import DeformableDETRConfig
+from steadydetr.detectors.configs.deformable import DeformableDETRConfig
 from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages, dense_proposals

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from steadydetr.boxes import inverse_sigmoid
-from steadydetr.detectors.configs import DINOConfig
+from steadydetr.detectors.configs.deformable import DINOConfig
 from steadydetr.detectors.deformable import Decoder, DeformableDetector, ProposalHead, select_tokens
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.structures import Memory, Queries, dense_proposals, take_rows

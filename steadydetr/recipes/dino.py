@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.detectors import DINOConfig
-from steadydetr.detectors.configs import DINO_TRANSFORMER
+from steadydetr.detectors.configs.deformable import DINO_TRANSFORMER
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction

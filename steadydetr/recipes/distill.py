@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig
-from steadydetr.detectors.configs import with_transformer
+from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import AssignmentDistillation, FeatureDistillation, LogitsDistillation, Objective

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from steadydetr.detectors.configs import with_transformer
+from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, QualityTarget
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.objectives import AuxiliaryGroups, MatchingDistillation, PredictionDistillation, SetPrediction

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
-from steadydetr.detectors.configs import with_transformer
+from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.configs import SmallBackboneConfig

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from steadydetr.detectors.configs import with_transformer
+from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe

@@ -1,78 +1,20 @@
-"""What detectors are built from, and what another project's file tells of its detector.
-
-A config is made, read and shown without the detector itself: `build` imports the file that has it.
-"""
+"""Configs of the deformable detectors: Deformable DETR, DAB-Deformable-DETR, DINO."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self, cast
 
 from steadydetr.config import check_within
+from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.kinds import changeable, register
 from steadydetr.nn.configs import BackboneConfig, FusionKind, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.named_tensors import NamedTensors
 
 if TYPE_CHECKING:
-    from steadydetr.detectors.base import Detector
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
     from steadydetr.detectors.deformable_detr import DeformableDETR
     from steadydetr.detectors.dino import DINO
-
-
-class DetectorConfig(ABC):
-    """What a detector is built from: a frozen dataclass, which is saved beside its weights.
-
-    It declares by these names, as fields or properties, the sizes that it has. None: it has no such size, or does not tell it.
-    """
-
-    queries: int | None = None
-    levels: int | None = None  # of features
-    heads: int | None = None  # of attention
-    encoder_layers: int | None = None
-    image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
-
-    @abstractmethod
-    def build(self, num_classes: int) -> Detector:
-        """The detector with its start weights, which are fetched where its backbone is a pretrained one."""
-
-    def without_pretrained(self) -> DetectorConfig:
-        """The same detector with random weights: nothing is fetched, because other weights are about to be loaded."""
-        return self
-
-    def settled(self) -> Self:
-        """The same detector, with values for what it would look up elsewhere: what is saved of it then means the same for good."""
-        return self
-
-    @property
-    def shares_heads(self) -> bool:
-        """Whether all decoder stages share one class and one box head. Files of other projects hold copies of them for every stage."""
-        return False
-
-    @classmethod
-    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """The config of the detector in another project's file, or None if the file is not one of this detector.
-
-        `steadydetr convert` asks every registered config that defines this method itself; one that inherits it is not asked. Exactly
-        one may recognise a file, so look for names that no other detector has.
-
-        Raises:
-            ValueError: it is this detector, but what a size is read from is missing; names it.
-        """
-        return None
-
-    def changed(self, **values: Any) -> Self:
-        """The same config with other values of some fields."""
-        return replace(self, **values)  # type: ignore[type-var]  # what derives from it is a dataclass
-
-    def with_levels(self, levels: int) -> Self:
-        """The same config with another number of feature levels, of one that declares it."""
-        return self.changed(levels=levels)
-
-    def with_image_channels(self, channels: int) -> Self:
-        """The same config for images of another number of channels."""
-        return self.changed(image_channels=channels)
 
 
 @register("transformer")
