@@ -19,7 +19,7 @@ ADDRESSES_OF_0_1 = ("evaluation", "detections", "predict")  # modules that only 
 FLOORS: dict[int, tuple[str, ...]] = {
     0: (
         *("boxes", "config", "devices", "fetching", "files", "finite", "kinds"),
-        *("lazy", "limits", "old_formats", "recipe_index", "structures", "tensor_files"),
+        *("lazy", "limits", "old_formats", "papers", "recipe_index", "structures", "tensor_files"),
     ),
     1: ("equations", "nn", "data"),
     2: ("detectors",),

@@ -27,6 +27,7 @@ HELP = """steadydetr: train, evaluate and use detectors of the DETR family
   steadydetr figures RUN [RUN ...]           the papers' figures of these runs as files
   steadydetr predict CHECKPOINT IMAGES       detections as pictures and as COCO results
   steadydetr cost RECIPE                     its parameters and GFLOPs, and what distillation adds to a training step
+  steadydetr paper [TABLE]                   the papers' tables with the command of each row, and what runs measured
   steadydetr weights [NAME]                  list official checkpoints of other projects, or fetch one
   steadydetr convert FILE OUTPUT             a checkpoint of another project to ours; its --help names the projects
 
@@ -52,6 +53,7 @@ COMMANDS = {
     "figures": "figures",
     "predict": "predict",
     "cost": "cost",
+    "paper": "paper",
     "weights": "weights",
     "convert": "convert",
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,21 @@ from steadydetr.kinds import nearest
 
 FOLDER = Path(__file__).parent
 PLACES = {"train": ("--data", "path/to/coco"), "distill": ("--data", "path/to/coco"), "cost": ()}  # what a command ends with
+OWN = ("--training.", "--data.", "--detector.backbone.")  # flags that small recipes do not take over
+SMALL = {  # the small sister of a recipe
+    "deformable-detr-refine-r50-24ep": "small-refine-deformable-detr",
+    "od-deformable-detr-r50-24ep": "small-od-deformable-detr",
+    "stable-dino-4scale-r50-12ep": "small-stable-dino",
+    "dino-4scale-r50-12ep": "small-dino",
+    "dino-4scale-r50-24ep": "small-dino",
+    "od-dino-4scale-r50-12ep": "small-od-dino",
+    "od-dino-4scale-r50-24ep": "small-od-dino",
+    "deformable-detr-two-stage-r50-12ep": "small-deformable-detr",
+    "stable-deformable-detr-r50-12ep": "small-stable-deformable-detr",
+    "deformable-detr-r50-50ep": "small-deformable-detr",
+    "deformable-detr-r101-50ep": "small-teacher-deformable-detr",
+    "detrdistill-deformable-detr-r101-r50-50ep": "small-distill-deformable-detr",
+}
 Value = float | str  # a number, or what stands in its place
 
 
@@ -27,6 +42,7 @@ class Row:
     command: str = ""  # abbreviated; empty: a method that this project does not have, or a teacher of another row
     words: tuple[str, ...] = ()  # the same, written out
     note: str = ""
+    weights: str = "model"  # whose metrics these are; "ema": of the average
 
 
 @dataclass(frozen=True)
@@ -91,10 +107,31 @@ def written_out(command: str, short: dict[str, tuple[str, ...]]) -> tuple[str, .
     return (*short.get(first, (first,)), *rest)
 
 
+def at_small_scale(paper: Paper, table: Table) -> tuple[Paper, Table]:
+    """The same with the small sisters of all recipes, trained as these are: flags of training, data and backbone are left out.
+
+    Rows of recipes without one have no command then.
+    """
+    teachers = {folder: words for folder, command in paper.teachers.items() if (words := _small(command))}
+    rows = (replace(row, words=_small(row.words), reported=()) for row in table.rows)
+    return replace(paper, teachers=teachers), replace(table, rows=tuple(rows))
+
+
+def _small(words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(words) < 2 or words[0] == "cost" or words[1] not in SMALL:
+        return ()
+    kept, flag = [words[0], SMALL[words[1]]], ""
+    for word in words[2:]:
+        flag = word if word.startswith("--") else flag
+        if not flag.startswith(OWN):
+            kept.append(word)
+    return tuple(kept)
+
+
 def _table(paper: str, content: dict[str, Any], short: dict[str, tuple[str, ...]]) -> Table:
     rows = []
     for row in content["rows"]:
         command = row.get("run", "")
         words = written_out(command, short) if command else ()
-        rows.append(Row(row["row"], tuple(row.get("reported", ())), command, words, row.get("note", "")))
+        rows.append(Row(row["row"], tuple(row.get("reported", ())), command, words, row.get("note", ""), row.get("weights", "model")))
     return Table(paper, str(content["number"]), content["title"], tuple(content["columns"]), tuple(rows), content.get("note", ""))
