@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 
 from steadydetr.cli.console import PlainConsole
 from steadydetr.cli.parsing import parse
+from steadydetr.config import check_within
 from steadydetr.papers import PLACES, Paper, Row, Table, at_small_scale, find_table, paper_names, read_paper
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class PaperArguments:
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(PaperArguments, words, "paper", DESCRIPTION)
+    check_within("", arguments, seeds=(1, 10**6), jobs=(1, 1000))
     if ":" not in arguments.table:
         if arguments.run:
             raise ValueError("--run needs a table, such as `steadydetr paper od-detr:2 --run`")
