@@ -11,26 +11,17 @@ import pytest
 import torch
 
 from steadydetr.cli import compare
-from steadydetr.config import differences, from_plain, to_plain
+from steadydetr.config import from_plain, to_plain
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.teachers import EMATeacher, TrainedTeacher
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import (
-    FGD,
-    FGFI,
-    FKD,
-    MGD,
-    AssignmentDistillation,
     AuxiliaryGroups,
     Denoising,
-    FeatureDistillation,
     JoinedMatches,
-    LogitsDistillation,
     MatchingDistillation,
-    Objective,
     PredictionDistillation,
     SetPrediction,
-    TeacherInit,
 )
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -218,146 +209,6 @@ def test_the_documentation_reports_what_the_recipes_report() -> None:
         assert f"`{name}`" in page
         if re.search(r"-\d+ep$", name):
             assert f"| `{name}` | {recipe.reported or '-'} |" in page
-
-
-PAGE = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
-ABBREVIATIONS = dict(re.findall(r"`(\w+)` (?:=|being) `([^`]+)`", PAGE))
-DISTILL = PAGE.partition("## DETRDistill and its ablations")[2].partition("\n## ")[0]
-
-
-def written_out(command: str) -> str:
-    """With what its first word is short for."""
-    first, space, rest = command.partition(" ")
-    return written_out(ABBREVIATIONS[first]) + space + rest if first in ABBREVIATIONS else command
-
-
-def documented_commands() -> list[str]:
-    """The commands within the text and the tables of the recipes page."""
-    found = {written_out(command) for command in re.findall(r"`([^`\n]+)`", PAGE)}
-    return sorted(command for command in found if re.match(r"steadydetr (train|distill|cost) [^ ]+", command))
-
-
-@pytest.mark.parametrize("command", documented_commands())
-def test_documented_commands_are_understood(command: str) -> None:
-    """And what they ask for can be built: every objective has its teacher."""
-    (recipe,) = understand(command)
-    if command.startswith("steadydetr distill"):
-        assert recipe.teachers[-1] == TrainedTeacher(re.findall(r"--teacher (\S+)", command)[0])
-        return
-    if command.startswith("steadydetr train"):
-        with torch.device("meta"):
-            replace(recipe, detector=recipe.detector.without_pretrained()).build(91)
-
-
-LD, FD, AD = LogitsDistillation(), FeatureDistillation(), AssignmentDistillation()
-ROWS: dict[tuple[str, str], tuple[Objective, ...]] = {  # table and row of DETRDistill -> what is learned from its teacher
-    ("1", "(feature distillation alone)"): (FD,),
-    ("1", "FitNet"): (FeatureDistillation(mask="ones"),),
-    ("1", "FGD"): (FGD(),),
-    ("1", "MGD"): (MGD(),),
-    ("1", "FKD"): (FKD(),),
-    ("1", "FGFI"): (FGFI(),),
-    ("1", "DETRDistill"): (LD, FD, AD),
-    ("2", "Eq. 6, plain mean of the masks"): (FeatureDistillation(mask="mean"),),
-    ("2", "Eq. 8, weighted by quality"): (FD,),
-    ("3", "student alone"): (),
-    ("3", "DETRDistill"): (LD, FD, AD),
-    **{("4", f"{stages}, student alone"): () for stages in ("6/6", "6/3", "3/6", "3/3")},
-    **{("4", f"{stages}, DETRDistill"): (LD, FD, AD) for stages in ("6/6", "6/3", "3/6", "3/3")},
-    ("5", "LD"): (LD,),
-    ("5", "FD"): (FD,),
-    ("5", "AD"): (AD,),
-    ("5", "LD + FD"): (LD, FD),
-    ("5", "all"): (LD, FD, AD),
-    ("6", "(logits distillation alone in all rows)"): (LD,),
-    ("6", "positive classes"): (LogitsDistillation(positive_box=False, negative_box=False),),
-    ("6", "positive boxes"): (LogitsDistillation(positive_class=False, negative_box=False),),
-    ("6", "negative boxes"): (LogitsDistillation(positive_class=False, positive_box=False),),
-    ("6", "positive classes and boxes"): (LogitsDistillation(negative_box=False),),
-    ("6", "positive and negative boxes"): (LogitsDistillation(positive_class=False),),
-    ("6", "all"): (LD,),
-    ("7", "last-stage distillation"): (LogitsDistillation(stages="last"),),
-    ("7", "progressive distillation"): (LD,),
-    ("S1", "DINO, r18"): (LD, FD, AD),
-    ("S1", "DINO, r50 with 300 queries"): (LD, FD, AD),
-    ("S2", "Pascal VOC, r18"): (LD, FD, AD),
-    ("S2", "Pascal VOC, r50"): (LD, FD, AD),
-    ("S3", "parameters and computation"): (LD, FD, AD),
-    ("S4", "Teacher Init"): (TeacherInit(),),
-    ("S4", "Teacher Group"): (AssignmentDistillation(matching="own"),),
-    ("S4", "Teacher Assigned"): (AD,),
-}
-
-
-@pytest.mark.slow
-def test_rows_of_detrdistill_learn_what_they_say() -> None:
-    """And nothing of the detector changes but the stages of Table 4."""
-    rows = {
-        (table, label): command for table, label, command in re.findall(r"^\| (S?\d) \| (.*) \| .*`([^`]+)` \|$", DISTILL, re.MULTILINE)
-    }
-    assert rows.keys() == ROWS.keys()
-    student = find("detrdistill-deformable-detr-r101-r50-50ep").detector
-    for (table, label), command in rows.items():
-        (recipe,) = understand(written_out(command))
-        learned = tuple(o for o in recipe.objectives if not isinstance(o, (SetPrediction, Denoising)))
-        assert learned == ROWS[table, label], (table, label)
-        if "detrdistill-dino" in written_out(command) or "-r18-" in written_out(command):
-            continue
-        stages = [int(n) for n in label[:3].split("/")] if table == "4" else [6, 6]
-        transformer = replace(student.transformer, encoder_layers=stages[0], decoder_layers=stages[1])
-        assert recipe.detector == replace(student, transformer=transformer), (table, label)
-        assert (recipe.training.epochs, recipe.training.drop_epochs) == ((12, (11,)) if table == "4" else (50, (40,))), (table, label)
-
-
-SECTIONS = {
-    name: PAGE.partition(f"## {name} and its ablations")[2].partition("\n## ")[0] for name in ("Stable-DINO", "OD-DETR", "DETRDistill")
-}
-NAMED = {  # of each paper's tables what its rows may differ in
-    "Stable-DINO": {
-        "6": "criterion.class_target criterion.class_cost criterion.loss_weights.label detector.transformer.fusion",
-        "7": "criterion.class_target",
-        "8": "criterion.loss_weights.label",
-        "9": "criterion.class_cost criterion.cost_weights.label",
-    },
-    "OD-DETR": {
-        "2": "objectives teachers criterion.class_target criterion.alpha",
-        "3": "objectives criterion.class_target criterion.alpha",
-        "4": "objectives",
-        "5": "objectives teachers",
-        "6": "objectives",
-        "8": "objectives teachers criterion.class_target criterion.alpha detector.transformer.share_decoder",
-        "9": "detector.transformer.share_decoder",
-    },
-    "DETRDistill": {
-        "1": "objectives",
-        "2": "objectives",
-        "3": "objectives teachers",
-        "4": "objectives teachers detector.transformer.encoder_layers detector.transformer.decoder_layers",
-        "5": "objectives",
-        "6": "objectives",
-        "7": "objectives",
-        "S4": "objectives",
-    },
-}
-
-
-@pytest.mark.parametrize(("paper", "table"), [(paper, table) for paper, tables in NAMED.items() for table in tables])
-def test_rows_of_a_table_differ_in_the_named_part_alone(paper: str, table: str) -> None:
-    """Not in data, schedule, seed, decay or denoising; and what is reported for one of them is said of no other."""
-    commands = re.findall(rf"^\| {table} \| .* \| (?:.*= )?`([^`]+)` \|$", SECTIONS[paper], re.MULTILINE)
-    made = [understand(written_out(command))[0] for command in commands]
-    assert len(made) > 1 or (paper == "Stable-DINO" and table in "89")  # whose one row stands for all
-    plain = [to_plain(recipe, decisive=True) for recipe in made]
-    denoising = {tuple(o for o in recipe.objectives if isinstance(o, Denoising)) for recipe in made}
-    for command, other in zip(commands, plain, strict=True):
-        changed = [line.partition(":")[0].partition("[")[0] for line in differences(plain[0], other) if not line.startswith("name:")]
-        wrong = [name for name in changed if not name.startswith(tuple(NAMED[paper][table].split()))]
-        assert not wrong, f"{command} differs from {commands[0]} in {wrong}"
-    assert len(denoising) == 1
-    for recipe in made:
-        published = find(recipe.name) if recipe.name in names() else None
-        same = published is not None and to_plain(published, decisive=True)["objectives"] == to_plain(recipe, decisive=True)["objectives"]
-        assert not recipe.reported or same, f"{recipe.name} in table {table} shows {recipe.reported}, which is of other objectives"
 
 
 def compared() -> list[str]:
