@@ -43,7 +43,7 @@ LIBRARIES = (  # what the package and the tests import, so that no mutant has to
     *("scipy.optimize", "scipy.stats", "scipy.ndimage", "hotcoco", "pycocotools.cocoeval"),
     *("msgspec", "tyro", "rich.progress", "matplotlib.pyplot", "jinja2"),
 )
-NOT_SHOWN = "documented_commands or other_choices"  # tests of flags, a minute of them
+NOT_SHOWN = "commands_make or small_commands or other_choices"  # tests of flags, a minute of them
 SLACK = 30.0  # seconds that a mutant may take beyond four times what its tests took
 
 # File of the package -> test files that are about it. Names behind :: keep to these functions of the file.

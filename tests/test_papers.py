@@ -207,6 +207,23 @@ def test_small_commands_are_understood(name: str) -> None:
             assert recipe_of(row).name and (row.words[0] == "train" or row.words[row.words.index("--teacher") + 1] in paper.teachers)
 
 
+def other_choices() -> list[str]:
+    """The flags of DETRDistill's "Other choices", those that begin with a dot written out."""
+    (text,) = re.findall(r"^Other choices: (.*--objectives\.logits.*)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    found: list[str] = []
+    for fragment in re.findall(r"`((?:--|\.)[^`]+)`", text):
+        found.append(re.sub(r"^\.", found[-1].split()[0].rpartition(".")[0] + "." if found else "", fragment))
+    return found
+
+
+@pytest.mark.parametrize("flags", other_choices())
+def test_other_choices_of_detrdistill_change_an_objective(flags: str) -> None:
+    value = " 3" if flags.endswith(".weight") else ""
+    words = read_paper("detrdistill").short["X"]
+    plain, recipe = (recipe_of(Row("", (), words=(*words, *more))) for more in ((), (flags + value).split()))
+    assert recipe.objectives != plain.objectives and replace(recipe, objectives=plain.objectives) == replace(plain, reported="")
+
+
 def finished_run(folder: Path, recipe: Recipe, ap: float) -> None:
     folder.mkdir(parents=True)
     content = {"format": FORMAT, "recipe": to_plain(recipe), "classes": ["a"], "category_ids": [1], "data": {}}

@@ -259,19 +259,3 @@ def expanded(word: str) -> list[str]:
     """a-{b,c} as a-b and a-c."""
     found = re.fullmatch(r"(.*?)\{([^}]*)\}(.*)", word)
     return [word] if found is None else [name for part in found[2].split(",") for name in expanded(found[1] + part + found[3])]
-
-
-def other_choices() -> list[str]:
-    """The flags of DETRDistill's "Other choices", those that begin with a dot written out."""
-    (text,) = re.findall(r"^Other choices: (.*)$", DISTILL, re.MULTILINE)
-    found: list[str] = []
-    for fragment in re.findall(r"`((?:--|\.)[^`]+)`", text):
-        found.append(re.sub(r"^\.", found[-1].split()[0].rpartition(".")[0] + "." if found else "", fragment))
-    return found
-
-
-@pytest.mark.parametrize("flags", other_choices())
-def test_other_choices_of_detrdistill_change_an_objective(flags: str) -> None:
-    value = " 3" if flags.endswith(".weight") else ""
-    (recipe,), (plain,) = understand(f"{written_out('X')} {flags}{value}"), understand(written_out("X"))
-    assert recipe.objectives != plain.objectives and replace(recipe, objectives=plain.objectives) == replace(plain, reported="")
