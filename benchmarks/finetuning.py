@@ -25,6 +25,7 @@ from steadydetr.tools.finetune import finetune_recipe
 from steadydetr.training.loop import train
 
 STEPS, EVALUATIONS, SHARE = 800, 16, 0.9
+EARLY = 2 * STEPS // EVALUATIONS  # steps after which it is looked at first
 FOUR, SIX = "shapes:images=2700,classes=4", "shapes:images=600,classes=6,seed=7"
 
 
@@ -69,13 +70,13 @@ def steps_to(ap: float, points: list[tuple[int, float]]) -> int | None:
 def rows(output: Path, labels: Sequence[str], seeds: int) -> Iterator[str]:
     """Of each recipe, over seeds: the final AP, and the steps to a share of that of the run from scratch of the same seed."""
     share = f"{SHARE:.0%} of the final AP"
-    yield f"| start | AP after {STEPS // 10} steps | final AP | steps to {share} from scratch | to {share} of its own |"
+    yield f"| start | AP after {EARLY} steps | final AP | steps to {share} from scratch | to {share} of its own |"
     yield "|---|---|---|---|---|"
     scratch = [curve(output / "scratch" / f"seed{seed}") for seed in range(seeds)]
     for label in labels:
         curves = [curve(output / label / f"seed{seed}") for seed in range(seeds)]
-        early = [100 * dict(points)[STEPS // 10] for points in curves]
-        last = [100 * points[-1][1] for points in curves]
+        early = [dict(points)[EARLY] for points in curves]
+        last = [points[-1][1] for points in curves]
         same = [steps_to(SHARE * other[-1][1], points) for points, other in zip(curves, scratch, strict=True)]
         own = [steps_to(SHARE * points[-1][1], points) for points in curves]
         yield f"| {label} | {mean(early)} | {mean(last)} | {', '.join(map(str, same))} | {', '.join(map(str, own))} |"

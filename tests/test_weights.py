@@ -19,6 +19,7 @@ from steadydetr.checkpoints.folder import save_detector
 from steadydetr.checkpoints.official import BY_HAND, HUB, find_official, official_weights
 from steadydetr.checkpoints.weights import options_of, read_weights
 from steadydetr.cli import main
+from steadydetr.cli.quick import check_start
 from steadydetr.data.coco_classes import IDS, NAMES
 from steadydetr.data.transforms import FixedSize, ShortestSide
 from steadydetr.fetching import fetch_file
@@ -265,3 +266,11 @@ def test_nothing_is_written_over(shelf: Any, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit):
         main(["weights", "linear", "--output", str(tmp_path / "mine")])
     assert "mine exists already: choose another folder" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_needs_its_weights_no_more() -> None:
+    """They may have been moved since: what it starts from is in its own checkpoint."""
+    for words in (["--resume"], ["--resume", "auto"], ["--resume=yes"]):
+        check_start("runs/moved", words)
+    with pytest.raises(FileNotFoundError, match="there is no file or folder runs/moved"):
+        check_start("runs/moved", ["--output", "x"])

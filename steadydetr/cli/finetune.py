@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from steadydetr.checkpoints.official import check_weights
-from steadydetr.cli.quick import check_new_run
+from steadydetr.cli.quick import check_new_run, check_start
 from steadydetr.cli.words import take_flag
 from steadydetr.files import counted
 
@@ -39,7 +38,7 @@ def run(words: Sequence[str]) -> None:
         raise ValueError("name the weights first, as in `steadydetr finetune runs/quickstart --data path/to/mine`")
     where, rest = words[0], list(words[1:])
     check_new_run(rest)
-    check_weights(where)
+    check_start(where, rest)
     from steadydetr.cli.train import start
     from steadydetr.cli.training_arguments import override, take_method
 

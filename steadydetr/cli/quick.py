@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from steadydetr.checkpoints.finding import find_checkpoint
+from steadydetr.checkpoints.official import check_weights
 from steadydetr.cli.words import take_flag
 from steadydetr.files import printable
 from steadydetr.kinds import foreign_parts_expected, normal
@@ -43,6 +44,12 @@ def check_new_run(words: Sequence[str], default: str = "") -> None:
     asked = {word.partition("=")[0] for word in words}
     if folder and not asked & {"--resume", "--help", "-h"} and not any(name in os.environ for name in RANKS):
         refuse_another_run(Path(folder).expanduser())
+
+
+def check_start(weights: str | None, words: Sequence[str]) -> None:
+    """Raise ValueError or FileNotFoundError for WEIGHTS that are not there. A run that goes on needs them no more."""
+    if weights and "--resume" not in {word.partition("=")[0] for word in words}:
+        check_weights(weights)
 
 
 def check_source(where: str, limits: Limits = DEFAULT_LIMITS, masks: bool = False) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from steadydetr.checkpoints.official import check_weights
-from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe
+from steadydetr.cli.quick import check_ingredients, check_new_run, check_recipe, check_start
 from steadydetr.cli.words import take_flag, take_recipe
 from steadydetr.files import listed, printable
 from steadydetr.kinds import normal
@@ -45,8 +44,7 @@ def run(words: Sequence[str]) -> None:
     check_recipe(name)
     named_otherwise = name.endswith(".json") or ":" in name or take_flag(rest, "--method")[0]
     check_new_run(rest, "" if named_otherwise else f"runs/{normal(name)}")
-    if weights := take_flag(rest, "--from")[0]:
-        check_weights(weights)
+    check_start(take_flag(rest, "--from")[0], rest)
     from steadydetr.cli.training_arguments import read_training_arguments
 
     start(*read_training_arguments(name, rest))
