@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from steadydetr.checkpoints.weights import TrainedWeights
     from steadydetr.recipes.base import Recipe
 
-USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady|align] [--output FOLDER] [--resume [auto]] [--dry-run] [flags]
+USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady|align] [--output FOLDER] [--resume [auto]] [--dry-run]
 
   steadydetr finetune runs/quickstart --data path/to/mine            a run of ours: its best weights
   steadydetr finetune dino_r50_4scale_12ep.pth --data path/to/mine   a file of another project, which is converted on the way

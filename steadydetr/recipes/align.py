@@ -1,6 +1,6 @@
 """Align-DETR (Cai et al. 2023): the IoU-aware BCE loss with prime-sample weights, and mixed matching.
 
-k = 2, tau = 1.5, the share of the score 0.25, class weight 1 (F-77 to F-80); the rest is what the detectors have.
+k = 2, tau = 1.5, the share of the score 0.25, class weight 1 (F-95, F-96); the rest is what the detectors have.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def align_dino_r50_12ep() -> Recipe:
 
 @recipe
 def align_dino_r50_24ep() -> Recipe:
-    """Unlike detrex's DINO of 24 epochs it keeps the sine positions of 12 (F-80)."""
+    """Unlike detrex's DINO of 24 epochs it keeps the sine positions of 12 (F-98)."""
     return for_epochs(align_dino_r50_12ep(), 24, "24ep", "51.3 (OD-DETR Table 1; released weights 51.4)")
 
 

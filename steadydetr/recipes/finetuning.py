@@ -123,8 +123,9 @@ def with_method(recipe: Recipe, method: TrainingMethod) -> Recipe:
 def is_plain(recipe: Recipe) -> bool:
     """Whether a recipe has none of the training methods: no teachers, and loss, cost and matching of the detectors' own papers."""
     criterion, usual = recipe.criterion, (SetPrediction, Denoising)
-    own = isinstance(criterion.class_target, HardTarget) and isinstance(criterion.class_cost, FocalCost)
-    return own and criterion.matching is None and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)
+    loss = isinstance(criterion.class_target, HardTarget)
+    match = isinstance(criterion.class_cost, FocalCost) and criterion.matching is None
+    return loss and match and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)
 
 
 def _plain(recipe: Recipe) -> Recipe:

@@ -1,6 +1,6 @@
 """Align-DETR's criterion against the released code.
 
-Cases in which an image has so many targets that the released matcher lowers k for the images after it (D-176) are compared with what it
+Cases in which an image has so many targets that the released matcher lowers k for the images after it (D-175) are compared with what it
 gives to one image at a time.
 """
 
@@ -104,7 +104,9 @@ def matched(criterion: Criterion, tensors: dict[str, Tensor], name: str, stages:
 def test_losses_and_gradients(path: Path) -> None:
     """Every term of every stage, of the proposals and of denoising; the total; the gradient of every prediction."""
     config, tensors, targets, criterion = prepared(path)
-    tensors = {key: value.requires_grad_() if key.endswith(("_logits", "_boxes")) and key[:3] == "in." else value for key, value in tensors.items()}
+    tensors = {
+        key: value.requires_grad_() if key.endswith(("_logits", "_boxes")) and key[:3] == "in." else value for key, value in tensors.items()
+    }
     losses, objects = Losses(), float(max(len(targets.labels), 1))
     for name, stages in predictions(tensors).items():
         match = criterion.shared(matched(criterion, tensors, name, stages, targets), stages, targets)

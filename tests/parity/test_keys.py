@@ -81,7 +81,7 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
     ],
 )
 def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
-    """DINO's own repository ties the heads of all stages, those of Stable-DINO and Align-DETR do not, and neither do their label embeddings agree."""
+    """DINO's own repository ties the heads of all stages, Stable-DINO's and Align-DETR's do not, nor do their label embeddings agree."""
     [path] = files(f"{project}/keys/{file}.json")
     state = read(path)
     for key in state:  # only their values tell whether heads are tied
