@@ -210,16 +210,21 @@ class Match:
     image: Tensor  # [P]
     query: Tensor  # [P]
     target: Tensor  # [P]
-    weight: Tensor | None = None  # [P], None: 1
+    weight: Tensor | None = None  # [P] of the losses, None: 1
+    share: Tensor | None = None  # [P] of the target that is learned: a factor of the class target and of the box losses, None: 1
 
     @staticmethod
     def cat(parts: Sequence[Match]) -> Match:
-        """The pairs of all parts, one part after the other. Where only some have weights, those of the others are 1."""
+        """The pairs of all parts, one part after the other. Where only some have weights or shares, those of the others are 1."""
+
+        def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+            if all(value is None for value in values):
+                return None
+            given = zip(values, parts, strict=True)
+            return torch.cat([torch.ones_like(part.query, dtype=torch.float32) if value is None else value for value, part in given])
+
         image, query, target = (torch.cat([getattr(part, name) for part in parts]) for name in ("image", "query", "target"))
-        if all(part.weight is None for part in parts):
-            return Match(image, query, target)
-        weights = [torch.ones_like(part.query, dtype=torch.float32) if part.weight is None else part.weight for part in parts]
-        return Match(image, query, target, torch.cat(weights))
+        return Match(image, query, target, joined([part.weight for part in parts]), joined([part.share for part in parts]))
 
 
 @dataclass(frozen=True)

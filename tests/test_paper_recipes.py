@@ -82,6 +82,7 @@ NEUTRAL: dict[str, Any] = {  # what there are options for, and papers do not use
     "data.decode": "exact",
     "data.group_by_shape": False,
     "data.masks": False,
+    "criterion.matching": None,
     "detector.backbone.image_channels": 3,
     "training.encoder_lr_factor": 1.0,
     "training.epoch_steps": 0,

@@ -288,7 +288,7 @@ def test_the_average_reaches_over_a_share_of_the_run() -> None:
 
 
 @pytest.mark.parametrize("name", ["desk-small", "desk-medium", "desk-large"])
-@pytest.mark.parametrize("method", ["plain", "od", "stable", "steady"])
+@pytest.mark.parametrize("method", ["plain", "od", "stable", "steady", "align"])
 def test_desk_recipes_take_every_method(name: str, method: str) -> None:
     recipe, _ = read_training_arguments(name, ["--method", method, "--data", "shapes"])
     assert recipe == replace(find(name, method), data=recipe.data)  # type: ignore[arg-type]

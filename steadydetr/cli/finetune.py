@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from steadydetr.checkpoints.weights import TrainedWeights
     from steadydetr.recipes.base import Recipe
 
-USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [--dry-run] [flags]
+USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|steady|align] [--output FOLDER] [--resume [auto]] [--dry-run]
 
   steadydetr finetune runs/quickstart --data path/to/mine            a run of ours: its best weights
   steadydetr finetune dino_r50_4scale_12ep.pth --data path/to/mine   a file of another project, which is converted on the way
@@ -25,7 +25,7 @@ USAGE = """steadydetr finetune WEIGHTS --data DATA [--method plain|od|stable|ste
 
 The recipe is made from the weights (architecture, size of images, losses) and the number of images (steps, batch, rates). Every field of
 it is a flag, as in `steadydetr train`: --training.epochs 30 --training.freeze backbone --detector.queries 300.
---method adds OD-DETR (od), the loss and cost of Stable-DINO (stable), or OD-DETR with that cost (steady).
+--method adds OD-DETR (od), the loss and cost of Stable-DINO (stable), OD-DETR with that cost (steady), or Align-DETR (align).
 Classes keep their weights where their names agree, whatever their case, spaces, hyphens and underscores; --classes automobile=car maps
 others, --keep-classes keeps those that the data do not have. Nothing else starts anew unless --allow-partial names it."""
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from steadydetr.cli.training_arguments import TrainArguments
     from steadydetr.recipes.base import Recipe
 
-USAGE = """steadydetr train RECIPE [--data DATA] [--method plain|od|stable|steady] [--output FOLDER] [--resume [auto]] [flags]
+USAGE = """steadydetr train RECIPE [--data DATA] [--method plain|od|stable|steady|align] [--output FOLDER] [--resume [auto]] [flags]
 
   steadydetr train desk-small --data path/to/data                    your own photos, minutes on a laptop (docs/own-data.md)
   steadydetr train desk-small --data path/to/data --method od        the same, taught by its own average (OD-DETR)

@@ -8,21 +8,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadydetr.boxes import iou_giou, to_xyxy
-from steadydetr.lazy import F
+from steadydetr.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-def classification_loss(logits: Tensor, target: Tensor, positive: Tensor, alpha: float | None = 0.25, gamma: float = 2.0) -> Tensor:
+def classification_loss(
+    logits: Tensor, target: Tensor, positive: Tensor, alpha: float | None = 0.25, gamma: float = 2.0, focal_positives: bool = True
+) -> Tensor:
     """|t - p|^gamma BCE(p, t), elementwise over `logits`.
 
     With t = 1 at positives and 0 elsewhere it is the focal loss (Lin et al. 2017, Eq. 5); with t = IoU and alpha None the quality
     focal loss (Li et al. 2020, Eq. 4; OD-DETR Eq. 2); with the position target the loss of Stable-DINO Eq. 3.
     `positive` (bool) chooses alpha or 1 - alpha. The target is a constant; the p inside |t - p| is not.
+    Without `focal_positives` the factor |t - p|^gamma is that of negatives alone: the IoU-aware BCE loss of Align-DETR.
     """
     loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    loss = loss * (target - logits.sigmoid()).abs().pow(gamma)
+    factor = (target - logits.sigmoid()).abs().pow(gamma)
+    loss = loss * (factor if focal_positives else torch.where(positive, 1, factor))
     if alpha is None:
         return loss
     return loss * (1 - alpha + (2 * alpha - 1) * positive)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from steadydetr.config import check_within
+from steadydetr.equations.align import aligned_quality
 from steadydetr.equations.detection import focal_cost
 from steadydetr.equations.stable import exponential, identity, modulation, rescale_modulation, rescale_targets
 from steadydetr.kinds import register
@@ -28,9 +30,15 @@ class ClassCost(ABC):
 class ClassTarget(ABC):
     """The value that the class score of a matched query learns: a frozen dataclass. All other entries learn 0."""
 
+    focal_positives: bool = True  # whether the loss of matched entries has the focal factor |t - p|^gamma
+
     @abstractmethod
     def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
+
+    def quality(self, pairs: MatchedPairs) -> Tensor:
+        """[P] by which `MixedMatching` ranks the queries of one target: the IoU."""
+        return pairs.iou
 
 
 @register("focal-cost", "focal")
@@ -96,6 +104,28 @@ class QualityTarget(ClassTarget):
     def __call__(self, pairs: MatchedPairs) -> Tensor:
         """[P]."""
         return pairs.iou
+
+
+@register("align-target", "align")
+@dataclass(frozen=True)
+class AlignTarget(ClassTarget):
+    """Align-DETR: t = p^alpha IoU^(1 - alpha). With the criterion's `alpha` None it makes the IoU-aware BCE loss."""
+
+    alpha: float = 0.25  # the share of the score; that of the criterion is another
+    least: float = 0.01  # no target is below it
+
+    focal_positives = False
+
+    def __post_init__(self) -> None:
+        check_within("criterion.class_target", self, alpha=(0, 1), least=(0, 1))
+
+    def __call__(self, pairs: MatchedPairs) -> Tensor:
+        """[P]."""
+        return aligned_quality(pairs.score, pairs.iou, self.alpha, self.least)
+
+    def quality(self, pairs: MatchedPairs) -> Tensor:
+        """[P]."""
+        return self(pairs)
 
 
 @register("position-target", "position")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from steadydetr.equations.align import prime_weights
 from steadydetr.equations.detection import box_terms, classification_loss
 from steadydetr.kinds import register
 from steadydetr.lazy import torch
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
-from steadydetr.learning.matching import PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
+from steadydetr.learning.matching import MixedMatching, PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32, without_autocast
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Criterion:
     alpha: float | None = 0.25  # None: positives and negatives weigh the same
     gamma: float = 2.0
     giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
+    matching: MixedMatching | None = None  # several queries learn a target, at all stages but the last; None: one
 
     @property
     def matcher(self) -> tuple[ClassCost, Weights, float]:
@@ -56,11 +58,31 @@ class Criterion:
         return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
 
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
-        """The assignment problem of every stage with the targets of the batch; costs are in float32 or better."""
+        """The one-to-one assignment of every stage to the targets of the batch; costs are in float32 or better."""
         with torch.no_grad(), without_autocast(stages.logits):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
+
+    def mixed_problem(self, stages: Stages, targets: Targets, name: str, last: bool) -> Problem:
+        """The same by the rule of `matching`; without one, one to one.
+
+        Args:
+            last: whether the decoder's last stage is among the stages; the encoder's proposals are a stage before it.
+        """
+        problem = self.problem(stages, targets, name)
+        if self.matching is None:
+            return problem
+        queries = self.matching.of_stages(len(stages.logits), last)
+        return replace(problem, queries=tuple(n for n in queries for _ in targets.counts))
+
+    def shared(self, match: Match, stages: Stages, targets: Targets) -> Match:
+        """The solution of a mixed problem with the share that each query of a target learns; without `matching` as it is."""
+        if self.matching is None:
+            return match
+        with torch.no_grad(), without_autocast(stages.logits):
+            pairs = self._pairs(stages, (match,), targets, targets.repeat_batch(len(stages.logits)))
+            return replace(match, share=prime_weights(self.class_target.quality(pairs), match.target, self.matching.tau))
 
     def add_losses(
         self,
@@ -96,7 +118,8 @@ class Criterion:
         wanted = torch.zeros_like(logits)
         positive = torch.zeros_like(logits, dtype=torch.bool)
         weight: Tensor | None = None
-        values = self.class_target(self._pairs(stages, assignment.classes, targets, folded)).to(wanted.dtype)
+        values, share = self.class_target(self._pairs(stages, assignment.classes, targets, folded)), Match.cat(assignment.classes).share
+        values = (values if share is None else values * share).to(wanted.dtype)
         targeted = zip(assignment.classes, values.split([len(match.query) for match in assignment.classes]), strict=True)
         for match, value in reversed(list(targeted)):  # where both set one entry, the first match decides  # D-30
             at = (match.image, match.query, folded.labels[match.target])
@@ -105,7 +128,7 @@ class Criterion:
             if match.weight is not None or weight is not None:
                 weight = torch.ones_like(wanted) if weight is None else weight
                 weight[at] = 1.0 if match.weight is None else match.weight.to(wanted.dtype)
-        loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma)
+        loss = classification_loss(logits, wanted, positive, self.alpha, self.gamma, self.class_target.focal_positives)
         if weight is not None:
             loss = loss * weight
         return loss.unflatten(0, stages.logits.shape[:2]).sum((1, 2, 3))
@@ -123,8 +146,9 @@ class Criterion:
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = at_least_float32(stages.flat[1])[match.image, match.query]
         l1, giou, _ = box_terms(boxes, folded.boxes[match.target].to(boxes.dtype), self.giou_eps)
-        if match.weight is not None:
-            l1, giou = l1 * match.weight, giou * match.weight
+        for factor in (match.weight, match.share):
+            if factor is not None:
+                l1, giou = l1 * factor, giou * factor
         stage_count, images = stages.logits.shape[:2]
         zeros, stage = boxes.new_zeros(stage_count), match.image // images
         return zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou)

@@ -9,7 +9,9 @@ from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
+from steadydetr.config import check_within
 from steadydetr.finite import NotFiniteError, images_named
+from steadydetr.kinds import register
 from steadydetr.lazy import np, optimize, torch
 from steadydetr.structures import Batch, Match, MatchResult, Stages, Targets
 
@@ -49,14 +51,35 @@ def _rows(boxes: Tensor, image: Tensor) -> Tensor:
     return boxes.movedim(-1, 0).contiguous()[:, image].movedim(0, -1)
 
 
+@register("mixed-matching", "mixed")
+@dataclass(frozen=True)
+class MixedMatching:
+    """Several queries learn a target at all stages but the last and of the encoder's proposals (Align-DETR). Defaults: its paper's.
+
+    Their class targets and box losses weigh exp(-rank / tau), the best of a target having rank 0. It is a rule of what learns: queries
+    of other groups, teachers, and what measures stability are matched one to one, by the same cost (D-177).
+    """
+
+    queries: int = 2  # of each target, k; fewer where they would be more than half of the queries  # D-176
+    tau: float = 1.5  # the larger, the more the other queries learn
+
+    def __post_init__(self) -> None:
+        check_within("criterion.matching", self, queries=(1, 1000), tau=(1e-3, 1e6))
+
+    def of_stages(self, stages: int, last: bool) -> tuple[int, ...]:
+        """Queries of a target at each of so many stages, of which the decoder's last one may be the last."""
+        return (self.queries,) * (stages - 1) + (1 if last else self.queries,)
+
+
 @dataclass(frozen=True)
 class Problem:
-    """A one-to-one assignment to be found in every folded image: of its targets, which are the rows, to its queries."""
+    """An assignment to be found in every folded image: of its targets, which are the rows, to its queries, one to one or one to several."""
 
     cost: Tensor  # [R, N]
     counts: tuple[int, ...]  # rows of each folded image, in order
     name: str = "main"  # for the error message
     after: str | None = None  # the name of an earlier problem of the same images, whose matched queries are forbidden in this one
+    queries: tuple[int, ...] = ()  # how many a target gets at most, in each folded image; empty: one
 
     @staticmethod
     def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
@@ -107,17 +130,35 @@ def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None)
         taken = np.zeros((len(problem.counts), cost.shape[1]), dtype=bool)
         taken[before[0], before[1]] = True
         cost = np.where(taken[image], FORBIDDEN, cost)
-    blocks = [cost[start:stop] for start, stop in pairwise(accumulate(problem.counts, initial=0))]
+    starts = list(accumulate(problem.counts, initial=0))
+    blocks, most = [cost[start:stop] for start, stop in pairwise(starts)], problem.queries or (1,) * len(problem.counts)
     if all(block.size < LARGE for block in blocks):
-        chosen = [_assign(block) for block in blocks]
+        chosen = list(map(_pairs, blocks, most))
     else:
         from steadydetr.data.loading_processes import cpu_share
 
         with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
-            chosen = list(pool.map(_assign, blocks))
-    columns, target = np.concatenate([np.zeros(0, dtype=np.int64), *chosen]), np.arange(len(cost))
-    matched = (columns >= 0) & (cost[target, columns] < FORBIDDEN / 2) if len(cost) else columns >= 0
-    return np.stack((image, columns, target))[:, matched]
+            chosen = list(pool.map(_pairs, blocks, most))
+    columns = np.concatenate([np.zeros(0, dtype=np.int64), *(found for _, found in chosen)])
+    target = np.concatenate([np.zeros(0, dtype=np.int64), *(row + start for (row, _), start in zip(chosen, starts, strict=False))])
+    return np.stack((image[target], columns, target))
+
+
+def _pairs(cost: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every pair, by rows and then by columns; up to `most` columns a row."""
+    times = columns_of_a_row(cost, most)
+    columns = np.sort(_assign(cost.repeat(times, 0) if times > 1 else cost).reshape(-1, times)).ravel()
+    rows = np.arange(len(cost)).repeat(times)
+    matched = (columns >= 0) & (cost[rows, columns] < FORBIDDEN / 2)
+    return rows[matched], columns[matched]
+
+
+def columns_of_a_row(cost: np.ndarray, most: int) -> int:
+    """How many queries each target of an image gets: of all that may be matched at most half are, but every target gets one (D-176)."""
+    if most == 1 or not len(cost):
+        return 1
+    queries = int((cost.min(0) < FORBIDDEN / 2).sum())
+    return max(min(most, queries // (2 * len(cost))), 1)
 
 
 def _assign(cost: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The detection loss of DETR: one-to-one matching of the main queries at every stage, and of the encoder's proposals."""
+"""The detection loss of DETR: the main queries at every stage, and the encoder's proposals, are matched and learn their targets."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ class SetPrediction(Objective):
         return "main"
 
     @property
+    def joins_matches(self) -> bool:
+        return self.teacher_match is not None
+
+    @property
     def learns_from(self) -> tuple[str, ...]:
         return () if self.teacher_match is None else (self.teacher_match.teacher,)
 
@@ -42,9 +46,10 @@ class SetPrediction(Objective):
 
     def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
         criterion = context.criterion
-        problems = [criterion.problem(stages["main"], context.targets, "main")]
+        problems = [criterion.mixed_problem(stages["main"], context.targets, "main", last=True)]
         if context.proposals is not None:
-            problems.append(criterion.problem(context.proposals, proposal_targets(context.student, context.targets), "proposals"))
+            targets = proposal_targets(context.student, context.targets)
+            problems.append(criterion.mixed_problem(context.proposals, targets, "proposals", last=False))
         return problems
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
@@ -52,13 +57,14 @@ class SetPrediction(Objective):
         assignment = self._assign(losses, context, main, matched["main"])
         criterion.add_losses(losses, "main", main, assignment, context.targets, normaliser)
         if context.proposals is not None:
-            match, targets = matched["proposals"].match, proposal_targets(context.student, context.targets)
+            targets = proposal_targets(context.student, context.targets)
+            match = criterion.shared(matched["proposals"].match, context.proposals, targets)
             criterion.add_losses(losses, "proposals", context.proposals, Assignment.of(match), targets, normaliser)
 
     def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
         """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
         if self.teacher_match is None:
-            return Assignment.of(matched.match)
+            return Assignment.of(context.criterion.shared(matched.match, stages, context.targets))
         teacher_output = context.teacher_outputs[self.teacher_match.teacher]
         teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
         own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)

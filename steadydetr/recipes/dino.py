@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.detectors import DINOConfig
-from steadydetr.detectors.configs.deformable import DINO_TRANSFORMER
+from steadydetr.detectors.configs.deformable import DINO_TRANSFORMER, with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.nn.configs import TimmBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
-from steadydetr.recipes.schedules import COCO, for_epochs
+from steadydetr.recipes.schedules import COCO, as_detrex_trains, for_epochs
 from steadydetr.runs.training_config import TrainingConfig
 
 
@@ -75,3 +75,9 @@ def dino_4scale_swin_l_24ep() -> Recipe:
 @recipe
 def dino_4scale_swin_l_36ep() -> Recipe:
     return for_epochs(dino_4scale_swin_l_12ep(), 36, "36ep", "58.0 (DINO repository)")
+
+
+def detrex_dino(recipe: Recipe) -> Recipe:
+    """DINO as detrex has it: a pair of heads for every stage, no spare row of labels, its sine positions of 12 epochs, its training."""
+    detector = with_transformer(recipe.detector, temperature=10000.0, position_offset=-0.5).changed(share_heads=False, spare_label=False)
+    return as_detrex_trains(replace(recipe, detector=detector))

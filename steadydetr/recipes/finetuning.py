@@ -15,12 +15,13 @@ from steadydetr.data.transforms import DetrTransform, EvalTransform, FixedSize, 
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost
 from steadydetr.learning.teachers import EMATeacher, relative_decay
 from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.recipes.align import align
 from steadydetr.recipes.base import RECIPES, Recipe
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
 
-TrainingMethod = Literal["plain", "od", "stable", "steady"]
+TrainingMethod = Literal["plain", "od", "stable", "steady", "align"]
 FEW_QUERIES = 300  # up to which Stable-DINO rescales its targets to 1 (paper Sec. 2.2)
 EVALUATIONS = 20  # of a run, where a pass over the data takes less than that share of it
 MOST_PASSES, LEAST_PASSES = 80, 12  # over the data, of few images and of many
@@ -120,10 +121,11 @@ def with_method(recipe: Recipe, method: TrainingMethod) -> Recipe:
 
 
 def is_plain(recipe: Recipe) -> bool:
-    """Whether a recipe has none of the training methods: no teachers, and loss and cost of the detectors' own papers."""
+    """Whether a recipe has none of the training methods: no teachers, and loss, cost and matching of the detectors' own papers."""
     criterion, usual = recipe.criterion, (SetPrediction, Denoising)
-    own = isinstance(criterion.class_target, HardTarget) and isinstance(criterion.class_cost, FocalCost)
-    return own and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)
+    loss = isinstance(criterion.class_target, HardTarget)
+    match = isinstance(criterion.class_cost, FocalCost) and criterion.matching is None
+    return loss and match and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)
 
 
 def _plain(recipe: Recipe) -> Recipe:
@@ -150,7 +152,17 @@ def _steady(recipe: Recipe) -> Recipe:
     return replace(found, name=f"{recipe.name}-steady", criterion=criterion, notes=f"{found.notes} and position-modulated cost")
 
 
-METHODS: dict[TrainingMethod, Callable[[Recipe], Recipe]] = {"plain": _plain, "od": _od, "stable": _stable, "steady": _steady}
+def _align(recipe: Recipe) -> Recipe:
+    return align(recipe, "", f"{recipe.name}-align")
+
+
+METHODS: dict[TrainingMethod, Callable[[Recipe], Recipe]] = {
+    "plain": _plain,
+    "od": _od,
+    "stable": _stable,
+    "steady": _steady,
+    "align": _align,
+}
 
 
 def _short(weights: str) -> str:

@@ -11,6 +11,7 @@ from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.configs import SmallBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.recipes.align import align
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.online import online
@@ -65,6 +66,11 @@ def small_stable_dino() -> Recipe:
     """Stable matching as it was tuned for few queries: targets rescaled to 1. No suppression, so that every part shows by itself."""
     start = small_dino()
     return replace(stable(start, "one", ""), name="small-stable-dino", nms=None, training=start.training)
+
+
+@recipe
+def small_align_dino() -> Recipe:
+    return align(small_dino(), "", "small-align-dino")
 
 
 @recipe

@@ -15,8 +15,8 @@ from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
-from steadydetr.recipes.dino import dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
-from steadydetr.recipes.schedules import for_epochs
+from steadydetr.recipes.dino import detrex_dino, dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
+from steadydetr.recipes.schedules import as_detrex_trains, for_epochs
 
 
 def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: str = "") -> Recipe:
@@ -48,21 +48,10 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
     )
 
 
-def _as_detrex_trains(recipe: Recipe) -> Recipe:
-    """Batch 16 at lr 1e-4, the same for sampling offsets; norms are not decayed, images without objects left out; eps in GIoU."""
-    return replace(
-        recipe,
-        criterion=replace(recipe.criterion, giou_eps=1e-6),
-        data=replace(recipe.data, filter_empty=True),
-        training=replace(recipe.training, batch_size=16, lr=1e-4, offset_lr_factor=1.0, decay_norms=False),
-    )
-
-
 def _stable_dino(recipe: Recipe, reported: str) -> Recipe:
-    """Stable-DINO on detrex's DINO: a pair of heads for every stage, no spare row of labels, and its sine positions of 12 epochs."""
-    detector = with_transformer(recipe.detector, temperature=10000.0, position_offset=-0.5).changed(share_heads=False, spare_label=False)
-    recipe = replace(recipe, detector=detector, objectives=(SetPrediction(), Denoising(negative_offset=0.0)))  # D-22
-    return stable(_as_detrex_trains(recipe), "max", reported)
+    """Stable-DINO on detrex's DINO."""
+    recipe = replace(detrex_dino(recipe), objectives=(SetPrediction(), Denoising(negative_offset=0.0)))  # D-22
+    return stable(recipe, "max", reported)
 
 
 def _in_24_epochs(recipe: Recipe, reported: str) -> Recipe:
@@ -100,7 +89,7 @@ def stable_dino_4scale_swin_l_24ep() -> Recipe:
 @recipe
 def stable_deformable_detr_r50_12ep() -> Recipe:
     """Two-stage with refinement: the only Deformable DETR that comes near the paper's baseline of 43.8 in 12 epochs (D-23)."""
-    return stable(_as_detrex_trains(deformable_detr_two_stage_r50_12ep()), "one", "45.1 (Table 5)", "stable-deformable-detr-r50-12ep")
+    return stable(as_detrex_trains(deformable_detr_two_stage_r50_12ep()), "one", "45.1 (Table 5)", "stable-deformable-detr-r50-12ep")
 
 
 @recipe

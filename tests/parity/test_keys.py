@@ -16,6 +16,7 @@ from steadydetr.checkpoints.convert import convert_state_dict
 from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
 from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
+    test_golden_align,
     test_golden_detectors,
     test_golden_detrex,
     test_golden_distillation,
@@ -31,13 +32,13 @@ EXPECTED = {
     "original/keys/dino_*.json": DINOConfig,
     "detrex/keys/detrex_dino_*.json": DINOConfig,
     "detrex/keys/stable_dino_*.json": DINOConfig,
+    "detrex/keys/align_detr_*.json": DINOConfig,
     "detrex/keys/dab_deformable_detr_*.json": DABDeformableDETRConfig,
     "mmdet/keys/*deformable_detr_*.json": DeformableDETRConfig,
 }
 NOT_BUILT = {
     "detrex/c4_dn_deformable_*": "DN-Deformable-DETR",
     "detrex/c6_maskdino_*": "MaskDINO",
-    "detrex/c7_align_*": "Align-DETR",
     "detrex/x_dab_detr_*": "DAB-DETR",
     "detrex/x_deta_*": "DETA",
     "detrex/x_h_deformable_*": "H-Deformable-DETR",
@@ -76,10 +77,11 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
         ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
         ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
+        ("detrex", "align_detr_r50_4scale", "align-dino-r50-12ep"),
     ],
 )
 def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
-    """DINO's own repository ties the heads of all stages, Stable-DINO's does not, and neither do their label embeddings agree."""
+    """DINO's own repository ties the heads of all stages, Stable-DINO's and Align-DETR's do not, nor do their label embeddings agree."""
     [path] = files(f"{project}/keys/{file}.json")
     state = read(path)
     for key in state:  # only their values tell whether heads are tied
