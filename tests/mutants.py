@@ -53,7 +53,14 @@ RESUME = ("test_train", "test_online_training", "test_distill_training", "test_r
 COVERED: dict[str, tuple[str, ...]] = {
     "learning/matching.py": ("test_matching", "test_assignment_parts", "test_criterion", "test_align", "test_stable", *ONLINE, *STEPS),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_align", "test_stable", *ONLINE, *STEPS),
-    "learning/class_terms.py": ("test_stable", "test_align", "test_criterion", "test_equations", "test_paper_recipes", "parity/test_golden_stable"),
+    "learning/class_terms.py": (
+        "test_stable",
+        "test_align",
+        "test_criterion",
+        "test_equations",
+        "test_paper_recipes",
+        "parity/test_golden_stable",
+    ),
     "learning/teachers.py": (*ONLINE, "test_distill_pairs", "test_online_step", "test_distill_training", "test_online_training"),
     "learning/frozen.py": (*ONLINE, "test_distill_pairs", "test_online_step", "test_distill_training", "test_online_training"),
     "training/optimiser.py": ("test_optimiser", "test_train"),

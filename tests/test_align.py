@@ -379,7 +379,7 @@ def test_recipes_differ_from_their_baselines_in_loss_and_matching() -> None:
 
 
 def test_size_is_that_of_the_released_model() -> None:
-    assert [parameters(find(f"align-dino-r50-{epochs}ep"), 80)[0] for epochs in (12, 24)] == [47_650_316] * 2
+    assert [parameters(find(f"align-dino-4scale-r50-{epochs}ep"), 80)[0] for epochs in (12, 24)] == [47_650_316] * 2
 
 
 def test_any_recipe_takes_it_by_flags() -> None:

@@ -34,15 +34,15 @@ def align(recipe: Recipe, reported: str, name: str = "") -> Recipe:
 
 
 @recipe
-def align_dino_r50_12ep() -> Recipe:
-    """steadydetr train align-dino-r50-12ep --data COCO."""
-    return align(detrex_dino(dino_4scale_r50_12ep()), "50.2 (OD-DETR Table 1; released weights 50.3)", "align-dino-r50-12ep")
+def align_dino_4scale_r50_12ep() -> Recipe:
+    """steadydetr train align-dino-4scale-r50-12ep --data COCO."""
+    return align(detrex_dino(dino_4scale_r50_12ep()), "50.2 (OD-DETR Table 1; released weights 50.3)", "align-dino-4scale-r50-12ep")
 
 
 @recipe
-def align_dino_r50_24ep() -> Recipe:
+def align_dino_4scale_r50_24ep() -> Recipe:
     """Unlike detrex's DINO of 24 epochs it keeps the sine positions of 12 (F-98)."""
-    return for_epochs(align_dino_r50_12ep(), 24, "24ep", "51.3 (OD-DETR Table 1; released weights 51.4)")
+    return for_epochs(align_dino_4scale_r50_12ep(), 24, "24ep", "51.3 (OD-DETR Table 1; released weights 51.4)")
 
 
 @recipe

@@ -77,7 +77,7 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
         ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
         ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
-        ("detrex", "align_detr_r50_4scale", "align-dino-r50-12ep"),
+        ("detrex", "align_detr_r50_4scale", "align-dino-4scale-r50-12ep"),
     ],
 )
 def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
