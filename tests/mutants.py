@@ -81,6 +81,7 @@ COVERED: dict[str, tuple[str, ...]] = {
     "kinds.py": ("test_kinds", "test_cli"),
     "old_formats.py": ("test_kinds", "test_released"),
     "recipes/base.py": ("test_paper_recipes", "test_distill_training", "test_online_training"),
+    "recipes/align.py": ("test_paper_recipes", "test_align"),
     "recipes/dab.py": ("test_paper_recipes", "test_recipes"),
     "recipes/deformable.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dino.py": ("test_paper_recipes", "test_recipes"),
