@@ -28,6 +28,7 @@ class DetectorConfig(ABC):
     heads: int | None = None  # of attention
     encoder_layers: int | None = None
     image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
+    takes_boxes: bool = True  # see `Detector.takes_boxes`
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:

@@ -55,6 +55,8 @@ class ConditionalDETRConfig(TransformerDetectorConfig):
     transformer: PlainTransformerConfig = PlainTransformerConfig()
     queries: int = 300
 
+    takes_boxes = False
+
     def build(self, num_classes: int) -> ConditionalDETR:
         from steadydetr.detectors.conditional_detr import ConditionalDETR
 
