@@ -74,6 +74,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "kinds.py": ("test_kinds", "test_cli"),
     "old_formats.py": ("test_kinds", "test_released"),
     "recipes/base.py": ("test_paper_recipes", "test_distill_training", "test_online_training"),
+    "nn/conditional.py": ("nn/test_conditional", "parity/test_golden_conditional", "test_groups"),
+    "recipes/conditional.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dab.py": ("test_paper_recipes", "test_recipes"),
     "recipes/deformable.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dino.py": ("test_paper_recipes", "test_recipes"),

@@ -63,7 +63,9 @@ def test_three_methods_in_one_step(fusion: str) -> None:
 
 
 def test_what_its_queries_cannot_do_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"queries start from the teacher's boxes, but a query of the student \(ConditionalDETR\) is about a"):
+    with pytest.raises(
+        ValueError, match=r"queries start from the teacher's boxes, but a query of the student \(ConditionalDETR\) is about a"
+    ):
         method_of((*ONLINE, AuxiliaryGroups()))
     with pytest.raises(ValueError, match="denoising needs queries that carry a label, which ConditionalDETR has not"):
         method_of((SetPrediction(), Denoising()))

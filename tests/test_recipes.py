@@ -304,8 +304,9 @@ def test_rows_of_detrdistill_learn_what_they_say() -> None:
         if "detrdistill-dino" in written_out(command) or "-r18-" in written_out(command):
             continue
         stages = [int(n) for n in label[:3].split("/")] if table == "4" else [6, 6]
-        transformer = replace(student.transformer, encoder_layers=stages[0], decoder_layers=stages[1])
-        assert recipe.detector == replace(student, transformer=transformer), (table, label)
+        of_table = find("detrdistill-conditional-detr-r101-r50-12ep").detector if table == "4" else student
+        transformer = replace(of_table.transformer, encoder_layers=stages[0], decoder_layers=stages[1])
+        assert recipe.detector == replace(of_table, transformer=transformer), (table, label)
         assert (recipe.training.epochs, recipe.training.drop_epochs) == ((12, (11,)) if table == "4" else (50, (40,))), (table, label)
 
 

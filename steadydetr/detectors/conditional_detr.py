@@ -54,7 +54,12 @@ class ConditionalDETR(Detector):
         self.strides = (self.backbone.strides[-1],)
         self.neck = nn.Conv2d(self.backbone.channels[-1], c.width, 1)
         self.encoder = PlainEncoder(
-            lambda: PlainEncoderLayer(c.width, c.heads, c.ffn, c.dropout), c.encoder_layers, c.width, c.fusion, c.fusion_norm, c.checkpointing
+            lambda: PlainEncoderLayer(c.width, c.heads, c.ffn, c.dropout),
+            c.encoder_layers,
+            c.width,
+            c.fusion,
+            c.fusion_norm,
+            c.checkpointing,
         )
         self.decoder = ConditionalDecoder(c, num_classes)
         self.query_position = nn.Embedding(config.queries, c.width)

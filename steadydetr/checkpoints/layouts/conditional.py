@@ -6,7 +6,13 @@ from steadydetr.checkpoints.layouts import hugging_face, original
 from steadydetr.checkpoints.layouts.base import COUNTERS, RESNET, KeyLayout, Table
 
 # transformers had the names of the repository up to version 4
-PROJECTIONS = {"q_?content": "query_content", "q_?pos": "query_position", "k_?content": "key_content", "k_?pos": "key_position", "v": "value"}
+PROJECTIONS = {
+    "q_?content": "query_content",
+    "q_?pos": "query_position",
+    "k_?content": "key_content",
+    "k_?pos": "key_position",
+    "v": "value",
+}
 CROSS_PROJECTIONS = PROJECTIONS | {"q_?pos_sine": "query_sine"}
 ATTENTION: Table = (
     *(
