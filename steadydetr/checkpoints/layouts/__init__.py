@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import conditional, detrex, hugging_face, mmdet, original
+from steadydetr.checkpoints.layouts import conditional, conditional_hugging_face, detrex, hugging_face, mmdet, original
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
 # a checkpoint is of the first layout whose mark one of its keys matches
 LAYOUTS: tuple[KeyLayout, ...] = (
-    conditional.HUGGING_FACE,
-    conditional.ORIGINAL,
+    conditional_hugging_face.LAYOUT,
+    conditional.LAYOUT,
     hugging_face.LAYOUT,
     mmdet.LAYOUT,
     detrex.LAYOUT,

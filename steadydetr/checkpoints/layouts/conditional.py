@@ -1,11 +1,10 @@
-"""Conditional DETR: its repository, and Hugging Face transformers, of all versions."""
+"""The repository of Conditional DETR, whose names Hugging Face transformers had up to version 4."""
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import hugging_face, original
+from steadydetr.checkpoints.layouts import original
 from steadydetr.checkpoints.layouts.base import COUNTERS, RESNET, KeyLayout, Table
 
-# transformers had the names of the repository up to version 4
 PROJECTIONS = {
     "q_?content": "query_content",
     "q_?pos": "query_position",
@@ -43,17 +42,10 @@ REST: Table = (
     (r"(?:bbox_embed|bbox_predictor)\.(layers\..+)", r"box_heads.0.\1"),
 )
 
-ORIGINAL = KeyLayout(
+LAYOUT = KeyLayout(
     name="conditional detr",
     mark=r"transformer\.decoder\.layers\.\d+\.ca_qcontent_proj\..+",
     table=(*COUNTERS, *RESNET, *ATTENTION, *NORMS, *original.TRANSFORMER, *REST),
     described="Conditional DETR (its repository)",
-    tied_heads_once=True,
-)
-HUGGING_FACE = KeyLayout(
-    name="conditional detr of hugging face",
-    mark=r"model\.decoder\.layers\.\d+\.(?:ca_qcontent|encoder_attn\.q_content)_proj\..+",
-    table=(*COUNTERS, *RESNET, *ATTENTION, *hugging_face.TRANSFORMER, *REST),
-    described="Conditional DETR (Hugging Face)",
     tied_heads_once=True,
 )
