@@ -46,3 +46,13 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit, clamped so that 0 and 1 stay finite. eps: 1e-5 in Deformable DETR, 1e-3 in DINO and detrex."""
     x = x.clamp(0, 1)
     return torch.log(x.clamp(min=eps) / (1 - x).clamp(min=eps))
+
+
+def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float, start_size: float = 0.0) -> Tensor:
+    """The box `base` [B, N, 4] moved by `delta` [B, N, 4], in logits. Where the base has no size, its sides start from `start_size`."""
+    start = inverse_sigmoid(base, eps)
+    if sized is False:
+        start = torch.cat((start[..., :2], torch.full_like(start[..., 2:], start_size)), -1)
+    elif sized is not True:
+        start = torch.cat((start[..., :2], torch.where(sized[:, None], start[..., 2:], start_size)), -1)
+    return (delta + start).sigmoid()

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from steadydetr import kinds
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import (
+    ConditionalDETRConfig,
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    DetectorConfig,
+    DINOConfig,
+    PlainTransformerConfig,
+    TransformerConfig,
+)
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.configs import SmallBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
@@ -24,6 +32,7 @@ BACKBONE = SmallBackboneConfig(stem=4, channels=(4, 8, 8, 8))
 TINY = TransformerConfig(
     width=16, heads=2, ffn=16, encoder_layers=1, decoder_layers=2, levels=3, dropout=0.0, norm_groups=4, encoder_points=2, decoder_points=2
 )
+TINY_PLAIN = PlainTransformerConfig(width=16, heads=2, ffn=16, encoder_layers=1, decoder_layers=2, dropout=0.0)
 DETECTORS: dict[str, DetectorConfig] = {
     "deformable": DeformableDETRConfig(BACKBONE, TINY, queries=12),
     "refine": DeformableDETRConfig(BACKBONE, TINY, queries=12, refine=True),
@@ -32,6 +41,7 @@ DETECTORS: dict[str, DetectorConfig] = {
     "dab-two-stage": DABDeformableDETRConfig(BACKBONE, TINY, queries=12, two_stage=True),
     "dino": DINOConfig(BACKBONE, TINY, queries=12),
     "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
+    "conditional": ConditionalDETRConfig(BACKBONE, TINY_PLAIN, queries=12),
 }
 CLASSES = 5
 

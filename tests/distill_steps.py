@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.detectors import ConditionalDETRConfig, DetectorConfig, DINOConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
 from steadydetr.objectives.method import Method
 from tests import steps
-from tests.conftest import CLASSES, DETECTORS, TINY
+from tests.conftest import CLASSES, DETECTORS, TINY, TINY_PLAIN
 
 assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
 ALL: tuple[Objective, ...] = (SetPrediction(), LogitsDistillation(), AssignmentDistillation())
-OTHER = {"queries": 9, "transformer": replace(TINY, width=24, heads=3, decoder_layers=3, encoder_layers=2)}  # what a teacher may differ in
+SIZES = {"width": 24, "heads": 3, "decoder_layers": 3, "encoder_layers": 2}  # what a teacher may differ in, besides its queries
+OTHER = {"queries": 9, "transformer": replace(TINY, **SIZES)}
 
 
 def perturb(model: nn.Module, seed: int) -> None:
@@ -46,7 +47,9 @@ def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives:
 
 
 def other(name: str, **changes: Any) -> DetectorConfig:
-    return replace(DETECTORS[name], **(OTHER | changes))
+    config = DETECTORS[name]
+    sizes = OTHER | {"transformer": replace(TINY_PLAIN, **SIZES)} if isinstance(config, ConditionalDETRConfig) else OTHER
+    return replace(config, **(sizes | changes))
 
 
 def learned(method: Method) -> dict[str, nn.Parameter]:

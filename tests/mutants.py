@@ -82,6 +82,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "old_formats.py": ("test_kinds", "test_released"),
     "recipes/base.py": ("test_paper_recipes", "test_distill_training", "test_online_training"),
     "recipes/align.py": ("test_paper_recipes", "test_align"),
+    "nn/conditional.py": ("nn/test_conditional", "parity/test_golden_conditional", "test_groups"),
+    "recipes/conditional.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dab.py": ("test_paper_recipes", "test_recipes"),
     "recipes/deformable.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dino.py": ("test_paper_recipes", "test_recipes"),

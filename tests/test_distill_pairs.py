@@ -21,7 +21,7 @@ from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.distill_steps import ALL, OTHER, learned, make_distilled, other, perturb
 from tests.steps import terms, wide
 
-POSITIONED = {"deformable", "refine", "two-stage"}
+POSITIONED = {"deformable", "refine", "two-stage", "conditional"}
 
 
 @pytest.mark.parametrize("teacher", DETECTORS)
@@ -81,7 +81,7 @@ def test_references_made_by_the_student() -> None:
             make_distilled(DETECTORS[student], DETECTORS["deformable"], (SetPrediction(), objective))
 
 
-@pytest.mark.parametrize("name", ["deformable", "refine", "dab", "dino"])
+@pytest.mark.parametrize("name", ["deformable", "refine", "dab", "dino", "conditional"])
 def test_teacher_init(name: str) -> None:
     """The student's queries are the teacher's at the start; nothing else of it, no group, no term."""
     config = DETECTORS[name]
@@ -119,7 +119,7 @@ def test_a_teacher_that_is_not_there_is_named(objective: Objective) -> None:
 
 def test_a_teacher_that_knows_more_scores_the_classes_of_the_data() -> None:
     """In their order; the rest of what it sees, and which proposals it chooses, is as before."""
-    for name in ("refine", "two-stage", "dino"):
+    for name in ("refine", "two-stage", "dino", "conditional"):
         detector = DETECTORS[name].build(CLASSES)
         perturb(detector, 0)
         batch = make_batch((1, 2))

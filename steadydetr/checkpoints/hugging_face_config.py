@@ -14,8 +14,9 @@ from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD, Channels
 from steadydetr.nn.named_tensors import Untraced
 
 PREPROCESSOR = "preprocessor_config.json"
-ARCHITECTURE, MODEL_TYPE = "DeformableDetrForObjectDetection", "deformable_detr"
-BUILT = {"position_embedding_type": "sine", "dilation": False, "activation_function": "relu", "num_channels": 3}  # the values that we know
+ARCHITECTURES = {"deformable_detr": "DeformableDetrForObjectDetection", "conditional_detr": "ConditionalDetrForObjectDetection"}
+BUILT = {"position_embedding_type": "sine", "activation_function": "relu", "num_channels": 3}  # the values that we know
+DILATED = "conditional_detr"  # what may have a dilated backbone, DC5
 NOT_NAMED = "N/A"  # how COCO's unused ids are called there
 
 
@@ -41,24 +42,31 @@ def read_hugging_face_config(folder: Path) -> HuggingFaceConfig:
     """The configs of a folder in the layout of transformers.
 
     Raises:
-        ValueError: it is another model than Deformable DETR for detection, or one with options that are not built here; names the field.
+        ValueError: it is another model than those of `ARCHITECTURES`, or one with options that are not built here; names the field.
     """
     path = folder / CONFIG
     config, where = read_json_object(path), printable(path)
+    kind = config.get("model_type")
+    read = ARCHITECTURES.get(kind) if isinstance(kind, str) else None
     architectures = config.get("architectures")
     if architectures is None:  # of a config that was saved without a model
-        architectures = [ARCHITECTURE] if config.get("model_type") == MODEL_TYPE else []
-    if config.get("model_type") != MODEL_TYPE or ARCHITECTURE not in _list(architectures):
+        architectures = [read] if read else []
+    if read is None or read not in _list(architectures):
         found = listed(map(printable, _list(architectures)), 3) or printable(config.get("model_type", "none"))[:100]
-        raise ValueError(f"{where} is that of another architecture, {found}; of transformers, {ARCHITECTURE} alone is read")
-    for name, value in BUILT.items():
+        known = " and ".join(ARCHITECTURES.values())
+        raise ValueError(f"{where} is that of another architecture, {found}; of transformers, {known} alone are read")
+    for name, value in (BUILT if kind == DILATED else BUILT | {"dilation": False}).items():
         if config.get(name, value) != value:
             raise ValueError(f"{where} has {name} = {printable(config[name])[:100]}, which is not built here; only {value} is")
     heads = {name: _number(config, name, 8, where) for name in ("encoder_attention_heads", "decoder_attention_heads")}
     if len(set(heads.values())) > 1:
         raise ValueError(f"{where} has different numbers of heads in encoder and decoder, {heads}, which is not built here")
     return HuggingFaceConfig(
-        Untraced(heads=next(iter(heads.values())), queries=_number(config, "two_stage_num_proposals", 300, where)),
+        Untraced(
+            heads=next(iter(heads.values())),
+            queries=_number(config, "two_stage_num_proposals", 300, where),
+            output_stride=16 if config.get("dilation") is True else 32,
+        ),
         config.get("with_box_refine") is True,
         config.get("two_stage") is True,
         _classes(config.get("id2label"), where),

@@ -38,15 +38,17 @@ class ConvertArguments:
     """Temperature of the sine position of feature maps, if not the project's usual one (detrex, DINO of 24 epochs: 20)."""
     position_offset: float | None = None
     """Its offset (detrex, DINO of 24 epochs: 0)."""
+    output_stride: int | None = None
+    """Of the backbone of Conditional DETR: 16 for DC5; 32."""
 
 
 def run(words: Sequence[str]) -> None:
     arguments = parse(ConvertArguments, words, "convert", DESCRIPTION)
-    check_within("", arguments, heads=(1, 1000), queries=(1, 10**6))
+    check_within("", arguments, heads=(1, 1000), queries=(1, 10**6), output_stride=(8, 32))
     check_places([arguments.file], "file")
     from steadydetr.checkpoints.convert import convert_file, untraced_of
 
-    given = {name: getattr(arguments, name) for name in ("heads", "queries", "temperature", "position_offset")}
+    given = {name: getattr(arguments, name) for name in ("heads", "queries", "temperature", "position_offset", "output_stride")}
     untraced = untraced_of(arguments.file, **{name: value for name, value in given.items() if value is not None})
     converted = convert_file(arguments.file, arguments.output, arguments.classes, untraced)
     detector = type(converted.config).__name__.removesuffix("Config")

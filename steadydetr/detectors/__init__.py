@@ -5,17 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadydetr.detectors.configs.base import DetectorConfig
+from steadydetr.detectors.configs.conditional import ConditionalDETRConfig, PlainTransformerConfig
 from steadydetr.detectors.configs.deformable import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
     from steadydetr.detectors.base import Detector, postprocess
+    from steadydetr.detectors.conditional_detr import ConditionalDETR
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
     from steadydetr.detectors.deformable_detr import DeformableDETR
     from steadydetr.detectors.dino import DINO
 
 __all__ = [
     "DINO",
+    "ConditionalDETR",
+    "ConditionalDETRConfig",
     "DABDeformableDETR",
     "DABDeformableDETRConfig",
     "DINOConfig",
@@ -23,6 +27,7 @@ __all__ = [
     "DeformableDETRConfig",
     "Detector",
     "DetectorConfig",
+    "PlainTransformerConfig",
     "TransformerConfig",
     "postprocess",
 ]
@@ -30,6 +35,7 @@ __all__ = [
 __getattr__ = public_names(
     __name__,
     base=("Detector", "postprocess"),
+    conditional_detr=("ConditionalDETR",),
     dab_deformable_detr=("DABDeformableDETR",),
     deformable_detr=("DeformableDETR",),
     dino=("DINO",),

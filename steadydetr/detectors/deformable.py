@@ -13,17 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from steadydetr.boxes import inverse_sigmoid
+from steadydetr.boxes import shift
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.configs.deformable import TransformerConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.nn.anchors import token_anchors
-from steadydetr.nn.attention import SelfAttention
 from steadydetr.nn.configs import BackboneConfig
 from steadydetr.nn.decoder import AnchorPosition, DecoderLayer
-from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.encoder import Encoder, EncoderLayer
-from steadydetr.nn.layers import MLP, Neck, box_head, class_head
+from steadydetr.nn.initialisation import initialise
+from steadydetr.nn.layers import MLP, Neck, box_head, class_head, keep_outputs
+from steadydetr.nn.padding import resize_padding as resize_padding  # a detector of another package imports both from here
+from steadydetr.nn.padding import valid_ratio as valid_ratio
 from steadydetr.nn.positions import feature_position
 from steadydetr.structures import (
     DecodedStages,
@@ -92,6 +93,8 @@ class DeformableDetector(Detector):
         self.normalise_for(self.backbone)
         self.take_channels(getattr(backbone, "image_channels", 3))
         maps = self.backbone.strides[: config.levels]
+        if len(set(maps)) < len(maps):
+            raise ValueError(f"the backbone's maps have strides {maps}: levels of one stride would be mixed up, so name one by out_indices")
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
         self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
@@ -159,11 +162,9 @@ class DeformableDetector(Detector):
         return (module for module in self.modules() if isinstance(module, (EncoderLayer, DecoderLayer)))
 
     def keep_classes(self, classes: Sequence[int]) -> None:
-        rows = list(classes)
-        for head in cast("list[nn.Linear]", list(self.decoder.class_heads)):
-            head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
-            head.out_features = len(rows)
-        self.num_classes = len(rows)
+        for head in self.decoder.class_heads:
+            keep_outputs(cast(nn.Linear, head), classes)
+        self.num_classes = len(classes)
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
         joined = join_groups(groups)
@@ -215,43 +216,6 @@ class DeformableDetector(Detector):
         if len(heads) == 1:
             return heads[0](torch.stack(contents))
         return torch.stack([head(content) for head, content in zip(heads, contents, strict=True)])
-
-
-def shift(delta: Tensor, base: Tensor, sized: bool | Tensor, eps: float, start_size: float = 0.0) -> Tensor:
-    """The box `base` [B, N, 4] moved by `delta` [B, N, 4], in logits. Where the base has no size, its sides start from `start_size`."""
-    start = inverse_sigmoid(base, eps)
-    if sized is False:
-        start = torch.cat((start[..., :2], torch.full_like(start[..., 2:], start_size)), -1)
-    elif sized is not True:
-        start = torch.cat((start[..., :2], torch.where(sized[:, None], start[..., 2:], start_size)), -1)
-    return (delta + start).sigmoid()
-
-
-def resize_padding(padding: Tensor, size: tuple[int, int]) -> Tensor:
-    """Nearest interpolation of the pixel mask [B, H, W] to a level [B, h, w] (F-04)."""
-    return nn.functional.interpolate(padding[:, None].float(), size=size)[:, 0].to(torch.bool)
-
-
-def valid_ratio(padding: Tensor) -> Tensor:
-    """[B, h, w] -> [B, 2] (w, h): the share of the first row and column that is image (F-05).
-
-    It is float32 whatever the tokens are, and so is all geometry made from it, because bfloat16 cannot even count the cells of a row.
-    The originals use float32 in their float64 runs too.
-    """
-    height, width = padding.shape[1:]
-    return torch.stack(((~padding[:, 0, :]).sum(1).float() / width, (~padding[:, :, 0]).sum(1).float() / height), -1)
-
-
-def initialise(module: nn.Module) -> None:
-    """xavier_uniform on every weight matrix of a transformer part, except that attention keeps its own rules (F-12, F-27)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear):
-            nn.init.xavier_uniform_(part.weight)
-    for part in module.modules():
-        if isinstance(part, DeformableAttention):
-            part.reset_parameters()
-        elif isinstance(part, SelfAttention):
-            nn.init.xavier_uniform_(part.in_proj_weight)
 
 
 class ProposalHead(nn.Module):

@@ -42,13 +42,23 @@ class SelfAttention(nn.Module):
         dim = content.shape[-1]
         placed = F.linear(content + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
         value = F.linear(content, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
-        query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (*placed.chunk(2, -1), value))
-        dropout = self.dropout if self.training else 0.0
-        mixed = []
-        for rows in plan:
-            keys, values = (_pick(t, rows.keys) for t in (key, value))
-            mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=rows.visible, dropout_p=dropout))
-        return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2))
+        query, key = placed.chunk(2, -1)
+        return self.out_proj(attend(query, key, value, self.heads, plan, self.dropout if self.training else 0.0))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, plan: AttentionPlan, dropout: float) -> Tensor:
+    """Multi-head attention of projected queries [B, N, E] to keys [B, M, E] and values [B, M, D], group by group of the plan: [B, N, D]."""
+    query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
+    mixed = []
+    for rows in plan:
+        keys, values = (_pick(t, rows.keys) for t in (key, value))
+        mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=rows.visible, dropout_p=dropout))
+    return torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2)
+
+
+def to_all(padding: Tensor) -> AttentionPlan:
+    """Every query attends to all tokens that are no padding, [B, L] bool."""
+    return (Rows(slice(None), (slice(None),), ~padding[:, None, None]),)
 
 
 def _pick(tensor: Tensor, slices: tuple[slice, ...]) -> Tensor:

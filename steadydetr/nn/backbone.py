@@ -55,6 +55,8 @@ class TimmBackbone(Backbone):
         self.mean, self.std = settled.mean or IMAGENET_MEAN, settled.std or IMAGENET_STD
         pad_before_shift(self.body)
         self.channels, self.strides = feature_info(self.body)
+        if config.output_stride != 32 and max(self.strides) > config.output_stride:
+            raise ValueError(f"{config.name} cannot be dilated: it does not heed backbone.output_stride = {config.output_stride}")
         self.channels_last = getattr(self.body, "output_fmt", "NCHW") == "NHWC"  # models that do not name their format give NCHW
         if config.weights not in ("hub", "none"):
             load_backbone(self.body, config.name, config.weights)
@@ -97,6 +99,8 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
         options["in_chans"] = config.image_channels
     if config.drop_path:
         options["drop_path_rate"] = config.drop_path
+    if config.output_stride != 32:
+        options["output_stride"] = config.output_stride
     hub = config.weights == "hub"
     try:
         with hub_or_cache() if hub else nullcontext():
@@ -109,7 +113,8 @@ def _timm_model(config: TimmBackboneConfig) -> nn.Module:
                 " local .safetensors or .pth file, or to none to start from random weights"
             ) from error
         raise ValueError(
-            f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]}: {one_line(error, 300)}"
+            f"timm cannot build {config.name} with backbone.out_indices = {config.out_indices[:20]} and backbone.output_stride ="
+            f" {config.output_stride}: {one_line(error, 300)}"
         ) from error
     for module in body.modules():
         if isinstance(module, PatchEmbed):
@@ -325,11 +330,11 @@ def frozen_parameters(body: nn.Module, stages: int) -> list[nn.Parameter]:
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut. The last norm starts at zero, so that at first the block is its shortcut alone."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, dilation, dilation, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         nn.init.zeros_(self.norm2.weight)
@@ -339,7 +344,7 @@ class BasicBlock(nn.Module):
 
 
 class SmallBackbone(Backbone):
-    """One basic residual block a stage; maps of stride 8, 16, 32."""
+    """One basic residual block a stage; maps of stride 8, 16, 32, or of the output stride where that is smaller."""
 
     def __init__(self, config: SmallBackboneConfig) -> None:
         super().__init__()
@@ -348,8 +353,10 @@ class SmallBackbone(Backbone):
             nn.Conv2d(config.image_channels, config.stem, 3, 2, 1, bias=False), nn.BatchNorm2d(config.stem), nn.ReLU()
         )
         widths = (config.stem, *config.channels)
-        self.stages = nn.ModuleList(BasicBlock(a, b, 2) for a, b in pairwise(widths))
-        self.channels, self.strides = list(config.channels[1:]), [8, 16, 32]
+        dilations = [max(stride // config.output_stride, 1) for stride in (4, 8, 16, 32)]
+        blocks = zip(pairwise(widths), dilations, strict=True)
+        self.stages = nn.ModuleList(BasicBlock(a, b, 2 if dilation == 1 else 1, dilation) for (a, b), dilation in blocks)
+        self.channels, self.strides = list(config.channels[1:]), [min(stride, config.output_stride) for stride in (8, 16, 32)]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         x = self.stem(pixels)

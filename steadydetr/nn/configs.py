@@ -38,6 +38,12 @@ class BackboneConfig(ABC):
         return self
 
 
+def check_output_stride(stride: int) -> None:
+    """Raise ValueError unless a backbone may end with that stride."""
+    if stride not in (8, 16, 32):
+        raise ValueError(f"detector.backbone.output_stride = {stride} must be 8, 16 or 32")
+
+
 @register("timm-backbone", "timm", "timm-backbone", "backbone")
 @dataclass(frozen=True)
 class TimmBackboneConfig(BackboneConfig):
@@ -49,6 +55,7 @@ class TimmBackboneConfig(BackboneConfig):
     weights: str = changeable("hub")
     frozen_stages: int = 1  # 0: nothing; n: the stem and the first n stages
     freeze_norm: bool = True  # batch norm with fixed statistics, scale and shift
+    output_stride: int = 32  # 16: the last stage keeps the size of its input and dilates its convolutions (DC5), where the model can
     drop_path: float = 0.0  # stochastic depth, where the model has it
     output_norm: bool = False  # LayerNorm of every map, as in the originals with Swin
     image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA; RGB weights are summed for 1, repeated and scaled for others, as in timm
@@ -57,6 +64,7 @@ class TimmBackboneConfig(BackboneConfig):
 
     def __post_init__(self) -> None:
         check_within("detector.backbone", self, drop_path=(0, 1), image_channels=MOST_CHANNELS)
+        check_output_stride(self.output_stride)
         for name, least in (("mean", -1e3), ("std", 1e-3)):
             if not all(least <= value <= 1e3 for value in getattr(self, name) or ()):
                 raise ValueError(f"detector.backbone.{name} = {getattr(self, name)} must be three numbers in {least} .. 1000")
@@ -87,8 +95,10 @@ class SmallBackboneConfig(BackboneConfig):
     stem: int = 32
     channels: tuple[int, ...] = (48, 96, 160, 192)  # of strides 4, 8, 16, 32
     image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA
+    output_stride: int = 32  # 16: the last stage keeps the size of its input and dilates its convolutions (DC5); 8: the last two
 
     def __post_init__(self) -> None:
+        check_output_stride(self.output_stride)
         check_within("detector.backbone", self, stem=(1, 2**14), image_channels=MOST_CHANNELS)
         if len(self.channels) != 4 or not all(1 <= channels <= 2**14 for channels in self.channels):
             raise ValueError(f"detector.backbone.channels = {self.channels[:9]} must be four numbers in 1 .. {2**14}")
@@ -106,16 +116,20 @@ SWINS = {(96, 6): "tiny", (96, 18): "small", (128, 18): "base", (192, 18): "larg
 SWIN_IMAGES = {7: 224, 12: 384}  # by the window's side; part of timm's names
 
 
-def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
+def infer_backbone(tensors: NamedTensors, last: bool = False) -> TimmBackboneConfig:
     """The ResNet or Swin in another project's file. Its weights are random, because the file brings them.
 
     Detectors of other projects are trained on pixels with ImageNet's mean and deviation, whatever their backbones were trained on before.
     A file without a backbone is taken for one of a ResNet-50, as those of tests are.
 
+    Args:
+        last: the detector takes the last map alone, not one for every convolution of a neck.
+
     Raises:
         ValueError: no model of timm has these numbers of blocks or channels; says which.
     """
-    maps = sum(1 for name in tensors.matching(r"neck\.convs\.\d+\.weight") if tensors.shape(name)[-1] == 1)
+    maps = 1 if last else sum(1 for name in tensors.matching(r"neck\.convs\.\d+\.weight") if tensors.shape(name)[-1] == 1)
+    stride = tensors.untraced.output_stride
     if tensors.has("backbone.body.layers_"):
         indices = tuple(range(4 - maps, 4))
         return TimmBackboneConfig(_swin_name(tensors), indices, "none", 0, output_norm=True, mean=IMAGENET_MEAN, std=IMAGENET_STD)
@@ -124,7 +138,8 @@ def infer_backbone(tensors: NamedTensors) -> TimmBackboneConfig:
     if blocks and resnet not in RESNETS:
         raise ValueError(f"no known ResNet has {blocks} blocks in its third stage")
     name = f"{RESNETS.get(resnet, 'resnet50')}.tv_in1k"
-    return TimmBackboneConfig(name, tuple(range(5 - maps, 5)), weights="none", mean=IMAGENET_MEAN, std=IMAGENET_STD)
+    indices = tuple(range(5 - maps, 5))
+    return TimmBackboneConfig(name, indices, weights="none", output_stride=stride, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _swin_name(tensors: NamedTensors) -> str:

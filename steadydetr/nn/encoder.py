@@ -1,13 +1,15 @@
-"""Deformable encoder over the tokens of all levels, with the memory fusions of Stable-DINO (Sec. 3, Fig. 4)."""
+"""Encoders over the tokens of all levels, deformable and plain, with the memory fusions of Stable-DINO (Sec. 3, Fig. 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from steadydetr.nn.attention import SelfAttention, to_all
 from steadydetr.nn.configs import FusionKind
 from steadydetr.nn.deformable_attention import DeformableAttention
 from steadydetr.nn.layers import FeedForward
@@ -27,6 +29,21 @@ class EncoderLayer(nn.Module):
     def forward(self, tokens: Tensor, position: Tensor, reference: Tensor, padding: Tensor, levels: Levels) -> Tensor:
         value = self.attention.project(tokens, padding)
         attended = self.attention(tokens + position, reference, False, value, levels)
+        return self.ffn(self.norm(tokens + self.dropout(attended)))
+
+
+class PlainEncoderLayer(nn.Module):
+    """Self-attention of all tokens that are no padding, then feed-forward; each with post-normalisation (DETR)."""
+
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(dim, heads, dropout)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(dim, hidden, dropout)
+
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        attended = self.self_attention(tokens, position, to_all(padding))
         return self.ffn(self.norm(tokens + self.dropout(attended)))
 
 
@@ -53,12 +70,12 @@ def fusions(kind: FusionKind, depth: int, dim: int, norm: bool) -> nn.ModuleList
     return nn.ModuleList(Fusion(dim, count, norm) for count in counts[kind])
 
 
-class Encoder(nn.Module):
+class FusedLayers(nn.Module):
     """Layers one after the other; with a fusion, outputs of several layers are brought together."""
 
     def __init__(
         self,
-        layer: Callable[[], EncoderLayer],
+        layer: Callable[[], nn.Module],
         depth: int,
         dim: int,
         fusion: FusionKind = "none",
@@ -70,15 +87,14 @@ class Encoder(nn.Module):
         self.kind, self.fusions = fusion, fusions(fusion, depth, dim, fusion_norm)
         self.checkpointing = checkpointing
 
-    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor, valid_ratios: Tensor, levels: Levels) -> Tensor:
-        """Tokens [B, L, D], their position [B, L, D], padding [B, L] -> [B, L, D]. Padded tokens are fused like any other."""
-        reference = token_centres(levels, valid_ratios)
+    def run(self, tokens: Tensor, *others: Any) -> Tensor:
+        """[B, L, D] -> [B, L, D]; every layer gets the others too. Padded tokens are fused like any other."""
         outputs = [tokens]
         for layer in self.layers:
             if self.checkpointing and self.training:
-                tokens = checkpoint(layer, tokens, position, reference, padding, levels, use_reentrant=False)
+                tokens = checkpoint(layer, tokens, *others, use_reentrant=False)
             else:
-                tokens = layer(tokens, position, reference, padding, levels)
+                tokens = layer(tokens, *others)
             outputs.append(tokens)
             partner = len(self.layers) - len(outputs) + 1
             if self.kind == "u_like" and partner < len(outputs) - 1:
@@ -88,6 +104,22 @@ class Encoder(nn.Module):
         if self.kind in ("simple", "dense_simple"):
             tokens = self.fusions[-1]((tokens, outputs[0]))
         return tokens
+
+
+class Encoder(FusedLayers):
+    """Of deformable layers."""
+
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor, valid_ratios: Tensor, levels: Levels) -> Tensor:
+        """Tokens [B, L, D], their position [B, L, D], padding [B, L] -> [B, L, D]."""
+        return self.run(tokens, position, token_centres(levels, valid_ratios), padding, levels)
+
+
+class PlainEncoder(FusedLayers):
+    """Of plain layers."""
+
+    def forward(self, tokens: Tensor, position: Tensor, padding: Tensor) -> Tensor:
+        """Tokens [B, L, D], their position [B, L, D], padding [B, L] -> [B, L, D]."""
+        return self.run(tokens, position, padding)
 
 
 def token_centres(levels: Levels, valid_ratios: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import cast
 
@@ -56,6 +57,13 @@ def class_head(dim: int, num_classes: int, prior: float = 0.01) -> nn.Linear:
     head = nn.Linear(dim, num_classes)
     nn.init.constant_(head.bias, -math.log((1 - prior) / prior))
     return head
+
+
+def keep_outputs(head: nn.Linear, rows: Sequence[int]) -> None:
+    """From here on the layer gives these of its outputs alone, in this order."""
+    kept = list(rows)
+    head.weight, head.bias = nn.Parameter(head.weight[kept].detach()), nn.Parameter(head.bias[kept].detach())
+    head.out_features = len(kept)
 
 
 class Neck(nn.Module):

@@ -25,6 +25,7 @@ class Untraced:
     queries: int = 300  # of two-stage Deformable DETR and DAB-Deformable-DETR, which learn none
     temperature: float | None = None  # of the sine position of maps; detrex trained its 24-epoch DINO with 20 and offset 0
     position_offset: float | None = None
+    output_stride: int = 32  # of the backbone; 16: DC5, whose tensors are the same
 
 
 USUAL = Untraced()

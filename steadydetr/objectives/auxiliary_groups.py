@@ -50,6 +50,11 @@ class AuxiliaryGroups(Objective):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         require_alike(self.name, self.teacher, student, teachers, ("width", "positioned"))
+        if not student.takes_boxes:
+            raise ValueError(
+                "objective auxiliary: its queries start from the teacher's boxes, but a query of the student"
+                f" ({student.architecture}) is about a point, which takes no box: --objectives.auxiliary none"
+            )
 
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         """All auxiliary groups side by side, as blocks that do not see each other."""

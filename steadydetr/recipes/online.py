@@ -21,13 +21,17 @@ PAPERS_TEACHER = EMATeacher(0.9996)
 
 
 def online(recipe: Recipe, name: str, reported: str = "", teacher: EMATeacher = PAPERS_TEACHER) -> Recipe:
-    """The recipe with quality focal loss, matching distillation, prediction distillation and auxiliary groups."""
+    """The recipe with quality focal loss, matching distillation, prediction distillation and auxiliary groups.
+
+    A detector whose queries take no box goes without auxiliary groups.  # D-165
+    """
+    groups = (AuxiliaryGroups(),) if recipe.detector.takes_boxes else ()
     others = tuple(o for o in recipe.objectives if not isinstance(o, SetPrediction))
     return replace(
         recipe,
         name=name,
         criterion=replace(recipe.criterion, class_target=QualityTarget(), alpha=None),
-        objectives=(SetPrediction(MatchingDistillation()), *others, PredictionDistillation(), AuxiliaryGroups()),
+        objectives=(SetPrediction(MatchingDistillation()), *others, PredictionDistillation(), *groups),
         teachers=(teacher,),
         reported=reported,
         notes=f"{recipe.notes}, with online distillation",

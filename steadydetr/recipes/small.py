@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
-from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import ConditionalDETRConfig, DeformableDETRConfig, DINOConfig, PlainTransformerConfig, TransformerConfig
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
@@ -132,3 +132,12 @@ def small_teacher_deformable_detr() -> Recipe:
 def small_distill_deformable_detr() -> Recipe:
     """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
     return replace(distilled(small_refine_deformable_detr()), name="small-distill-deformable-detr")
+
+
+@recipe
+def small_conditional_detr() -> Recipe:
+    """Features of stride 16 alone, in a last stage that is dilated: images of 128 px have few cells at stride 32."""
+    start = small_deformable_detr()
+    transformer = PlainTransformerConfig(width=96, heads=4, ffn=256, encoder_layers=1, decoder_layers=3, dropout=0.0)
+    detector = ConditionalDETRConfig(SmallBackboneConfig(output_stride=16), transformer, queries=40)
+    return replace(start, name="small-conditional-detr", detector=detector, notes="Conditional DETR at the size of the quickstart")

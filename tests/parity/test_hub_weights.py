@@ -146,7 +146,7 @@ def test_names_of_coco_and_placeholders(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "detr", "architectures": ["DetrForSegmentation"]}, "another architecture, DetrForSegmentation; .* alone is read"),
+        ({"model_type": "detr", "architectures": ["DetrForSegmentation"]}, "another architecture, DetrForSegmentation; .* alone are read"),
         ({"model_type": "rt_detr", "architectures": None}, "another architecture, rt_detr"),
         ({"architectures": ["DeformableDetrModel"]}, "another architecture, DeformableDetrModel"),
         ({"architectures": 7}, "another architecture, deformable_detr"),

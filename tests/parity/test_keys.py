@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
+from steadydetr.detectors import ConditionalDETRConfig, DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
 from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_align,
+    test_golden_conditional,
     test_golden_detectors,
     test_golden_detrex,
     test_golden_distillation,
@@ -28,6 +29,7 @@ from tests.parity import (  # noqa: F401  they claim their cases
 from tests.parity.golden import case_names, files, is_claimed
 
 EXPECTED = {
+    "original/keys/conditional_detr_*.json": ConditionalDETRConfig,
     "original/keys/deformable_detr_*.json": DeformableDETRConfig,
     "original/keys/dino_*.json": DINOConfig,
     "detrex/keys/detrex_dino_*.json": DINOConfig,
@@ -44,8 +46,6 @@ NOT_BUILT = {
     "detrex/x_h_deformable_*": "H-Deformable-DETR",
     "mmdet/adamixer_*": "AdaMixer",
     "mmdet/detrdistill_contrastive_*": "the contrastive loss of the released DETRDistill (D-41)",
-    "original/cond_a.*": "Conditional DETR",
-    "original/cond_dc5_*": "Conditional DETR",
     "original/hdetr_*": "H-Deformable-DETR",
 }
 
@@ -73,6 +73,7 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
 @pytest.mark.parametrize(
     ("project", "file", "recipe"),
     [
+        ("original", "conditional_detr_r50", "conditional-detr-r50-50ep"),
         ("original", "dino_4scale_r50", "dino-4scale-r50-12ep"),
         ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
@@ -97,8 +98,8 @@ def test_missing_and_left_over_keys_are_named(path: Path, kind: type) -> None:
     state = read(path)
     with pytest.raises(ValueError, match=r"left over.*surprise\.weight"):
         convert_state_dict(state | {"surprise.weight": torch.empty(3, device="meta")})
-    removed = next(key for key in state if "encoder.layers.1." in key and key.endswith("output_proj.bias"))
-    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.1\.attention\.output_proj\.bias"):
+    removed = next(key for key in state if "encoder.layers.1." in key and key.endswith(("output_proj.bias", "out_proj.bias")))
+    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.1\.(attention\.output_proj|self_attention\.out_proj)\.bias"):
         convert_state_dict({key: value for key, value in state.items() if key != removed})
 
 

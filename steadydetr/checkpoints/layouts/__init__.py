@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import detrex, hugging_face, mmdet, original
+from steadydetr.checkpoints.layouts import conditional, conditional_hugging_face, detrex, hugging_face, mmdet, original
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
 # a checkpoint is of the first layout whose mark one of its keys matches
-LAYOUTS: tuple[KeyLayout, ...] = (hugging_face.LAYOUT, mmdet.LAYOUT, detrex.LAYOUT, original.LAYOUT)
+LAYOUTS: tuple[KeyLayout, ...] = (
+    conditional_hugging_face.LAYOUT,
+    conditional.LAYOUT,
+    hugging_face.LAYOUT,
+    mmdet.LAYOUT,
+    detrex.LAYOUT,
+    original.LAYOUT,
+)
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 

@@ -9,6 +9,8 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
+from steadydetr.config import check_within
+from steadydetr.nn.configs import BackboneConfig
 from steadydetr.nn.named_tensors import NamedTensors
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ class DetectorConfig(ABC):
     heads: int | None = None  # of attention
     encoder_layers: int | None = None
     image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
+    takes_boxes: bool = True  # see `Detector.takes_boxes`
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:
@@ -67,3 +70,42 @@ class DetectorConfig(ABC):
     def with_image_channels(self, channels: int) -> Self:
         """The same config for images of another number of channels."""
         return self.changed(image_channels=channels)
+
+
+class TransformerDetectorConfig(DetectorConfig):
+    """The config of a detector of backbone, transformer and queries: a frozen dataclass with these fields and others."""
+
+    backbone: BackboneConfig
+    transformer: Any  # a frozen dataclass with `heads` and `encoder_layers`
+    queries: int
+
+    def __post_init__(self) -> None:
+        check_within("detector", self, queries=(1, 10**6))
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]  # nothing writes it: configs are frozen
+        return self.transformer.heads
+
+    @property
+    def encoder_layers(self) -> int:  # type: ignore[override]
+        return self.transformer.encoder_layers
+
+    @property
+    def image_channels(self) -> int:  # type: ignore[override]
+        return getattr(self.backbone, "image_channels", 3)  # a config of another package may not know it
+
+    def with_image_channels(self, channels: int) -> Self:
+        return self.changed(backbone=replace(self.backbone, image_channels=channels))  # type: ignore[type-var]
+
+    def without_pretrained(self) -> Self:
+        return self.changed(backbone=self.backbone.without_pretrained())
+
+    def settled(self) -> Self:
+        return self.changed(backbone=self.backbone.settled())
+
+
+def with_transformer(config: DetectorConfig, **values: Any) -> TransformerDetectorConfig:
+    """The same detector with other values in `config.transformer`; a ValueError where it has no such thing."""
+    if not isinstance(config, TransformerDetectorConfig) or not all(hasattr(config.transformer, name) for name in values):
+        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no transformer that could have it")
+    return config.changed(transformer=replace(config.transformer, **values))

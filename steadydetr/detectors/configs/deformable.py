@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
 from steadydetr.config import check_within
-from steadydetr.detectors.configs.base import DetectorConfig
+from steadydetr.detectors.configs.base import TransformerDetectorConfig
+from steadydetr.detectors.configs.base import with_transformer as with_transformer
 from steadydetr.kinds import changeable, register
 from steadydetr.nn.configs import BackboneConfig, FusionKind, TimmBackboneConfig, infer_backbone
 from steadydetr.nn.named_tensors import NamedTensors
@@ -87,50 +88,17 @@ def infer_fusion(tensors: NamedTensors) -> FusionKind:
     return cast(FusionKind, "_".join(found) or "none")
 
 
-class DeformableDetectorConfig(DetectorConfig):
+class DeformableDetectorConfig(TransformerDetectorConfig):
     """The config of a detector of this family: a frozen dataclass with these fields and others."""
 
-    backbone: BackboneConfig
     transformer: TransformerConfig
-    queries: int
-
-    def __post_init__(self) -> None:
-        check_within("detector", self, queries=(1, 10**6))
 
     @property
     def levels(self) -> int:  # type: ignore[override]  # nothing writes it: configs are frozen
         return self.transformer.levels
 
-    @property
-    def heads(self) -> int:  # type: ignore[override]
-        return self.transformer.heads
-
-    @property
-    def encoder_layers(self) -> int:  # type: ignore[override]
-        return self.transformer.encoder_layers
-
-    @property
-    def image_channels(self) -> int:  # type: ignore[override]
-        return getattr(self.backbone, "image_channels", 3)  # a config of another package may not know it
-
     def with_levels(self, levels: int) -> Self:
         return self.changed(transformer=replace(self.transformer, levels=levels))
-
-    def with_image_channels(self, channels: int) -> Self:
-        return self.changed(backbone=replace(self.backbone, image_channels=channels))  # type: ignore[type-var]
-
-    def without_pretrained(self) -> DeformableDetectorConfig:
-        return self.changed(backbone=self.backbone.without_pretrained())
-
-    def settled(self) -> Self:
-        return self.changed(backbone=self.backbone.settled())
-
-
-def with_transformer(config: DetectorConfig, **values: Any) -> DeformableDetectorConfig:
-    """The same detector with other values in `config.transformer`; a ValueError where it is not of this family."""
-    if not isinstance(config, DeformableDetectorConfig):
-        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no deformable transformer that could have it")
-    return config.changed(transformer=replace(config.transformer, **values))
 
 
 @register("deformable-detr")
@@ -235,8 +203,8 @@ class DINOConfig(DeformableDetectorConfig):
 
     @classmethod
     def from_tensors(cls, tensors: NamedTensors) -> Self | None:
-        """A norm after the decoder's layers is what DINO alone has. detrex trains it with the sine position of Deformable DETR."""
-        if not tensors.has("decoder.norm."):
+        """A norm after the decoder's layers, and a layer that makes position vectors. detrex has the sine position of Deformable DETR."""
+        if not tensors.has("decoder.norm.") or tensors.has("decoder.sine_scale."):
             return None
         base = replace(DINO_TRANSFORMER, temperature=10000.0, position_offset=-0.5) if tensors.layout == "detrex" else DINO_TRANSFORMER
         return cls(
