@@ -11,7 +11,7 @@ from typing import Literal
 
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import Denoising, DenoisingObjective, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
@@ -32,7 +32,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         loss_weights=replace(recipe.criterion.loss_weights, label=6.0),
     )
     before = recipe.criterion.loss_weights
-    objectives = tuple(replace(o, weights=before) if isinstance(o, Denoising) else o for o in recipe.objectives)
+    objectives = tuple(replace(o, weights=o.weights or before) if isinstance(o, DenoisingObjective) else o for o in recipe.objectives)
     detector = with_transformer(recipe.detector, fusion="dense")
     return replace(
         recipe,
