@@ -1,6 +1,6 @@
 """DAB-Deformable-DETR (Liu et al. 2022): learned 4-d anchors as queries, one- and two-stage.
 
-As in DN-DAB-Deformable-DETR (Li et al. 2022) queries can be made of labels too; then the last channel of the content tells them from others.
+In DN-DAB-Deformable-DETR (Li et al. 2022) queries can be made of labels too; the last channel of the content tells them from others.
 """
 
 from __future__ import annotations

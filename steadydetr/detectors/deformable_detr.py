@@ -63,7 +63,10 @@ class DeformableDETR(DeformableDetector):
         return torch.cat((centre, torch.zeros_like(centre)), -1)
 
     def proposed(self, memory: Memory, count: int) -> Queries:
-        """The queries of the best tokens, at most so many. Position and content are both made of the box. Tokens are ranked by the logit of class 0, which means "object" here."""
+        """The queries of the best tokens, at most so many. Position and content are both made of the box.
+
+        Tokens are ranked by the logit of class 0, which means "object" here.
+        """
         dense = dense_proposals(memory)
         token, reference = select_tokens(dense, dense.logits[..., 0], count)
         sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)

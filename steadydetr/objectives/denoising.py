@@ -152,7 +152,12 @@ def denoising_groups(number: int, most_objects: int) -> int:
 
 
 def draw_noise(batch: Batch, groups: int, labels: int, copies: int = 2) -> Draws:
-    """New labels are drawn from 0 to `labels` - 1; `copies` are those of an object in one group. Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is."""
+    """Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is.
+
+    Args:
+        labels: how many there are to draw new ones from.
+        copies: of an object in one group.
+    """
     parts: list[tuple[Tensor, ...]] = []
     for image_id, objects in zip(batch.image_ids, batch.targets.counts, strict=True):
         generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id))

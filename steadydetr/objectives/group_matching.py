@@ -39,7 +39,9 @@ class GroupMatching(Objective):
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
         if not student.makes_groups:
-            raise ValueError(f"objective {self.name} needs a detector that makes further groups of queries, as {student.architecture} does not")
+            raise ValueError(
+                f"objective {self.name} needs a detector that makes further groups of queries, as {student.architecture} does not"
+            )
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.ModuleList:
         return nn.ModuleList(student.new_group() for _ in range(self.groups - 1))

@@ -14,7 +14,7 @@ from steadydetr.data import DataConfig
 from steadydetr.data.transforms import DetrTransform, EvalTransform, FixedSize, FixedSizeTransform, ShortestSide, TrainTransform
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost
 from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.objectives import DenoisingObjective, GroupMatching, OneToMany, SetPrediction
+from steadydetr.objectives import DenoisingObjective, GroupMatching, Objective, OneToMany, SetPrediction
 from steadydetr.recipes.base import RECIPES, Recipe
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable

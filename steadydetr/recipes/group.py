@@ -11,7 +11,7 @@ from steadydetr.recipes.dino import dino_4scale_r50_36ep
 
 
 def grouped(recipe: Recipe, groups: int, name: str, reported: str = "") -> Recipe:
-    """The recipe with so many groups. Denoising weighs as many times more: as much as the mean of the groups, as in the original (D-170)."""
+    """The recipe with so many groups. Denoising weighs as many times more, so as much as the mean of the groups (D-170)."""
     of = recipe.criterion.loss_weights
     weights = Weights(of.label * groups, of.l1 * groups, of.giou * groups)
     objectives = tuple(replace(each, weights=weights) if isinstance(each, Denoising) else each for each in recipe.objectives)

@@ -230,7 +230,10 @@ def test_denoising_queries(path: Path) -> None:
         if spec["kind"] == "dndetr":
             copies, groups = 1, spec["dn_number"]
             draws = recorded_dn_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
-            labels, boxes = noise_labels(targets.labels, draws, 2 * spec["label"]), noise_centres_and_sides(targets.boxes, draws, spec["box"])
+            labels, boxes = (
+                noise_labels(targets.labels, draws, 2 * spec["label"]),
+                noise_centres_and_sides(targets.boxes, draws, spec["box"]),
+            )
             table = pad(table, (0, 1), value=1.0)
         else:
             copies, groups = 2, denoising_groups(spec["dn_number"], most)
