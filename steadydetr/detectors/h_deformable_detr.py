@@ -61,7 +61,7 @@ class HDeformableDETR(DeformableDETR):
 
 def rows(queries: Queries, which: slice) -> Queries:
     """Some of the queries."""
-    tensors = {name: value[:, which] for name, value in vars(queries).items() if isinstance(value, torch.Tensor)}
+    tensors: dict[str, Any] = {name: value[:, which] for name, value in vars(queries).items() if isinstance(value, torch.Tensor)}
     return replace(queries, **tensors)
 
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.config import check_within
@@ -67,6 +67,10 @@ class DenoisingObjective(Objective):
             raise ValueError(
                 f"denoising needs queries that carry a label, which {student.architecture} has not: use DINO or DN-DAB-Deformable-DETR"
             )
+
+    def weighed(self, weights: Weights | None) -> Self:
+        """The same with other weights."""
+        return replace(self, weights=weights)  # type: ignore[type-var]  # what derives from it is a dataclass
 
     @abstractmethod
     def group_count(self, most: int) -> int:

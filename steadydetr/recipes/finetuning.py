@@ -14,7 +14,7 @@ from steadydetr.data import DataConfig
 from steadydetr.data.transforms import DetrTransform, EvalTransform, FixedSize, FixedSizeTransform, ShortestSide, TrainTransform
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost
 from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.objectives import DenoisingObjective, GroupMatching, Objective, OneToMany, SetPrediction
+from steadydetr.objectives import DenoisingObjective, GroupMatching, OneToMany, SetPrediction
 from steadydetr.recipes.base import RECIPES, Recipe
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
@@ -41,7 +41,7 @@ def finetuned(card: DetectorCard, start: Start, images: int, method: TrainingMet
     own = tuple(objective for objective in base.objectives if isinstance(objective, OWN))
     criterion = base.criterion
     if method is not None and not is_plain(base):
-        criterion, own = recipe_of(card).criterion, tuple(map(_weighed_by_criterion, own))
+        criterion, own = recipe_of(card).criterion, tuple(o.weighed(None) if isinstance(o, DenoisingObjective) else o for o in own)
     recipe = Recipe(
         name=f"finetune-{_short(start.weights)}",
         detector=card.detector,
@@ -55,10 +55,6 @@ def finetuned(card: DetectorCard, start: Start, images: int, method: TrainingMet
         notes=f"{start.weights}, trained on",
     )
     return METHODS[method or "plain"](recipe)
-
-
-def _weighed_by_criterion(objective: Objective) -> Objective:
-    return replace(objective, weights=None) if isinstance(objective, DenoisingObjective) else objective  # type: ignore[type-var]
 
 
 def recipe_of(card: DetectorCard) -> Recipe:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.learning.criterion import Weights
-from steadydetr.objectives import Denoising, GroupMatching
+from steadydetr.objectives import DenoisingObjective, GroupMatching
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dino import dino_4scale_r50_36ep
 
@@ -14,7 +14,7 @@ def grouped(recipe: Recipe, groups: int, name: str, reported: str = "") -> Recip
     """The recipe with so many groups. Denoising weighs as many times more, so as much as the mean of the groups (D-170)."""
     of = recipe.criterion.loss_weights
     weights = Weights(of.label * groups, of.l1 * groups, of.giou * groups)
-    objectives = tuple(replace(each, weights=weights) if isinstance(each, Denoising) else each for each in recipe.objectives)
+    objectives = tuple(each.weighed(weights) if isinstance(each, DenoisingObjective) else each for each in recipe.objectives)
     return replace(
         recipe,
         name=name,

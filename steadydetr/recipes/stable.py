@@ -33,7 +33,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         loss_weights=replace(recipe.criterion.loss_weights, label=6.0),
     )
     before = recipe.criterion.loss_weights
-    objectives = tuple(replace(o, weights=o.weights or before) if isinstance(o, DenoisingObjective) else o for o in recipe.objectives)
+    objectives = tuple(o.weighed(o.weights or before) if isinstance(o, DenoisingObjective) else o for o in recipe.objectives)
     detector = with_transformer(recipe.detector, fusion="dense")
     return replace(
         recipe,

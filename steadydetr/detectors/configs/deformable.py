@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from steadydetr.config import check_within
 from steadydetr.detectors.configs.base import DetectorConfig
@@ -189,7 +189,7 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
     two_stage: bool = False  # anchors and content from the encoder's best proposals
-    embeds_labels: ClassVar[bool] = False
+    embeds_labels = False  # no field: that of DN-DAB-Deformable-DETR does
 
     def build(self, num_classes: int) -> DABDeformableDETR:
         from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
@@ -218,8 +218,8 @@ class DNDABDeformableDETRConfig(DeformableDetectorConfig):
     backbone: BackboneConfig = TimmBackboneConfig()
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
-    two_stage: ClassVar[bool] = False
-    embeds_labels: ClassVar[bool] = True
+    two_stage = False  # neither is a field
+    embeds_labels = True
 
     def build(self, num_classes: int) -> DABDeformableDETR:
         from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
