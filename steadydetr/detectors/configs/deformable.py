@@ -189,7 +189,7 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
     two_stage: bool = False  # anchors and content from the encoder's best proposals
-    embeds_labels = False  # no field: that of DN-DAB-Deformable-DETR does
+    embeds_labels = False  # that of DN-DAB-Deformable-DETR does; no field
 
     def build(self, num_classes: int) -> DABDeformableDETR:
         from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
