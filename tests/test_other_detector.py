@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -49,7 +50,7 @@ class PlainDetector(Detector):
     strides = (STRIDE,)
     stages = 2
     embeds_labels = True
-    extra_groups = ("one-to-many",)
+    extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"one-to-many": ()})
     makes_groups = True
 
     def __init__(self, config: PlainConfig, num_classes: int) -> None:

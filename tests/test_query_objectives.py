@@ -277,6 +277,16 @@ def test_without_denoising_its_labels_are_not_trained() -> None:
     assert make_method(DETECTORS["dn-dab"]).unused_parameters == []
 
 
+def test_without_hybrid_matching_the_further_queries_are_not_trained() -> None:
+    one_stage = DETECTORS["h-deformable"].changed(mixed_selection=False, two_stage=False)
+    for config, names in ((DETECTORS["h-deformable"], ["content"]), (one_stage, ["content", "position"])):
+        method = Method(config.build(CLASSES), Criterion(), (SetPrediction(),))
+        method(make_batch((2, 3))).total.backward()
+        assert method.unused_parameters == [f"student.query_extra_{name}.weight" for name in names]
+        assert method.unused_parameters == [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
+        assert make_method(config).unused_parameters == []
+
+
 def test_training_on_keeps_what_the_detector_learns_by() -> None:
     """A detector's own objectives are those of the first recipe for it; denoising loses weights that were made for another criterion."""
     from steadydetr.checkpoints.card import DetectorCard

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -40,7 +41,8 @@ class Detector(nn.Module, ABC):
     makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
     samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
-    extra_groups: tuple[str, ...] = ()  # names of the query groups that `queries` gives besides "main", in training alone
+    # the query groups that `queries` gives besides "main", in training alone, and the names of the parameters that each alone uses
+    extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})
     makes_groups: bool = False  # `new_group` and `group_queries` make further groups of queries like its own
 
     frozen_parts: tuple[str, ...] = ()  # see `freeze`

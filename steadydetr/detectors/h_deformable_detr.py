@@ -19,7 +19,6 @@ GROUP = "one-to-many"
 class HDeformableDETR(DeformableDETR):
     """The tokens of both groups are selected together: the best for the main queries, the next for the others."""
 
-    extra_groups = (GROUP,)
     config: HDeformableDETRConfig
 
     def __init__(self, config: HDeformableDETRConfig, num_classes: int) -> None:
@@ -28,6 +27,7 @@ class HDeformableDETR(DeformableDETR):
         names = ("content",) if config.mixed_selection else () if config.two_stage else ("content", "position")
         for name in names:
             self.add_module(f"query_extra_{name}", nn.Embedding(config.one_to_many_queries, self.width))
+        self.extra_groups = {GROUP: tuple(f"query_extra_{name}.weight" for name in names)}
 
     def query_parts(self) -> dict[str, nn.Module]:
         parts = super().query_parts()

@@ -26,6 +26,8 @@ class OneToMany(Objective):
     repeats: int = 6  # queries that learn each object
     weight: float = 1.0  # of the group's losses
 
+    extra_groups = ("one-to-many",)
+
     def __post_init__(self) -> None:
         check_within("objectives.one-to-many", self, repeats=(1, 1000), weight=(0, 1000))
 
