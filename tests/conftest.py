@@ -17,12 +17,14 @@ from steadydetr.detectors import (
     DeformableDETRConfig,
     DetectorConfig,
     DINOConfig,
+    DNDABDeformableDETRConfig,
+    HDeformableDETRConfig,
     PlainTransformerConfig,
     TransformerConfig,
 )
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.configs import SmallBackboneConfig
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import Denoising, DNDenoising, Objective, OneToMany, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Stages, Targets
 
@@ -40,6 +42,8 @@ DETECTORS: dict[str, DetectorConfig] = {
     "dab": DABDeformableDETRConfig(BACKBONE, TINY, queries=12),
     "dab-two-stage": DABDeformableDETRConfig(BACKBONE, TINY, queries=12, two_stage=True),
     "dino": DINOConfig(BACKBONE, TINY, queries=12),
+    "dn-dab": DNDABDeformableDETRConfig(BACKBONE, TINY, queries=12),
+    "h-deformable": HDeformableDETRConfig(BACKBONE, TINY, queries=12, one_to_many_queries=20),
     "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
     "conditional": ConditionalDETRConfig(BACKBONE, TINY_PLAIN, queries=12),
 }
@@ -106,11 +110,19 @@ def batch() -> Callable[..., Batch]:
     return make_batch
 
 
+def own_objectives(config: DetectorConfig) -> tuple[Objective, ...]:
+    """Those of the detector's paper besides the main one."""
+    if isinstance(config, DINOConfig):
+        return (Denoising(number=4, box_noise=0.4),)
+    if isinstance(config, DNDABDeformableDETRConfig):
+        return (DNDenoising(groups=2),)
+    return (OneToMany(repeats=3),) if isinstance(config, HDeformableDETRConfig) else ()
+
+
 def make_method(config: DetectorConfig, seed: int = 0, perturb: bool = True) -> Method:
     """A method with weights away from their special initial values."""
     torch.manual_seed(seed)
-    objectives = (SetPrediction(), Denoising(number=4, box_noise=0.4)) if isinstance(config, DINOConfig) else (SetPrediction(),)
-    method = Method(config.build(CLASSES), Criterion(), objectives)
+    method = Method(config.build(CLASSES), Criterion(), (SetPrediction(), *own_objectives(config)))
     if perturb:
         with torch.no_grad():
             for parameter in method.parameters():

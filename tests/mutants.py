@@ -51,7 +51,16 @@ STEPS = ("test_method", "test_groups", "test_online_step", "test_distill", "test
 ONLINE = ("test_online", "test_online_predictions", "test_online_teachers")
 RESUME = ("test_train", "test_online_training", "test_distill_training", "test_released", "test_faults_of_runs", "test_not_finite")
 COVERED: dict[str, tuple[str, ...]] = {
-    "learning/matching.py": ("test_matching", "test_assignment_parts", "test_criterion", "test_align", "test_stable", *ONLINE, *STEPS),
+    "learning/matching.py": (
+        "test_matching",
+        "test_assignment_parts",
+        "test_criterion",
+        "test_align",
+        "test_stable",
+        "test_query_objectives",
+        *ONLINE,
+        *STEPS,
+    ),
     "learning/criterion.py": ("test_criterion", "test_matching", "test_align", "test_stable", *ONLINE, *STEPS),
     "learning/class_terms.py": (
         "test_stable",
@@ -88,6 +97,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "recipes/deformable.py": ("test_paper_recipes", "test_recipes"),
     "recipes/dino.py": ("test_paper_recipes", "test_recipes"),
     "recipes/distill.py": ("test_paper_recipes", "test_recipes"),
+    "recipes/group.py": ("test_paper_recipes", "test_recipes", "test_query_objectives"),
+    "recipes/h_deformable.py": ("test_paper_recipes", "test_recipes"),
     "recipes/online.py": ("test_paper_recipes", "test_recipes"),
     "recipes/schedules.py": ("test_paper_recipes", "test_recipes"),
     "recipes/small.py": ("test_paper_recipes", "test_recipes"),

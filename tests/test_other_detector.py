@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
 from steadydetr.objectives import Denoising, MatchingDistillation, Objective, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
-from steadydetr.structures import Batch, DecodedStages, Memory, Queries, QueryGroup
+from steadydetr.structures import Batch, DecodedStages, Memory, Queries, QueryGroup, Stages
 from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.test_floors import MODULES, imports
 
@@ -49,6 +50,8 @@ class PlainDetector(Detector):
     strides = (STRIDE,)
     stages = 2
     embeds_labels = True
+    extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"one-to-many": ()})
+    makes_groups = True
 
     def __init__(self, config: PlainConfig, num_classes: int) -> None:
         super().__init__()
@@ -72,7 +75,15 @@ class PlainDetector(Detector):
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
         content, anchor = (e.weight.expand(len(memory.tokens), -1, -1) for e in (self.content, self.anchor))
-        return {"main": Queries(content, anchor.sigmoid())}
+        main = Queries(content, anchor.sigmoid())
+        return {"main": main, "one-to-many": Queries(content.flip(1), main.reference)} if self.training else {"main": main}
+
+    def new_group(self) -> nn.Module:
+        return nn.ModuleList((nn.Embedding(*self.content.weight.shape), nn.Embedding(*self.anchor.weight.shape)))
+
+    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
+        content, anchor = (each.weight.expand(len(memory.tokens), -1, -1) for each in group.children())  # type: ignore[operator]
+        return Queries(content, anchor.sigmoid()), None
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         return Queries(self.label(labels), boxes)
@@ -162,10 +173,15 @@ def test_what_it_does_not_declare_is_refused() -> None:
     class Unlabelled(PlainDetector):
         embeds_labels = False
         embed = Detector.embed
+        new_group, group_queries = Detector.new_group, Detector.group_queries
 
     student = Unlabelled(PlainConfig(), CLASSES)
     with pytest.raises(ValueError, match="denoising needs queries that carry a label, which Unlabelled has not"):
         Method(student, Criterion(), (Denoising(),))
     with pytest.raises(ValueError, match="the queries of Unlabelled carry no label"):
         student.embed(torch.zeros(1, 1), torch.zeros(1, 1, 4))
+    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
+        student.new_group()
+    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
+        student.group_queries(None, nn.Identity())  # type: ignore[arg-type]
     assert PlainConfig().without_pretrained() == PlainConfig()

@@ -136,7 +136,7 @@ def place(renamed: Mapping[str, Tensor], config: DetectorConfig, stages: int) ->
             raise ValueError(f"{key} differs from the head of another stage, but the config says that they are shared")
         state[name] = value
     if (joint := state.pop("query_position_and_content", None)) is not None:
-        state["query_position.weight"], state["query_content.weight"] = joint.chunk(2, 1)
+        state |= config.split_queries(joint)
     return join_projections(state)
 
 

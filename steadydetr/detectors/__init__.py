@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING
 
 from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.detectors.configs.conditional import ConditionalDETRConfig, PlainTransformerConfig
-from steadydetr.detectors.configs.deformable import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors.configs.deformable import (
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    DINOConfig,
+    DNDABDeformableDETRConfig,
+    TransformerConfig,
+)
+from steadydetr.detectors.configs.h_deformable_detr import HDeformableDETRConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
     from steadydetr.detectors.deformable_detr import DeformableDETR
     from steadydetr.detectors.dino import DINO
+    from steadydetr.detectors.h_deformable_detr import HDeformableDETR
 
 __all__ = [
     "DINO",
@@ -23,10 +31,13 @@ __all__ = [
     "DABDeformableDETR",
     "DABDeformableDETRConfig",
     "DINOConfig",
+    "DNDABDeformableDETRConfig",
     "DeformableDETR",
     "DeformableDETRConfig",
     "Detector",
     "DetectorConfig",
+    "HDeformableDETR",
+    "HDeformableDETRConfig",
     "PlainTransformerConfig",
     "TransformerConfig",
     "postprocess",
@@ -39,4 +50,5 @@ __getattr__ = public_names(
     dab_deformable_detr=("DABDeformableDETR",),
     deformable_detr=("DeformableDETR",),
     dino=("DINO",),
+    h_deformable_detr=("HDeformableDETR",),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -41,6 +42,9 @@ class Detector(nn.Module, ABC):
     takes_boxes: bool = True  # a query's reference may be a box; False: it is a point for good, which has no size
     samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
+    # the query groups that `queries` gives besides "main", in training alone, and the names of the parameters that each alone uses
+    extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    makes_groups: bool = False  # `new_group` and `group_queries` make further groups of queries like its own
 
     frozen_parts: tuple[str, ...] = ()  # see `freeze`
 
@@ -53,6 +57,11 @@ class Detector(nn.Module, ABC):
         mean, std = getattr(backbone, "mean", IMAGENET_MEAN), getattr(backbone, "std", IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+
+    @property
+    def embedded_labels(self) -> int:
+        """How many labels `embed` takes, from 0 on: those of the classes and, in some detectors, one that stands for no class."""
+        return self.num_classes
 
     @property
     def image_channels(self) -> int:
@@ -131,6 +140,14 @@ class Detector(nn.Module, ABC):
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         """Queries that say a class and a box: labels [B, N], boxes [B, N, 4]. Of detectors that `embeds_labels`."""
         raise ValueError(f"the queries of {self.architecture} carry no label, which denoising needs")
+
+    def new_group(self) -> nn.Module:
+        """What further queries like its own are made of, with start values: parameters for training alone. Of those that `makes_groups`."""
+        raise ValueError(f"{self.architecture} makes no further groups of queries")
+
+    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
+        """The queries of what `new_group` made, and those of the encoder's predictions that are supervised besides."""
+        raise ValueError(f"{self.architecture} makes no further groups of queries")
 
     def refer(self, position: Tensor) -> Tensor:
         """The references, without a size, of position vectors: [..., D] -> [..., 4]. Of detectors that `makes_references`."""

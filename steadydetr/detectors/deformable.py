@@ -5,6 +5,7 @@ Each of them adds its queries, its position vectors and whether and how referenc
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -77,6 +78,7 @@ class DeformableDetector(Detector):
     look_forward_twice: bool  # the gradient of a box also reaches the stage before, through the reference that it starts from
     eps: float  # of the inverse sigmoid
     samples_points = True
+    makes_groups = True
     start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
 
     def __init__(
@@ -129,6 +131,33 @@ class DeformableDetector(Detector):
         encoded = self.encoder(tokens, torch.cat(position, 1).to(tokens.dtype), flat_padding, valid_ratios, levels)
         memory = Memory(encoded, flat_padding, levels, valid_ratios, tokens)
         return memory if self.proposal_head is None else TwoStageMemory.of(memory, self.proposal_head(memory))
+
+    @abstractmethod
+    def query_parts(self) -> dict[str, nn.Module]:
+        """New modules with start weights that a group of queries has for itself, by the names of the detector's own."""
+
+    @abstractmethod
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
+        """The queries that are made of such modules."""
+
+    def add_query_parts(self) -> None:
+        """Make the detector's own."""
+        for name, part in self.query_parts().items():
+            setattr(self, name, part)
+
+    def queries(self, memory: Memory) -> dict[str, Queries]:
+        return {"main": self.queries_of(memory, dict(self.named_children()))}
+
+    def new_group(self) -> nn.ModuleDict:
+        return nn.ModuleDict(self.query_parts())
+
+    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
+        """A group of a two-stage detector selects by a proposal head of its own; otherwise all groups would have the same boxes."""
+        parts = dict(group.named_children())
+        if "proposal_head" in parts:
+            memory = TwoStageMemory.of(memory, parts["proposal_head"](memory))
+        queries = self.queries_of(memory, parts)
+        return queries, self.proposals(memory, queries)
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
         """Those that the queries come from, which are supervised with true labels."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,13 +26,12 @@ class DeformableDETR(DeformableDetector):
         super().__init__(config.backbone, config.transformer, num_classes, decoder)
         self.config, self.refine, self.makes_references = config, config.refine, not config.two_stage
         if config.two_stage:
-            self.proposal_head = ProposalHead(width, num_classes)
+            self.add_query_parts()
             self.proposal_position = nn.Linear(2 * width, 2 * width)
             self.proposal_position_norm = nn.LayerNorm(2 * width)
             nn.init.xavier_uniform_(self.proposal_position.weight)
         else:
-            self.query_content = nn.Embedding(config.queries, width)
-            self.query_position = nn.Embedding(config.queries, width)
+            self.add_query_parts()
             self.query_reference = nn.Linear(width, 2)
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)
@@ -38,13 +40,19 @@ class DeformableDETR(DeformableDetector):
             else:
                 decoder.start_small()
 
-    def queries(self, memory: Memory) -> dict[str, Queries]:
-        return {"main": self._from_proposals(memory) if self.config.two_stage else self._learned(memory)}
+    def query_parts(self) -> dict[str, nn.Module]:
+        if self.config.two_stage:
+            return {"proposal_head": ProposalHead(self.width, self.num_classes)}
+        return {name: nn.Embedding(self.config.queries, self.width) for name in ("query_content", "query_position")}
 
-    def _learned(self, memory: Memory) -> Queries:
-        images = memory.tokens.shape[0]
-        position = self.query_position.weight
-        content, position, reference = (t.expand(images, -1, -1) for t in (self.query_content.weight, position, self.refer(position)))
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
+        if self.config.two_stage:
+            return self.proposed(memory, self.config.queries)
+        return self.learned(len(memory.tokens), parts["query_content"].weight, parts["query_position"].weight)
+
+    def learned(self, images: int, content: Tensor, position: Tensor) -> Queries:
+        """The queries of learned content and position vectors, [N, D] each, for so many images."""
+        content, position, reference = (t.expand(images, -1, -1) for t in (content, position, self.refer(position)))
         return Queries(content, reference, sized=False, position=position)
 
     def refer(self, position: Tensor) -> Tensor:
@@ -54,10 +62,13 @@ class DeformableDETR(DeformableDetector):
         centre = self.query_reference(position).sigmoid()
         return torch.cat((centre, torch.zeros_like(centre)), -1)
 
-    def _from_proposals(self, memory: Memory) -> Queries:
-        """Position and content are both made of the box. Tokens are ranked by the logit of class 0, which means "object" here."""
+    def proposed(self, memory: Memory, count: int) -> Queries:
+        """The queries of the best tokens, at most so many. Position and content are both made of the box.
+
+        Tokens are ranked by the logit of class 0, which means "object" here.
+        """
         dense = dense_proposals(memory)
-        token, reference = select_tokens(dense, dense.logits[..., 0], self.config.queries)
+        token, reference = select_tokens(dense, dense.logits[..., 0], count)
         sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)
         position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
         return Queries(content, reference, position=position, token=token)

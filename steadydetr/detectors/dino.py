@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import Tensor, nn
 
 from steadydetr.boxes import inverse_sigmoid
@@ -23,21 +26,30 @@ class DINO(DeformableDetector):
         decoder = Decoder(config.transformer, num_classes, position, norm=True, share_heads=config.share_heads)
         super().__init__(config.backbone, config.transformer, num_classes, decoder)
         self.config, self.look_forward_twice = config, config.look_forward_twice
-        self.proposal_head = ProposalHead(width, num_classes)
-        self.query_content = nn.Embedding(config.queries, width) if config.mixed_selection else None
-        if self.query_content is not None:
-            nn.init.xavier_uniform_(self.query_content.weight)
+        self.add_query_parts()
         self.label_content = nn.Embedding(num_classes + config.spare_label, width)
 
-    def queries(self, memory: Memory) -> dict[str, Queries]:
+    def query_parts(self) -> dict[str, nn.Module]:
+        parts: dict[str, nn.Module] = {"proposal_head": ProposalHead(self.width, self.num_classes)}
+        if self.config.mixed_selection:
+            content = nn.Embedding(self.config.queries, self.width)
+            nn.init.xavier_uniform_(content.weight)
+            parts["query_content"] = content
+        return parts
+
+    @property
+    def embedded_labels(self) -> int:
+        return self.label_content.num_embeddings
+
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
         """The best tokens by their largest class logit; learned content goes with them by rank."""
         dense = dense_proposals(memory)
         token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
-        if self.query_content is None:
-            content = take_rows(dense.content, token).detach()
+        if "query_content" in parts:
+            content = parts["query_content"].weight[: token.shape[1]].expand(len(token), -1, -1)
         else:
-            content = self.query_content.weight[: token.shape[1]].expand(len(token), -1, -1)
-        return {"main": Queries(content, reference, token=token)}
+            content = take_rows(dense.content, token).detach()
+        return Queries(content, reference, token=token)
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         reference = inverse_sigmoid(boxes, self.eps).sigmoid()  # never quite 0 or 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from steadydetr.lazy import nn
 from steadydetr.learning.criterion import Criterion
@@ -29,6 +29,7 @@ class StepContext:
     teacher_outputs: dict[str, TeacherOutput]  # by the teachers' names
     adapters: Mapping[str, nn.Module]  # what objectives train besides the student, by their names
     teachers: Mapping[str, Detector]  # those that were run, by name
+    kept: dict[str, Any] = field(default_factory=dict)  # what objectives made with their query groups and need again, by their names
 
     @staticmethod
     def of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -80,6 +80,7 @@ class Problem:
     name: str = "main"  # for the error message
     after: str | None = None  # the name of an earlier problem of the same images, whose matched queries are forbidden in this one
     queries: tuple[int, ...] = ()  # how many a target gets at most, in each folded image; empty: one
+    copies: int = 1  # queries that every row is to get: it stands for so many equal rows
 
     @staticmethod
     def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
@@ -125,6 +126,10 @@ def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> No
 
 def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None) -> np.ndarray:
     """Folded image, query and folded target of every pair, [3, P] int64. `before` are the pairs of the problem named by `after`."""
+    if problem.copies > 1:
+        counts = tuple(count * problem.copies for count in problem.counts)
+        pairs = _solve(np.repeat(cost, problem.copies, 0), replace(problem, counts=counts, copies=1), before)
+        return np.stack((pairs[0], pairs[1], pairs[2] // problem.copies))
     image = np.repeat(np.arange(len(problem.counts)), problem.counts)
     if before is not None:
         taken = np.zeros((len(problem.counts), cost.shape[1]), dtype=bool)

@@ -26,6 +26,7 @@ class Objective(ABC):
 
     teacher: str | None = None  # the name of the teacher that it learns from: a field of those objectives that have one
     embeds_labels: bool = False  # whether it uses the student's `embed`; what only that trains is left out where no objective does
+    extra_groups: tuple[str, ...] = ()  # those of the student's `extra_groups` that it uses; the same holds for them
 
     @property
     @abstractmethod

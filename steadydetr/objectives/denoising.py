@@ -1,17 +1,19 @@
-"""Contrastive denoising (DINO 3.3): queries made of noised targets learn these targets or, if noised further, to be background.
+"""Denoising: queries made of noised targets learn these targets (DN-DETR 3) or, if noised further, to be background (DINO 3.3).
 
-The queries form denoising groups that do not see each other. A group has two copies of every object: one with little noise, which is
-positive, and one with more, which is negative. With `most` objects in the fullest image of the step, a group takes 2 * most rows: first
-the positives, then the negatives; within them a row belongs to the object of its number in the image.
+The queries form denoising groups that do not see each other. A group of DINO has two copies of every object: one with little noise, which
+is positive, and one with more, which is negative; a group of DN-DETR has positives alone. With `most` objects in the fullest image of the
+step, a group takes 2 * most rows, or most: first the positives, then the negatives; within them a row belongs to the object of its number
+in the image.
 
-Legend: G objects of the batch, P pairs; copies = 2 * denoising groups.
+Legend: G objects of the batch, P pairs; copies = 2 * denoising groups, or their number where there are no negatives.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Self
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.config import check_within
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers behind the noise. Copies alternate: even ones are positive, odd ones negative."""
+    """The random numbers behind the noise. Where there are negatives, copies alternate: even ones are positive, odd ones negative."""
 
     keep_label: Tensor  # [copies, G] in 0..1
     new_label: Tensor  # [copies, G] int64
@@ -48,9 +50,57 @@ class Draws:
     part: Tensor  # [copies, G, 4] in 0..1
 
 
+class DenoisingObjective(Objective):
+    """What both kinds have in common. A method has one of them."""
+
+    mask_padding: bool  # False: rows without an object are attended to and learn background, as in the originals  # D-05
+    weights: Weights | None  # None: the criterion's
+    embeds_labels = True
+    copies: int  # of every object in a group: its positive and perhaps a negative
+
+    @property
+    def name(self) -> str:
+        return "denoising"
+
+    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
+        if not student.embeds_labels:
+            raise ValueError(
+                f"denoising needs queries that carry a label, which {student.architecture} has not: use DINO or DN-DAB-Deformable-DETR"
+            )
+
+    def weighed(self, weights: Weights | None) -> Self:
+        """The same with other weights."""
+        return replace(self, weights=weights)  # type: ignore[type-var]  # what derives from it is a dataclass
+
+    @abstractmethod
+    def group_count(self, most: int) -> int:
+        """How many groups there are, with so many objects in the fullest image of the step."""
+
+    @abstractmethod
+    def noised(self, batch: Batch, groups: int, student: Detector) -> tuple[Tensor, Tensor]:
+        """Labels [copies, G] and boxes [copies, G, 4]."""
+
+    def query_groups(self, context: StepContext) -> list[QueryGroup]:
+        batch, most = context.batch, context.batch.global_totals.most_objects
+        labels, boxes = self.noised(batch, self.group_count(most), context.student)
+        queries = noised_queries(context.student, batch.targets, labels, boxes, most)
+        if most and not self.mask_padding:
+            queries = Queries(queries.content, queries.reference)
+        rows = queries.content.shape[1]
+        blocks = torch.arange(rows, device=labels.device) // max(self.copies * most, 1)
+        return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks)]
+
+    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
+        predicted, most = stages[self.name], context.batch.global_totals.most_objects
+        count = self.group_count(most)
+        match = repeat_stages(known_match(context.targets, count, most, self.copies), predicted, len(context.targets.labels))
+        assignment, normaliser = Assignment.of(match), context.normaliser * count
+        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, normaliser, self.weights)
+
+
 @register("denoising")
 @dataclass(frozen=True)
-class Denoising(Objective):
+class Denoising(DenoisingObjective):
     """DINO's defaults; the official 4-scale scripts train with box_noise 1.0."""
 
     number: int = 100  # objects that are noised, at most, in the fullest image: the number of groups is this // most
@@ -60,41 +110,44 @@ class Denoising(Objective):
     mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
     weights: Weights | None = None  # None: the criterion's
 
-    embeds_labels = True
+    copies = 2
 
     def __post_init__(self) -> None:
         shares = dict.fromkeys(("box_noise", "negative_offset"), (0, 1000))
         check_within("objectives.denoising", self, number=(0, 10**6), label_noise=(0, 2), **shares)
 
-    @property
-    def name(self) -> str:
-        return "denoising"
+    def group_count(self, most: int) -> int:
+        return denoising_groups(self.number, most)
 
-    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if not student.embeds_labels:
-            raise ValueError(f"denoising needs queries that carry a label, which {student.architecture} has not: use DINO")
-
-    def query_groups(self, context: StepContext) -> list[QueryGroup]:
-        batch = context.batch
-        most = batch.global_totals.most_objects
-        count = denoising_groups(self.number, most)
-        draws = draw_noise(batch, count, context.student.num_classes)
+    def noised(self, batch: Batch, groups: int, student: Detector) -> tuple[Tensor, Tensor]:
+        draws = draw_noise(batch, groups, student.num_classes)
         labels = noise_labels(batch.targets.labels, draws, self.label_noise)
-        boxes = noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
-        queries = noised_queries(context.student, batch.targets, labels, boxes, most)
-        if most and not self.mask_padding:
-            queries = Queries(queries.content, queries.reference)
-        rows = queries.content.shape[1]
-        blocks = torch.arange(rows, device=labels.device) // max(2 * most, 1)
-        return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks)]
+        return labels, noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
 
-    def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
-        predicted = stages[self.name]
-        most = context.batch.global_totals.most_objects
-        count = denoising_groups(self.number, most)
-        match = repeat_stages(known_match(context.targets, count, most), predicted, len(context.targets.labels))
-        assignment, normaliser = Assignment.of(match), context.normaliser * count
-        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, normaliser, self.weights)
+
+@register("dn-denoising")
+@dataclass(frozen=True)
+class DNDenoising(DenoisingObjective):
+    """That of DN-DETR, without negatives. Defaults: those of DN-DAB-Deformable-DETR."""
+
+    groups: int = 5  # however many objects there are
+    label_noise: float = 0.2  # this share of the labels is drawn anew; what stands for no class may be drawn where it can be embedded
+    box_noise: float = 0.4  # centres move by up to this many half sides, sides change by up to this share
+    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
+    weights: Weights | None = None  # None: the criterion's
+
+    copies = 1
+
+    def __post_init__(self) -> None:
+        check_within("objectives.denoising", self, groups=(1, 10**6), label_noise=(0, 1), box_noise=(0, 1000))
+
+    def group_count(self, most: int) -> int:
+        return self.groups
+
+    def noised(self, batch: Batch, groups: int, student: Detector) -> tuple[Tensor, Tensor]:
+        draws = draw_noise(batch, groups, student.embedded_labels, self.copies)
+        labels = noise_labels(batch.targets.labels, draws, 2 * self.label_noise)
+        return labels, noise_centres_and_sides(batch.targets.boxes, draws, self.box_noise)
 
 
 def denoising_groups(number: int, most_objects: int) -> int:
@@ -102,16 +155,21 @@ def denoising_groups(number: int, most_objects: int) -> int:
     return max(number // max(most_objects, 1), 1)
 
 
-def draw_noise(batch: Batch, groups: int, num_classes: int) -> Draws:
-    """Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is."""
+def draw_noise(batch: Batch, groups: int, labels: int, copies: int = 2) -> Draws:
+    """Every image has a generator of its own, so that its noise is a function of seed, step and image id, on whatever rank it is.
+
+    Args:
+        labels: how many there are to draw new ones from.
+        copies: of an object in one group.
+    """
     parts: list[tuple[Tensor, ...]] = []
     for image_id, objects in zip(batch.image_ids, batch.targets.counts, strict=True):
         generator = torch.Generator().manual_seed(seed_of(batch.seed, batch.step, image_id))
-        shape = (2 * groups, objects)
+        shape = (copies * groups, objects)
         parts.append(
             (
                 torch.rand(shape, generator=generator),
-                torch.randint(num_classes, shape, generator=generator),
+                torch.randint(labels, shape, generator=generator),
                 torch.randint(2, (*shape, 4), generator=generator) * 2.0 - 1.0,
                 torch.rand((*shape, 4), generator=generator),
             )
@@ -132,6 +190,13 @@ def noise_boxes(boxes: Tensor, draws: Draws, scale: float, negative_offset: floa
     half = boxes[:, 2:].repeat(1, 2) / 2
     moved = to_xyxy(boxes) + (draws.part + negative_offset * negative) * draws.sign * half * scale
     return to_cxcywh(moved.clamp(0, 1))
+
+
+def noise_centres_and_sides(boxes: Tensor, draws: Draws, scale: float) -> Tensor:
+    """[G, 4] -> [copies, G, 4]: with d = part * sign, centres move by d * half side * scale, sides become (1 + d * scale) times as long."""
+    moved = draws.part * draws.sign * scale
+    centre, sides = boxes[:, :2] + moved[..., :2] * boxes[:, 2:] / 2, boxes[:, 2:] * (1 + moved[..., 2:])
+    return torch.cat((centre, sides), -1).clamp(0, 1)
 
 
 def query_places(targets: Targets, copies: int, most: int) -> tuple[Tensor, Tensor]:
@@ -159,11 +224,11 @@ def noised_queries(student: Detector, targets: Targets, labels: Tensor, boxes: T
     return Queries(torch.where(valid[..., None], queries.content, 0), queries.reference, valid=valid)
 
 
-def known_match(targets: Targets, groups: int, most: int) -> Match:
-    """The positives of every denoising group with their objects, at one stage; P = groups * G."""
-    image, row = query_places(targets, 2 * groups, most)
+def known_match(targets: Targets, groups: int, most: int, copies: int = 2) -> Match:
+    """The positives of every denoising group with their objects, at one stage; P = groups * G. `copies`: of an object in a group."""
+    image, row = query_places(targets, copies * groups, most)
     target = torch.arange(len(targets.labels), device=row.device)
-    return Match(image.repeat(groups), row[0::2].flatten(), target.repeat(groups))
+    return Match(image.repeat(groups), row[::copies].flatten(), target.repeat(groups))
 
 
 def repeat_stages(match: Match, stages: Stages, objects: int) -> Match:

@@ -75,7 +75,10 @@ class Method(nn.Module):
     def unused_parameters(self) -> list[str]:
         """The names of those that get no gradient, because no objective uses them."""
         embeds = any(objective.embeds_labels for objective in self.objectives)
-        return [] if embeds else [f"student.{name}" for name in self.student.label_parameters]
+        used = {group for objective in self.objectives for group in objective.extra_groups}
+        unused = set() if embeds else set(self.student.label_parameters)
+        unused |= {name for group, names in self.student.extra_groups.items() if group not in used for name in names}
+        return [f"student.{name}" for name, _ in self.student.named_parameters() if name in unused]
 
     @property
     def fingerprints(self) -> dict[str, str]:

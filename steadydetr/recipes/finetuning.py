@@ -14,7 +14,7 @@ from steadydetr.data import DataConfig
 from steadydetr.data.transforms import DetrTransform, EvalTransform, FixedSize, FixedSizeTransform, ShortestSide, TrainTransform
 from steadydetr.learning.class_terms import FocalCost, HardTarget, PositionModulatedCost
 from steadydetr.learning.teachers import EMATeacher, relative_decay
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import DenoisingObjective, GroupMatching, OneToMany, SetPrediction
 from steadydetr.recipes.align import align
 from steadydetr.recipes.base import RECIPES, Recipe
 from steadydetr.recipes.online import online
@@ -25,6 +25,7 @@ TrainingMethod = Literal["plain", "od", "stable", "steady", "align"]
 FEW_QUERIES = 300  # up to which Stable-DINO rescales its targets to 1 (paper Sec. 2.2)
 EVALUATIONS = 20  # of a run, where a pass over the data takes less than that share of it
 MOST_PASSES, LEAST_PASSES = 80, 12  # over the data, of few images and of many
+OWN = (DenoisingObjective, OneToMany, GroupMatching)  # objectives by which detectors learn without a teacher, besides the main one
 BATCHES = ((100, 4), (1000, 8))  # images of the data below which a step takes so many; otherwise as many as in the paper
 
 
@@ -38,10 +39,10 @@ def finetuned(card: DetectorCard, start: Start, images: int, method: TrainingMet
         before: the recipe that the weights were trained by, where that is known. Otherwise it is the paper's for such a detector.
     """
     base = before or recipe_of(card)
-    own = tuple(objective for objective in base.objectives if isinstance(objective, Denoising))
+    own = tuple(objective for objective in base.objectives if isinstance(objective, OWN))
     criterion = base.criterion
     if method is not None and not is_plain(base):
-        criterion, own = recipe_of(card).criterion, tuple(replace(objective, weights=None) for objective in own)
+        criterion, own = recipe_of(card).criterion, tuple(o.weighed(None) if isinstance(o, DenoisingObjective) else o for o in own)
     recipe = Recipe(
         name=f"finetune-{_short(start.weights)}",
         detector=card.detector,
@@ -122,7 +123,7 @@ def with_method(recipe: Recipe, method: TrainingMethod) -> Recipe:
 
 def is_plain(recipe: Recipe) -> bool:
     """Whether a recipe has none of the training methods: no teachers, and loss, cost and matching of the detectors' own papers."""
-    criterion, usual = recipe.criterion, (SetPrediction, Denoising)
+    criterion, usual = recipe.criterion, (SetPrediction, *OWN)
     loss = isinstance(criterion.class_target, HardTarget)
     match = isinstance(criterion.class_cost, FocalCost) and criterion.matching is None
     return loss and match and not recipe.teachers and all(isinstance(objective, usual) for objective in recipe.objectives)

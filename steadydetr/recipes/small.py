@@ -5,15 +5,24 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
-from steadydetr.detectors import ConditionalDETRConfig, DeformableDETRConfig, DINOConfig, PlainTransformerConfig, TransformerConfig
+from steadydetr.detectors import (
+    ConditionalDETRConfig,
+    DeformableDETRConfig,
+    DINOConfig,
+    DNDABDeformableDETRConfig,
+    HDeformableDETRConfig,
+    PlainTransformerConfig,
+    TransformerConfig,
+)
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.configs import SmallBackboneConfig
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import Denoising, DNDenoising, OneToMany, SetPrediction
 from steadydetr.recipes.align import align
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
+from steadydetr.recipes.group import grouped
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
@@ -141,3 +150,35 @@ def small_conditional_detr() -> Recipe:
     transformer = PlainTransformerConfig(width=96, heads=4, ffn=256, encoder_layers=1, decoder_layers=3, dropout=0.0)
     detector = ConditionalDETRConfig(SmallBackboneConfig(output_stride=16), transformer, queries=40)
     return replace(start, name="small-conditional-detr", detector=detector, notes="Conditional DETR at the size of the quickstart")
+
+
+@recipe
+def small_h_deformable_detr() -> Recipe:
+    """`--objectives.one-to-many none` is its plain twin."""
+    start = small_deformable_detr()
+    transformer = replace(SMALL_TRANSFORMER, temperature=10000.0, position_offset=-0.5)
+    return replace(
+        start,
+        name="small-h-deformable-detr",
+        detector=HDeformableDETRConfig(SmallBackboneConfig(), transformer, queries=40, one_to_many_queries=120),
+        objectives=(SetPrediction(), OneToMany()),
+        notes="H-Deformable-DETR at the size of the quickstart",
+    )
+
+
+@recipe
+def small_group_dino() -> Recipe:
+    return grouped(small_dino(), 4, "small-group-dino")
+
+
+@recipe
+def small_dn_dab_deformable_detr() -> Recipe:
+    start = small_dino()
+    transformer = replace(SMALL_TRANSFORMER, temperature=10000.0, position_offset=-0.5)
+    return replace(
+        start,
+        name="small-dn-dab-deformable-detr",
+        detector=DNDABDeformableDETRConfig(SmallBackboneConfig(), transformer, queries=40),
+        objectives=(SetPrediction(), DNDenoising()),
+        notes="DN-DAB-Deformable-DETR at the size of the quickstart",
+    )

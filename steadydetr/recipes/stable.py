@@ -1,4 +1,4 @@
-"""Stable-DINO (Liu et al. 2023): stable matching and memory fusion on DINO, Deformable DETR and DAB-Deformable-DETR.
+"""Stable-DINO (Liu et al. 2023): stable matching and memory fusion on DINO, Deformable, DAB-Deformable and H-Deformable-DETR.
 
 Paper Sec. 4.1: class weight 6 (not for denoising), dense fusion, suppression at 0.8, seed 60; the rest is what detrex has, which all
 experiments of the paper are based on (D-71 to D-73).
@@ -11,11 +11,12 @@ from typing import Literal
 
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import Denoising, DenoisingObjective, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
 from steadydetr.recipes.deformable import deformable_detr_two_stage_r50_12ep
 from steadydetr.recipes.dino import detrex_dino, dino_4scale_r50_12ep, dino_4scale_swin_l_12ep, dino_5scale_r50_12ep
+from steadydetr.recipes.h_deformable import h_deformable_detr_r50_12ep
 from steadydetr.recipes.schedules import as_detrex_trains, for_epochs
 
 
@@ -32,7 +33,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         loss_weights=replace(recipe.criterion.loss_weights, label=6.0),
     )
     before = recipe.criterion.loss_weights
-    objectives = tuple(replace(o, weights=before) if isinstance(o, Denoising) else o for o in recipe.objectives)
+    objectives = tuple(o.weighed(o.weights or before) if isinstance(o, DenoisingObjective) else o for o in recipe.objectives)
     detector = with_transformer(recipe.detector, fusion="dense")
     return replace(
         recipe,
@@ -95,3 +96,9 @@ def stable_deformable_detr_r50_12ep() -> Recipe:
 @recipe
 def stable_dab_deformable_detr_r50_12ep() -> Recipe:
     return stable(dab_deformable_detr_r50_12ep(), "one", "45.2 (Table 5)")
+
+
+@recipe
+def stable_h_deformable_detr_r50_12ep() -> Recipe:
+    """Both groups of queries have the class weight and the cost (D-172)."""
+    return stable(h_deformable_detr_r50_12ep(), "one", "49.2 (Table 5)")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from steadydetr.checkpoints.convert import convert_state_dict, infer_config
 from steadydetr.checkpoints.key_maps import recognise, rename
-from steadydetr.detectors import DetectorConfig, TransformerConfig
+from steadydetr.detectors import DetectorConfig, HDeformableDETRConfig, TransformerConfig
 from steadydetr.detectors.deformable import DeformableDetector
 from steadydetr.nn.named_tensors import NamedTensors, Untraced
 from steadydetr.nn.positions import feature_position
@@ -105,11 +105,22 @@ def rebuild(config: dict[str, Any], tensors: dict[str, Tensor], dtype: torch.dty
     state = {key.removeprefix("state."): value for key, value in tensors.items() if key.startswith("state.")}
     maps = [tensors[key] for key in sorted(k for k in tensors if k.startswith("in.feat."))]
     hyper = config.get("hparams", config)
-    ours = config_of(state, hyper["nheads"], maps, dtype, queries=hyper["num_queries"], **position(config))
+    queries = hyper.get("num_queries", hyper.get("num_queries_one2one"))
+    ours = config_of(state, hyper["nheads"], maps, dtype, queries=queries, **position(config))
+    if "num_queries_one2many" in hyper:
+        ours = hybrid(ours, hyper)
     groups = config.get("groupnorm_groups", config.get("gn_groups", TransformerConfig.norm_groups))
     ours = replace(ours, transformer=replace(ours.transformer, norm_groups=groups))
     check_sizes(ours, hyper)
     return Case(config, tensors, state, load_case(state, ours, dtype), ours, padding(config, tensors))
+
+
+def hybrid(found: DetectorConfig, hyper: dict[str, Any]) -> HDeformableDETRConfig:
+    """H-Deformable-DETR of its own repository, of which files tell mixed selection alone."""
+    flags = {name: hyper[name] for name in ("two_stage", "mixed_selection", "look_forward_twice")}
+    sizes = {"queries": hyper["num_queries_one2one"], "one_to_many_queries": hyper["num_queries_one2many"]}
+    kept = {"backbone": found.backbone, "transformer": found.transformer}  # type: ignore[attr-defined]
+    return HDeformableDETRConfig(**kept, **sizes, **flags, refine=hyper["with_box_refine"])
 
 
 def check_sizes(ours: DetectorConfig, hyper: dict[str, Any]) -> None:
@@ -125,7 +136,7 @@ def check_sizes(ours: DetectorConfig, hyper: dict[str, Any]) -> None:
     }
     for name, key in official.items():
         assert getattr(ours.transformer, name) == hyper.get(key, getattr(ours.transformer, name)), name
-    assert ours.queries == hyper["num_queries"]
+    assert ours.queries == hyper.get("num_queries", hyper.get("num_queries_one2one"))
     for name, key in (("refine", "with_box_refine"), ("two_stage", "two_stage")):
         if key in hyper:
             assert getattr(ours, name) == hyper[key], name

@@ -173,8 +173,8 @@ def criterion_of(config: dict[str, Any]) -> Criterion:
 def add_denoising(
     losses: Losses, targets: Targets, stages: Stages, criterion: Criterion, meta: Mapping[str, int], weights: Weights | None = None
 ) -> None:
-    groups = meta["num_dn_group"]
-    match = known_match(targets, groups, meta["pad_size"] // (2 * groups))
+    groups, copies = meta["num_dn_group"], meta.get("copies", 2)
+    match = known_match(targets, groups, meta["pad_size"] // (copies * groups), copies)
     match = repeat_stages(match, stages, len(targets.labels))
     normaliser = float(max(len(targets.labels), 1) * groups)
     criterion.add_losses(losses, "denoising", stages, Assignment.of(match), targets, normaliser, weights)

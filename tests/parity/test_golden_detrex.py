@@ -9,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from steadydetr.boxes import inverse_sigmoid
 from steadydetr.detectors import postprocess
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.matching import solve
-from steadydetr.objectives.denoising import Draws, denoising_groups, noise_boxes, noise_labels, noised_queries
+from steadydetr.objectives.denoising import (
+    Draws,
+    denoising_groups,
+    noise_boxes,
+    noise_centres_and_sides,
+    noise_labels,
+    noised_queries,
+)
 from steadydetr.objectives.set_prediction import SetPrediction
 from steadydetr.structures import Losses, Queries, QueryGroup, Stages, Targets, dense_proposals
 from tests.parity.golden import cases, load
@@ -24,7 +32,7 @@ from tests.parity.released import DENOISING_WEIGHTS, stable_criterion
 from tests.parity.test_golden_detectors import add_denoising, check_losses
 from tests.parity.test_golden_losses import Embedding, check_mask, targets_of
 
-MODELS = cases("detrex/c3_stable_*", "detrex/c4_dab_deformable_*", "detrex/c5_detrex_dino_*")
+MODELS = cases("detrex/c3_stable_*", "detrex/c4_d*_deformable_*", "detrex/c5_detrex_dino_*")
 # the files hold float32 only; tokens and stages amplify its noise to at most about this (README: reruns differ by nothing)
 ATOL = 2e-5
 
@@ -36,7 +44,9 @@ def modes(config: dict[str, Any]) -> list[str]:
 def training_pass(case: Case, mode: str) -> tuple[StepContext, dict[str, Stages]]:
     context = StepContext.of(case.batch(), case.detector.train(), Criterion(), {})
     groups = [QueryGroup("main", context.queries["main"])]
-    if mode == "dn":
+    if mode == "dn" and "denoising_groups" in case.config:
+        groups.append(replayed_dn_denoising(case, context.targets))
+    elif mode == "dn":
         groups.append(replayed_denoising(case, context.targets, negative_offset(case.config.get("neg_step_type", "add:1.0"))))
     return context, case.detector.decode(context.memory, groups)
 
@@ -56,6 +66,28 @@ def replayed_denoising(case: Case, targets: Targets, offset: float) -> QueryGrou
     close(queries.reference, case.tensors["out.dn.query_bbox_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
     return QueryGroup("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
+
+
+def replayed_dn_denoising(case: Case, targets: Targets) -> QueryGroup:
+    """The same of DN-DETR, which detrex trains with label noise 0.2 and box noise 0.4."""
+    most = max(targets.counts)
+    draws = recorded_dn_draws(case.tensors, "in.draw.", len(targets.labels), 0.2)
+    labels, boxes = noise_labels(targets.labels, draws, 0.4), noise_centres_and_sides(targets.boxes, draws, 0.4)
+    queries = noised_queries(case.detector, targets, labels, boxes, most)
+    close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
+    close(queries.reference, case.tensors["out.dn.query_box_unsigmoid"].sigmoid(), atol=1e-6)
+    blocks = torch.arange(queries.content.shape[1]) // most
+    return QueryGroup("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks)
+
+
+def recorded_dn_draws(tensors: dict[str, Tensor], prefix: str, objects: int, label_noise: float) -> Draws:
+    """In call order: probability of keeping a label, new labels of those not kept, parts with their signs."""
+    probability, new, part = numbered(tensors, prefix)
+    copies = probability.numel() // objects
+    new_label = torch.zeros(copies * objects, dtype=torch.int64)
+    new_label[probability.flatten() < label_noise] = new.flatten()
+    signed = part.reshape(copies, objects, 4) * 2 - 1
+    return Draws(probability.view(copies, objects), new_label.view(copies, objects), signed.sign(), signed.abs())
 
 
 def recorded_draws(tensors: dict[str, Tensor], prefix: str, objects: int, label_noise: float) -> Draws:
@@ -87,22 +119,25 @@ def test_training_mode(path: Path) -> None:
         if mode == "dn":
             close(stages["denoising"].logits, tensors["out.dn.dn_logits"], atol=ATOL)
             close(stages["denoising"].boxes, tensors["out.dn.dn_boxes"], atol=ATOL)
-            groups, rows = int(tensors["out.dn.dn_num"]), stages["denoising"].logits.shape[2]
-            assert groups == denoising_groups(config["dn_number"], max(context.targets.counts))
-            weights = DENOISING_WEIGHTS if stable else None
-            add_denoising(losses, context.targets, stages["denoising"], criterion, {"num_dn_group": groups, "pad_size": rows}, weights)
+            rows, weights = stages["denoising"].logits.shape[2], DENOISING_WEIGHTS if stable else None
+            copies, groups = (1, config["denoising_groups"]) if "denoising_groups" in config else (2, int(tensors["out.dn.dn_num"]))
+            assert copies == 1 or groups == denoising_groups(config["dn_number"], max(context.targets.counts))
+            meta = {"num_dn_group": groups, "pad_size": rows, "copies": copies}
+            add_denoising(losses, context.targets, stages["denoising"], criterion, meta, weights)
         check_losses(losses, tensors, f"{prefix}loss_raw.", f"{prefix}loss_weighted.")
         close(losses.total, tensors[f"{prefix}loss_total"], atol=0, rtol=1e-5)
         losses.total.backward()
         check_gradient_norms(case, f"{prefix}gradnorm.")
 
 
-def check_gradient_norms(case: Case, prefix: str) -> None:
-    """-1 in the file: no gradient."""
-    expected = case.official(prefix)
-    for name, parameter in case.detector.named_parameters():
+def check_gradient_norms(case: Case, prefix: str, joint: tuple[str, ...] = ()) -> None:
+    """-1 in the file: no gradient. `joint`: names of ours that are one parameter there."""
+    expected, own = case.official(prefix), dict(case.detector.named_parameters())
+    for name, parameter in own.items():
         norm = expected[name].flatten()[0]
         ours = torch.zeros(()) if parameter.grad is None else parameter.grad.norm()
+        if name in joint:
+            ours = torch.stack([own[each].grad.norm() for each in joint]).norm()
         close_to_scale(ours, norm.clamp(min=0), 1e-4, name)
 
 
@@ -185,32 +220,41 @@ def test_evaluation(path: Path) -> None:
 
 @pytest.mark.parametrize("path", cases("detrex/c5_dn_queries*"))
 def test_denoising_queries(path: Path) -> None:
-    """DINO's sub-cases, and Stable-DINO's that are DINO's but for how far negatives move."""
+    """DINO's sub-cases, Stable-DINO's that are DINO's but for how far negatives move, and DN-DETR's."""
     config, tensors = load(path)
     specs = {name: spec for name, spec in config["spec"].items() if is_built(spec)}
-    assert specs
+    assert {spec["kind"] for spec in specs.values()} == {"dino", "stable", "dndetr"}
     for name, spec in specs.items():
         targets = targets_of({key.removeprefix(f"in.{name}."): value for key, value in tensors.items()}, "target")
-        draws = recorded_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
-        most = max(targets.counts)
-        groups = denoising_groups(spec["dn_number"], most)
-        assert (groups, 2 * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
-        labels = noise_labels(targets.labels, draws, spec["label"])
-        boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))
-        queries = noised_queries(Embedding(tensors[f"state.{name}.label_enc.weight"]), targets, labels, boxes, most)  # type: ignore[arg-type]
+        most, table = max(targets.counts), tensors[f"state.{name}.label_enc.weight"]
+        if spec["kind"] == "dndetr":
+            copies, groups = 1, spec["dn_number"]
+            draws = recorded_dn_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
+            labels, boxes = (
+                noise_labels(targets.labels, draws, 2 * spec["label"]),
+                noise_centres_and_sides(targets.boxes, draws, spec["box"]),
+            )
+            table = pad(table, (0, 1), value=1.0)
+        else:
+            copies, groups = 2, denoising_groups(spec["dn_number"], most)
+            draws = recorded_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"])
+            labels = noise_labels(targets.labels, draws, spec["label"])
+            boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))
+        assert (groups, copies * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
+        queries = noised_queries(Embedding(table), targets, labels, boxes, most)  # type: ignore[arg-type]
         close(queries.content, tensors[f"out.{name}.query_label"], atol=1e-6)
         close(queries.reference, tensors[f"out.{name}.query_box_unsigmoid"].sigmoid(), atol=1e-6)
-        check_mask(queries, tensors[f"out.{name}.attn_mask"].bool(), 2 * most, spec["nq"])
+        check_mask(queries, tensors[f"out.{name}.attn_mask"].bool(), copies * most, spec["nq"])
 
 
 def is_built(spec: dict[str, Any]) -> bool:
     """Of Stable-DINO's options two copies of every object, negatives moved by none or a constant more, and sight of the main queries."""
     official = spec["kind"] == "stable" and spec["gdn_k"] == 2 and not spec["block"] and spec["neg"].startswith(("none", "add:"))
-    return spec["kind"] == "dino" or official
+    return spec["kind"] in ("dino", "dndetr") or official
 
 
 @pytest.mark.parametrize("path", cases("detrex/c5_dn_queries*"))
 def test_denoising_of_other_projects(path: Path) -> None:
     config, _ = load(path)
     others = [name for name, spec in config["spec"].items() if not is_built(spec)]
-    pytest.skip(f"{path.name}: {', '.join(others)} belong to methods that are not built yet, or to options that no config uses")
+    pytest.skip(f"{path.name}: {', '.join(others)} belong to MaskDINO, which is not built yet, or to options that no config uses")

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
-from steadydetr.detectors import ConditionalDETRConfig, DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
+from steadydetr.detectors import (
+    ConditionalDETRConfig,
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    DINOConfig,
+    DNDABDeformableDETRConfig,
+    HDeformableDETRConfig,
+)
 from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_align,
@@ -22,6 +29,7 @@ from tests.parity import (  # noqa: F401  they claim their cases
     test_golden_detrex,
     test_golden_distillation,
     test_golden_features,
+    test_golden_hybrid,
     test_golden_losses,
     test_golden_modules,
     test_golden_stable,
@@ -32,6 +40,11 @@ EXPECTED = {
     "original/keys/conditional_detr_*.json": ConditionalDETRConfig,
     "original/keys/deformable_detr_*.json": DeformableDETRConfig,
     "original/keys/dino_*.json": DINOConfig,
+    "original/keys/h_deformable_detr_r50.json": HDeformableDETRConfig,
+    "original/keys/h_deformable_detr_r50_no_tricks.json": DeformableDETRConfig,
+    "detrex/keys/h_deformable_detr_r50_two_stage.json": HDeformableDETRConfig,
+    "detrex/keys/h_deformable_detr_r50_one_stage.json": DeformableDETRConfig,
+    "detrex/keys/dn_deformable_detr_*.json": DNDABDeformableDETRConfig,
     "detrex/keys/detrex_dino_*.json": DINOConfig,
     "detrex/keys/stable_dino_*.json": DINOConfig,
     "detrex/keys/align_detr_*.json": DINOConfig,
@@ -39,14 +52,11 @@ EXPECTED = {
     "mmdet/keys/*deformable_detr_*.json": DeformableDETRConfig,
 }
 NOT_BUILT = {
-    "detrex/c4_dn_deformable_*": "DN-Deformable-DETR",
     "detrex/c6_maskdino_*": "MaskDINO",
     "detrex/x_dab_detr_*": "DAB-DETR",
     "detrex/x_deta_*": "DETA",
-    "detrex/x_h_deformable_*": "H-Deformable-DETR",
     "mmdet/adamixer_*": "AdaMixer",
     "mmdet/detrdistill_contrastive_*": "the contrastive loss of the released DETRDistill (D-41)",
-    "original/hdetr_*": "H-Deformable-DETR",
 }
 
 
@@ -76,6 +86,9 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
         ("original", "conditional_detr_r50", "conditional-detr-r50-50ep"),
         ("original", "dino_4scale_r50", "dino-4scale-r50-12ep"),
         ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
+        ("original", "h_deformable_detr_r50", "h-deformable-detr-r50-12ep"),
+        ("detrex", "h_deformable_detr_r50_two_stage", "h-deformable-detr-r50-12ep"),
+        ("detrex", "dn_deformable_detr_r50", "dn-dab-deformable-detr-r50-50ep"),
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
         ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
         ("detrex", "align_detr_r50_4scale", "align-dino-4scale-r50-12ep"),

@@ -60,7 +60,7 @@ HEADS: Table = (
     (r"(?:transformer\.)?(?:model\.)?reference_points\.(.+)", r"query_reference.\1"),
     (r"(?:transformer\.)?tgt_embed\.weight", "query_content.weight"),
     (r"refpoint_embed\.weight", "query_anchor.weight"),
-    (r"label_enc\.weight", "label_content.weight"),
+    (r"(?:label_enc|denoising_generator\.label_encoder)\.weight", "label_content.weight"),
     (r"transformer\.decoder\.norm\.(.+)", r"decoder.norm.\1"),
     (r"transformer\.decoder\.ref_point_head\.(.+)", r"decoder.position.head.\1"),
     (r"transformer\.decoder\.query_scale\.(.+)", r"decoder.position.scale.\1"),

@@ -43,6 +43,6 @@ LAYOUT = KeyLayout(
     name="detrex",
     mark=r"transformer\.(?:en|de)coder\.layers\.\d+\.attentions\..+",
     table=(*COUNTERS, *RESNET, *DETECTRON_RESNET, *SWIN, *NAMED_NECK, *MMCV_TRANSFORMER, *FUSIONS, *HEADS),
-    described="DINO and DAB-Deformable-DETR (detrex)",
+    described="DINO, DAB-, DN-DAB- and H-Deformable-DETR (detrex)",
     numbers=numbers_with_fusions,
 )

@@ -1,4 +1,4 @@
-"""The repositories of Deformable DETR and DINO."""
+"""The repositories of Deformable DETR, H-Deformable-DETR and DINO."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ LAYOUT = KeyLayout(
     name="original",
     mark=r"transformer\.(?:en|de)coder\.layers\.\d+\.(?:self_attn|cross_attn|linear1)\..+",
     table=(*COUNTERS, *RESNET, *SWIN, *NUMBERED_NECK, *TRANSFORMER, *HEADS),
-    described="Deformable DETR and DINO (their repositories)",
+    described="Deformable DETR, H-Deformable-DETR and DINO (their repositories)",
 )

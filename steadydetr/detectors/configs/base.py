@@ -14,6 +14,8 @@ from steadydetr.nn.configs import BackboneConfig
 from steadydetr.nn.named_tensors import NamedTensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from steadydetr.detectors.base import Detector
 
 
@@ -58,6 +60,11 @@ class DetectorConfig(ABC):
             ValueError: it is this detector, but what a size is read from is missing; names it.
         """
         return None
+
+    def split_queries(self, joint: Tensor) -> dict[str, Tensor]:
+        """The tensors of learned queries, by name, of the one in which other projects keep them [N, 2D]: position, then content."""
+        position, content = joint.chunk(2, 1)
+        return {"query_position.weight": position, "query_content.weight": content}
 
     def changed(self, **values: Any) -> Self:
         """The same config with other values of some fields."""

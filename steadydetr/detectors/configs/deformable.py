@@ -130,9 +130,10 @@ class DeformableDETRConfig(DeformableDetectorConfig):
     def from_tensors(cls, tensors: NamedTensors) -> Self | None:
         """Queries are learned as position and content, or made of proposals by a layer; the decoder computes no position vectors."""
         queries = tensors.has("query_position_and_content", "query_reference.", "proposal_position.", "proposal_position_norm.")
-        if not queries or tensors.has("decoder.norm.", "decoder.position."):
-            return None
         two_stage = tensors.has("proposal_")
+        mixed = two_stage and tensors.has("query_position_and_content")  # H-Deformable-DETR
+        if not queries or mixed or tensors.has("decoder.norm.", "decoder.position."):
+            return None
         # where boxes are refined, the original code names the box heads in the decoder too; in mmdet only different values tell
         named_in_decoder = any(".decoder.bbox_embed." in key for key in tensors.original_keys)
         return cls(
@@ -156,6 +157,7 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
     transformer: TransformerConfig = DAB_TRANSFORMER
     queries: int = 300
     two_stage: bool = False  # anchors and content from the encoder's best proposals
+    embeds_labels = False  # that of DN-DAB-Deformable-DETR does; no field
 
     def build(self, num_classes: int) -> DABDeformableDETR:
         from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
@@ -165,7 +167,7 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
     @classmethod
     def from_tensors(cls, tensors: NamedTensors) -> Self | None:
         """The decoder scales its position vectors, and has no norm after its layers, which DINO's has."""
-        if not tensors.has("decoder.position.scale.") or tensors.has("decoder.norm."):
+        if not tensors.has("decoder.position.scale.") or tensors.has("decoder.norm.", "label_content."):
             return None
         two_stage = tensors.has("proposal_")
         return cls(
@@ -174,6 +176,31 @@ class DABDeformableDETRConfig(DeformableDetectorConfig):
             queries=tensors.untraced.queries if two_stage else tensors.shape("query_content.weight")[0],
             two_stage=two_stage,
         )
+
+
+@register("dn-dab-deformable-detr")
+@dataclass(frozen=True)
+class DNDABDeformableDETRConfig(DeformableDetectorConfig):
+    """The one-stage DAB-Deformable-DETR whose queries can be made of labels, for denoising. Defaults: detrex's with R50."""
+
+    backbone: BackboneConfig = TimmBackboneConfig()
+    transformer: TransformerConfig = DAB_TRANSFORMER
+    queries: int = 300
+    two_stage = False  # neither is a field
+    embeds_labels = True
+
+    def build(self, num_classes: int) -> DABDeformableDETR:
+        from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
+
+        return DABDeformableDETR(self, num_classes)
+
+    @classmethod
+    def from_tensors(cls, tensors: NamedTensors) -> Self | None:
+        """DAB-Deformable-DETR with an embedding of labels."""
+        if not tensors.has("decoder.position.scale.") or not tensors.has("label_content."):
+            return None
+        transformer, queries = infer_transformer(tensors, DAB_TRANSFORMER), tensors.shape("query_content.weight")[0]
+        return cls(transformer=transformer, backbone=infer_backbone(tensors), queries=queries)
 
 
 DINO_TRANSFORMER = TransformerConfig(ffn=2048, dropout=0.0, temperature=20.0, position_offset=0.0)
