@@ -11,7 +11,14 @@ import pytest
 import torch
 
 from steadydetr import kinds
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import (
+    AdaMixerConfig,
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    DetectorConfig,
+    DINOConfig,
+    TransformerConfig,
+)
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.configs import SmallBackboneConfig
 from steadydetr.objectives import Denoising, SetPrediction
@@ -32,6 +39,9 @@ DETECTORS: dict[str, DetectorConfig] = {
     "dab-two-stage": DABDeformableDETRConfig(BACKBONE, TINY, queries=12, two_stage=True),
     "dino": DINOConfig(BACKBONE, TINY, queries=12),
     "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
+    "adamixer": AdaMixerConfig(
+        BACKBONE, 16, queries=12, decoder_layers=2, heads=2, ffn=16, groups=2, in_points=4, out_points=6, levels=3, norm_groups=4
+    ),
 }
 CLASSES = 5
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadydetr.detectors import DetectorConfig, DINOConfig
+from steadydetr.detectors import AdaMixerConfig, DetectorConfig, DINOConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
@@ -46,7 +46,10 @@ def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives:
 
 
 def other(name: str, **changes: Any) -> DetectorConfig:
-    return replace(DETECTORS[name], **(OTHER | changes))
+    """Another width, other numbers of queries and stages, unless `changes` say otherwise."""
+    config = DETECTORS[name]
+    given = {"queries": 9, "width": 24, "heads": 3, "groups": 3, "decoder_layers": 3} if isinstance(config, AdaMixerConfig) else OTHER
+    return replace(config, **(given | changes))
 
 
 def learned(method: Method) -> dict[str, nn.Parameter]:

@@ -54,7 +54,11 @@ def test_deformable_attention_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "trainable"),
-    [("deformable-detr-r50-50ep", 39.84)],  # DETRDistill, supplement Table 3
+    [  # DETRDistill, supplement Table 3
+        ("deformable-detr-r50-50ep", 39.84),
+        ("adamixer-r50-100q-12ep", 134.57),
+        ("adamixer-r101-100q-12ep", 153.56),
+    ],
 )
 def test_parameters_are_the_papers(name: str, trainable: float) -> None:
     with torch.device("meta"):

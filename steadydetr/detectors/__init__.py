@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steadydetr.detectors.configs.adamixer import AdaMixerConfig
 from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.detectors.configs.deformable import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
+    from steadydetr.detectors.adamixer import AdaMixer
     from steadydetr.detectors.base import Detector, postprocess
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
     from steadydetr.detectors.deformable_detr import DeformableDETR
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DINO",
+    "AdaMixer",
+    "AdaMixerConfig",
     "DABDeformableDETR",
     "DABDeformableDETRConfig",
     "DINOConfig",
@@ -29,6 +33,7 @@ __all__ = [
 
 __getattr__ = public_names(
     __name__,
+    adamixer=("AdaMixer",),
     base=("Detector", "postprocess"),
     dab_deformable_detr=("DABDeformableDETR",),
     deformable_detr=("DeformableDETR",),

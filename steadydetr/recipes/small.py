@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
-from steadydetr.detectors import DeformableDETRConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import AdaMixerConfig, DeformableDETRConfig, DINOConfig, TransformerConfig
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.teachers import EMATeacher
@@ -126,3 +126,40 @@ def small_teacher_deformable_detr() -> Recipe:
 def small_distill_deformable_detr() -> Recipe:
     """steadydetr distill small-distill-deformable-detr --teacher runs/small-teacher-deformable-detr."""
     return replace(distilled(small_refine_deformable_detr()), name="small-distill-deformable-detr")
+
+
+@recipe
+def small_adamixer() -> Recipe:
+    """AdaMixer at the size of the quickstart."""
+    start = small_dino()
+    detector = AdaMixerConfig(
+        SmallBackboneConfig(), width=96, queries=40, decoder_layers=3, heads=4, ffn=256, in_points=8, out_points=16, levels=3
+    )
+    return replace(
+        start,
+        name="small-adamixer",
+        detector=detector,
+        criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), l1_format="xyxy"),
+        objectives=(SetPrediction(),),
+        notes="AdaMixer at the size of the quickstart",
+    )
+
+
+@recipe
+def small_teacher_adamixer() -> Recipe:
+    """A teacher with a larger backbone and feed-forward, trained three times as long."""
+    start = small_adamixer()
+    backbone = SmallBackboneConfig(stem=48, channels=(80, 160, 256, 320))
+    return replace(
+        start,
+        name="small-teacher-adamixer",
+        detector=start.detector.changed(backbone=backbone, ffn=512),
+        training=replace(start.training, epochs=3 * start.training.epochs),
+        notes=f"{start.notes}, larger and longer: the teacher of small-distill-adamixer",
+    )
+
+
+@recipe
+def small_distill_adamixer() -> Recipe:
+    """steadydetr distill small-distill-adamixer --teacher runs/small-teacher-adamixer."""
+    return replace(distilled(small_adamixer()), name="small-distill-adamixer")

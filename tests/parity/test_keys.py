@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
+from steadydetr.detectors import AdaMixerConfig, DABDeformableDETRConfig, DeformableDETRConfig, DINOConfig
 from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
+    test_golden_adamixer,
     test_golden_detectors,
     test_golden_detrex,
     test_golden_distillation,
@@ -33,6 +34,7 @@ EXPECTED = {
     "detrex/keys/stable_dino_*.json": DINOConfig,
     "detrex/keys/dab_deformable_detr_*.json": DABDeformableDETRConfig,
     "mmdet/keys/*deformable_detr_*.json": DeformableDETRConfig,
+    "mmdet/keys/adamixer_*.json": AdaMixerConfig,
 }
 NOT_BUILT = {
     "detrex/c4_dn_deformable_*": "DN-Deformable-DETR",
@@ -41,7 +43,6 @@ NOT_BUILT = {
     "detrex/x_dab_detr_*": "DAB-DETR",
     "detrex/x_deta_*": "DETA",
     "detrex/x_h_deformable_*": "H-Deformable-DETR",
-    "mmdet/adamixer_*": "AdaMixer",
     "mmdet/detrdistill_contrastive_*": "the contrastive loss of the released DETRDistill (D-41)",
     "original/cond_a.*": "Conditional DETR",
     "original/cond_dc5_*": "Conditional DETR",
@@ -66,7 +67,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def test_every_key_has_its_place(path: Path, kind: type) -> None:
     converted = convert_state_dict(read(path))
     assert isinstance(converted.config, kind)
-    assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
+    if kind is not AdaMixerConfig:  # which has no encoder
+        assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,9 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
         ("original", "dino_5scale_r50", "dino-5scale-r50-12ep"),
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
         ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
+        ("mmdet", "adamixer_r50_1x_100q", "adamixer-r50-100q-12ep"),
+        ("mmdet", "adamixer_r50_300q", "adamixer-r50-300q-12ep"),
+        ("mmdet", "adamixer_r101_100q", "adamixer-r101-100q-12ep"),
     ],
 )
 def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
@@ -95,8 +100,12 @@ def test_missing_and_left_over_keys_are_named(path: Path, kind: type) -> None:
     state = read(path)
     with pytest.raises(ValueError, match=r"left over.*surprise\.weight"):
         convert_state_dict(state | {"surprise.weight": torch.empty(3, device="meta")})
-    removed = next(key for key in state if "encoder.layers.1." in key and key.endswith("output_proj.bias"))
-    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.1\.attention\.output_proj\.bias"):
+    if kind is AdaMixerConfig:
+        removed, ours = "roi_head.bbox_head.1.iof_tau", r"decoder\.layers\.1\.overlap_scale"
+    else:
+        removed = next(key for key in state if "encoder.layers.1." in key and key.endswith("output_proj.bias"))
+        ours = r"encoder\.layers\.1\.attention\.output_proj\.bias"
+    with pytest.raises(ValueError, match=f"missing: {ours}"):
         convert_state_dict({key: value for key, value in state.items() if key != removed})
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import detrex, hugging_face, mmdet, original
+from steadydetr.checkpoints.layouts import adamixer, detrex, hugging_face, mmdet, original
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
 # a checkpoint is of the first layout whose mark one of its keys matches
-LAYOUTS: tuple[KeyLayout, ...] = (hugging_face.LAYOUT, mmdet.LAYOUT, detrex.LAYOUT, original.LAYOUT)
+LAYOUTS: tuple[KeyLayout, ...] = (hugging_face.LAYOUT, adamixer.LAYOUT, mmdet.LAYOUT, detrex.LAYOUT, original.LAYOUT)
 BY_NAME = {layout.name: layout for layout in LAYOUTS}
 
 

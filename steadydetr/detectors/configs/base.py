@@ -6,8 +6,9 @@ A config is made, read and shown without the detector itself: `build` imports th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from steadydetr.nn.named_tensors import NamedTensors
 
@@ -26,6 +27,7 @@ class DetectorConfig(ABC):
     heads: int | None = None  # of attention
     encoder_layers: int | None = None
     image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
+    lacks: ClassVar[Mapping[str, str]] = {}  # fields that other detectors have, each with the reason why this one has it not
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:

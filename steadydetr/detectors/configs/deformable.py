@@ -129,7 +129,8 @@ class DeformableDetectorConfig(DetectorConfig):
 def with_transformer(config: DetectorConfig, **values: Any) -> DeformableDetectorConfig:
     """The same detector with other values in `config.transformer`; a ValueError where it is not of this family."""
     if not isinstance(config, DeformableDetectorConfig):
-        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no deformable transformer that could have it")
+        reason = config.lacks.get("transformer", f"a {type(config).__name__} has no deformable transformer that could have it")
+        raise ValueError(f"{', '.join(values)}: {reason}")
     return config.changed(transformer=replace(config.transformer, **values))
 
 
