@@ -29,7 +29,7 @@ from steadydetr.equations.adamixer import (
     xyzr_position,
 )
 from steadydetr.nn.adaptive_mixing import AdaptiveMixing, PlaceSampling
-from steadydetr.nn.attention import AttentionPlan, SelfAttention, pick, with_bias
+from steadydetr.nn.attention import AttentionPlan, SelfAttention, pick
 from steadydetr.nn.layers import FeedForward, Neck, class_head
 from steadydetr.structures import DecodedStages, Levels, MeasuredMemory, Memory, Queries, QueryGroup, at_least_float32
 
@@ -70,7 +70,7 @@ class MixingLayer(nn.Module):
             iof = intersection_over_foreground(corners[:, queries], pick(corners, keys, dim=1))
             return overlap_bias(iof, self.overlap_scale.to(iof.dtype))
 
-        return placed + self.self_attention(placed, None, with_bias(plan, bias))
+        return placed + self.self_attention(placed, None, plan, bias)
 
 
 def tower(width: int) -> nn.Sequential:

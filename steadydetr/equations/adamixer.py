@@ -62,7 +62,10 @@ def xyzr_position(xyzr: Tensor, width: int) -> Tensor:
 
 
 def sample_places(xyzr: Tensor, offsets: Tensor) -> Tensor:
-    """Where queries look: x and y in units of the box's sides from its centre, z by addition. [B, N, 4], [B, N, ..., 3] -> [B, N, ..., 3]."""
+    """Where queries look: x and y in units of the box's sides from its centre, z by addition.
+
+    [B, N, 4] and [B, N, ..., 3] -> [B, N, ..., 3].
+    """
     base, scale = xyzr[..., :3], torch.cat((sides_of(xyzr), torch.ones_like(xyzr[..., :1])), -1)
     between = (slice(None), slice(None), *[None] * (offsets.dim() - 3))
     return base[between] + offsets * scale[between]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -17,21 +17,11 @@ class Rows:
     queries: slice
     keys: tuple[slice, ...]
     visible: Tensor | None  # [1 or B, 1, rows, keys] bool, None: everything
-    bias: Tensor | None = None  # [1 or B, 1 or heads, rows, keys] added to the scores of what is visible; None: nothing
-
-    def mask(self, dtype: torch.dtype) -> Tensor | None:
-        """What torch's attention takes: `visible` as it is, or the bias with -inf where nothing is visible."""
-        if self.bias is None or self.visible is None:
-            return self.visible if self.bias is None else self.bias.to(dtype)
-        return self.bias.to(dtype).masked_fill(~self.visible, -torch.inf)
 
 
 AttentionPlan = Sequence[Rows]
-
-
-def with_bias(plan: AttentionPlan, bias: Callable[[slice, tuple[slice, ...]], Tensor]) -> AttentionPlan:
-    """The plan with a bias for the rows of every group, made of the slices of these rows and of the rows that they look at."""
-    return [replace(rows, bias=bias(rows.queries, rows.keys)) for rows in plan]
+# what is added to the scores of the rows of a group, [1 or B, 1 or heads, rows, keys], from their slice and those of the rows they look at
+Bias = Callable[[slice, tuple[slice, ...]], Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -49,8 +39,12 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, content: Tensor, position: Tensor | None, plan: AttentionPlan) -> Tensor:
-        """[B, N, D] -> [B, N, D]. Queries and keys carry the position, if there is one; values do not."""
+    def forward(self, content: Tensor, position: Tensor | None, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]. Queries and keys carry the position, if there is one; values do not.
+
+        Args:
+            bias: of every group; it changes no visibility.
+        """
         dim = content.shape[-1]
         placed = F.linear(content if position is None else content + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
         value = F.linear(content, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
@@ -59,7 +53,7 @@ class SelfAttention(nn.Module):
         mixed = []
         for rows in plan:
             keys, values = (pick(t, rows.keys, dim=2) for t in (key, value))
-            mask = rows.mask(query.dtype)
+            mask = rows.visible if bias is None else _masked(bias(rows.queries, rows.keys).to(query.dtype), rows.visible)
             mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=mask, dropout_p=dropout))
         return self.out_proj(torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2))
 
@@ -68,3 +62,8 @@ def pick(tensor: Tensor, slices: tuple[slice, ...], dim: int) -> Tensor:
     """The rows of these slices, side by side in dimension `dim`."""
     parts = [tensor.narrow(dim, rows.start, rows.stop - rows.start) for rows in slices]
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=dim)
+
+
+def _masked(bias: Tensor, visible: Tensor | None) -> Tensor:
+    """The bias as torch's attention takes it, -inf where nothing is visible."""
+    return bias if visible is None else bias.masked_fill(~visible, -torch.inf)

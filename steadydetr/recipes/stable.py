@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Literal
 
 from steadydetr.detectors.configs.deformable import with_transformer
-from steadydetr.nn.configs import FusionKind
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
+from steadydetr.nn.configs import FusionKind
 from steadydetr.objectives import Denoising, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
