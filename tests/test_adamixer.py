@@ -18,6 +18,7 @@ from steadydetr.learning.matching import pairwise_terms
 from steadydetr.nn.attention import Rows, SelfAttention
 from steadydetr.nn.backbone import FrozenBatchNorm
 from steadydetr.nn.configs import TimmBackboneConfig
+from steadydetr.nn.positions import xyzr_position
 from steadydetr.recipes import find
 from steadydetr.recipes.stable import stable
 from steadydetr.structures import MeasuredMemory, Memory, Queries, QueryGroup, Stages, Targets
@@ -76,7 +77,7 @@ def test_overlap_and_positions_equal_their_twins() -> None:
     corners = torch.cat((xyzr[..., :2] - ours.sides_of(xyzr) / 2, xyzr[..., :2] + ours.sides_of(xyzr) / 2), -1)
     tau = torch.tensor([0.5, 3.0], dtype=torch.float64)
     bias = ours.overlap_bias(ours.intersection_over_foreground(corners, corners[:, :3]), tau)
-    position = ours.xyzr_position(xyzr, 16)
+    position = xyzr_position(xyzr, 16)
     for i in range(2):
         for k in range(4):
             assert position[i, k].tolist() == pytest.approx(slow.position(xyzr[i, k].tolist(), 16), abs=1e-6)

@@ -26,11 +26,11 @@ from steadydetr.equations.adamixer import (
     refine,
     sides_of,
     to_xyzr,
-    xyzr_position,
 )
 from steadydetr.nn.adaptive_mixing import AdaptiveMixing, PlaceSampling
 from steadydetr.nn.attention import AttentionPlan, SelfAttention, pick
 from steadydetr.nn.layers import FeedForward, Neck, class_head
+from steadydetr.nn.positions import xyzr_position
 from steadydetr.structures import DecodedStages, Levels, MeasuredMemory, Memory, Queries, QueryGroup, at_least_float32
 
 
@@ -143,7 +143,7 @@ class AdaMixer(Detector):
 
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
         """Content alone: all boxes start as the image."""
-        return {"query_content.weight": self.query_content.weight}
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
         if not isinstance(memory, MeasuredMemory):

@@ -13,10 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from steadydetr.boxes import area
-from steadydetr.nn.positions import box_position
 
 SMALLEST = 2.0**-10  # pixels of a side: a box without any has no logarithm
-PIXELS = 1000.0  # that x and y are divided by in position vectors
 TAU = 2.0  # how softly a place in the pyramid is spread over its maps
 
 
@@ -53,12 +51,6 @@ def intersection_over_foreground(own_xyxy: Tensor, other_xyxy: Tensor) -> Tensor
 def overlap_bias(iof: Tensor, tau: Tensor) -> Tensor:
     """What is added to attention scores, tau log(IoF + 1e-7): [B, N, K] and a tau for every head -> [B, heads, N, K]."""
     return tau[:, None, None] * (iof + 1e-7).log()[:, None]
-
-
-def xyzr_position(xyzr: Tensor, width: int) -> Tensor:
-    """Position vectors [..., width]: sines and cosines of x / 1000, y / 1000, z and r, a quarter of the channels each."""
-    scale = torch.tensor([PIXELS, PIXELS, 1.0, 1.0], dtype=xyzr.dtype, device=xyzr.device) * (2 * torch.pi)
-    return box_position(xyzr / scale, width // 4)
 
 
 def sample_places(xyzr: Tensor, offsets: Tensor) -> Tensor:

@@ -299,9 +299,10 @@ class FrozenBatchNormAct(FrozenBatchNorm):
 def freeze_batch_norm(module: nn.Module, train_affine: bool = False) -> None:
     """Replace every batch norm below `module`."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            kind = FrozenBatchNormAct if isinstance(child, BatchNormAct2d) else FrozenBatchNorm
-            setattr(module, name, kind(child, train_affine))
+        if isinstance(child, BatchNormAct2d):
+            setattr(module, name, FrozenBatchNormAct(child, train_affine))
+        elif isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm(child, train_affine))
         else:
             freeze_batch_norm(child, train_affine)
 

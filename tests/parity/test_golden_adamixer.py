@@ -18,11 +18,12 @@ from steadydetr.detectors import AdaMixer, AdaMixerConfig
 from steadydetr.detectors.adamixer import MixingLayer
 from steadydetr.detectors.base import postprocess
 from steadydetr.detectors.query_groups import attention_plan
-from steadydetr.equations.adamixer import from_xyzr, intersection_over_foreground, level_weights, overlap_bias, sample_places, xyzr_position
+from steadydetr.equations.adamixer import from_xyzr, intersection_over_foreground, level_weights, overlap_bias, sample_places
 from steadydetr.learning.criterion import Criterion, Weights
 from steadydetr.learning.matching import solve
 from steadydetr.nn.adaptive_mixing import AdaptiveMixing, PlaceSampling
 from steadydetr.nn.layers import Neck
+from steadydetr.nn.positions import xyzr_position
 from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Queries, QueryGroup, Stages, Targets

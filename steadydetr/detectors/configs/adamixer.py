@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Self
 
 from steadydetr.config import check_within
 from steadydetr.detectors.configs.base import DetectorConfig
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 class AdaMixerConfig(DetectorConfig):
     """Defaults: the paper's detector with R50 and 100 queries."""
 
-    lacks: ClassVar[Mapping[str, str]] = {
-        "transformer": "AdaMixer has no encoder, so there is no memory to fuse; what else it has stands in --detector itself"
-    }
+    lacks = MappingProxyType(  # no field: without an annotation
+        {"transformer": "AdaMixer has no encoder, so there is no memory to fuse; what else it has stands in --detector itself"}
+    )
     encoder_layers = 0
     backbone: BackboneConfig = TimmBackboneConfig(out_indices=(1, 2, 3, 4), train_affine=True)
     width: int = 256
