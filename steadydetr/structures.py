@@ -163,6 +163,13 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class MeasuredMemory(Memory):
+    """The memory of a detector whose decoder counts in pixels."""
+
+    sizes: Tensor  # [B, 2] float32 (w, h) of each image in pixels, padding excluded
+
+
+@dataclass(frozen=True)
 class TwoStageMemory(Memory):
     """The memory of a two-stage detector, whose encoder also predicts a box and class scores for every token."""
 

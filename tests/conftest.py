@@ -12,6 +12,7 @@ import torch
 
 from steadydetr import kinds
 from steadydetr.detectors import (
+    AdaMixerConfig,
     ConditionalDETRConfig,
     DABDeformableDETRConfig,
     DeformableDETRConfig,
@@ -46,6 +47,9 @@ DETECTORS: dict[str, DetectorConfig] = {
     "h-deformable": HDeformableDETRConfig(BACKBONE, TINY, queries=12, one_to_many_queries=20),
     "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
     "conditional": ConditionalDETRConfig(BACKBONE, TINY_PLAIN, queries=12),
+    "adamixer": AdaMixerConfig(
+        BACKBONE, 16, queries=12, decoder_layers=2, heads=2, ffn=16, groups=2, in_points=4, out_points=6, levels=3, norm_groups=4
+    ),
 }
 CLASSES = 5
 

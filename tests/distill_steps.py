@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadydetr.detectors import ConditionalDETRConfig, DetectorConfig, DINOConfig
+from steadydetr.detectors import AdaMixerConfig, ConditionalDETRConfig, DetectorConfig, DINOConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
@@ -47,9 +47,14 @@ def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives:
 
 
 def other(name: str, **changes: Any) -> DetectorConfig:
+    """Another width, other numbers of queries and stages, unless `changes` say otherwise."""
     config = DETECTORS[name]
-    sizes = OTHER | {"transformer": replace(TINY_PLAIN, **SIZES)} if isinstance(config, ConditionalDETRConfig) else OTHER
-    return replace(config, **(sizes | changes))
+    given = OTHER
+    if isinstance(config, ConditionalDETRConfig):
+        given = OTHER | {"transformer": replace(TINY_PLAIN, **SIZES)}
+    elif isinstance(config, AdaMixerConfig):
+        given = {"queries": 9, "width": 24, "heads": 3, "groups": 3, "decoder_layers": 3}
+    return replace(config, **(given | changes))
 
 
 def learned(method: Method) -> dict[str, nn.Parameter]:

@@ -20,7 +20,7 @@ from steadydetr.checkpoints.folder import load_detector, save_detector
 from steadydetr.cli import main
 from steadydetr.cli.figures import DESCRIPTION
 from steadydetr.data import DataConfig, FixedSize, open_data
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import AdaMixerConfig, DetectorConfig
 from steadydetr.drawing import paper_figures
 from steadydetr.drawing.example_images import first_objects
 from steadydetr.drawing.feature_masks import MASK_FIGURES
@@ -120,9 +120,10 @@ def test_sampling_points_are_those_of_the_attention(detector_config: DetectorCon
         return
     seen = sampling_points_of(detector, Criterion(), batch, 1)
     assert seen is not None
-    config = detector_config.transformer
-    assert len(seen.points) == config.heads * config.levels * config.decoder_points == len(seen.weights)
-    assert float(seen.weights.sum()) == pytest.approx(config.heads, rel=1e-5)
+    config = detector_config
+    heads, points = (config.groups, config.in_points) if isinstance(config, AdaMixerConfig) else (config.heads, 2)
+    assert len(seen.points) == heads * config.levels * points == len(seen.weights)
+    assert float(seen.weights.sum()) == pytest.approx(heads, rel=1e-5)
     assert torch.allclose(seen.points.mean(0), seen.reference, atol=0.3)
     assert 0 <= seen.score <= 1 and detector.training
     with pytest.raises(ValueError, match="has 3 objects"):

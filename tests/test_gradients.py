@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import AdaMixerConfig, DetectorConfig
 from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
@@ -22,6 +22,9 @@ SMALL = {"width": 16, "heads": 2, "ffn": 16, "encoder_layers": 2, "decoder_layer
 
 def shrunk(detector: DetectorConfig) -> DetectorConfig:
     """The same structure in small."""
+    if isinstance(detector, AdaMixerConfig):
+        small = {name: SMALL[name] for name in ("width", "heads", "ffn", "decoder_layers", "norm_groups")}
+        return replace(detector, backbone=BACKBONE, queries=20, groups=2, in_points=4, out_points=6, levels=3, **small)  # type: ignore[arg-type]
     transformer = replace(detector.transformer, **SMALL, encoder_points=2, decoder_points=2)  # type: ignore[attr-defined]
     return detector.changed(backbone=BACKBONE, transformer=transformer, queries=20)
 

@@ -110,12 +110,13 @@ def test_bfloat16_step_is_close() -> None:
     assert float(rounded) == pytest.approx(float(exact), rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["dino", "two-stage"])
+@pytest.mark.parametrize("name", ["dino", "two-stage", "adamixer"])
 def test_checkpointing_changes_no_gradient(name: str) -> None:
     config, batch = DETECTORS[name], make_batch((2, 3))
     gradients = []
     for on in (False, True):
-        method = make_method(replace(config, transformer=replace(config.transformer, checkpointing=on)))
+        place = {"checkpointing": on} if name == "adamixer" else {"transformer": replace(config.transformer, checkpointing=on)}
+        method = make_method(replace(config, **place))
         method(batch).total.backward()
         gradients.append([p.grad for p in method.parameters() if p.grad is not None])
     for a, b in zip(*gradients, strict=True):

@@ -107,7 +107,7 @@ def test_every_number_of_a_papers_recipe_has_a_source(name: str) -> None:
         *(f"training.{field}" for field in ("compile", "tf32", "eval_every", "eval_batch_size", "save_every", "log_every")),
         *(f"training.{field}" for field in ("stability_images", "stability_steps")),
         *(f"data.{field}" for field in ("workers", "timeout", "unreadable", "same_images")),
-        "detector.transformer.checkpointing",
+        *("detector.transformer.checkpointing", "detector.checkpointing"),
     }
     missing = {path for path in leaves(find(name)) if path not in ours | NEUTRAL.keys()} - sources(name).keys()
     assert not missing, f"{name}: the source of {sorted(missing)} is not stated"

@@ -250,7 +250,8 @@ def test_targets_where_every_box_misses(rescale: Any) -> None:
 
 def stable_method(config: DetectorConfig, criterion: Criterion, fusion: FusionKind) -> Method:
     torch.manual_seed(0)
-    config = replace(config, transformer=replace(config.transformer, fusion=fusion))
+    if config.encoder_layers:
+        config = replace(config, transformer=replace(config.transformer, fusion=fusion))
     denoising = Denoising(number=4, negative_offset=0.0, weights=Weights(1.0, 5.0, 2.0))
     return Method(config.build(CLASSES), criterion, (SetPrediction(), denoising) if isinstance(config, DINOConfig) else (SetPrediction(),))
 

@@ -15,7 +15,15 @@ from steadydetr.checkpoints.class_names import folded, joined_classes, match_cla
 from steadydetr.checkpoints.start import Start
 from steadydetr.checkpoints.transfer import Transfer, transfer
 from steadydetr.checkpoints.weights import TrainedWeights
-from steadydetr.detectors import DABDeformableDETRConfig, DeformableDETRConfig, Detector, DetectorConfig, DINOConfig, TransformerConfig
+from steadydetr.detectors import (
+    AdaMixerConfig,
+    DABDeformableDETRConfig,
+    DeformableDETRConfig,
+    Detector,
+    DetectorConfig,
+    DINOConfig,
+    TransformerConfig,
+)
 from steadydetr.nn.configs import SmallBackboneConfig
 
 BACKBONE = SmallBackboneConfig(8, (8, 8, 16, 16))
@@ -29,6 +37,7 @@ DETECTORS: dict[str, DetectorConfig] = {
     "deformable": DeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12),
     "two-stage": DeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12, refine=True, two_stage=True),
     "dab": DABDeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12),
+    "adamixer": AdaMixerConfig(BACKBONE, 16, 12, 3, 2, 16, groups=2, in_points=4, out_points=6, levels=3, norm_groups=4),
 }
 THEIRS = ("cat", "traffic light", "dog", "Fire_Hydrant")
 IMAGES, PADDING = torch.rand(2, 3, 64, 96, generator=torch.Generator().manual_seed(0)), torch.zeros(2, 64, 96, dtype=torch.bool)

@@ -117,6 +117,8 @@ def _check_field(place: Choice, flag: str) -> None:
         raise ValueError(f"{flag}: there is none in this recipe; name a part before it, {place.flag} {fitting[0]}")
     names = [each.name.replace("_", "-") for each in fields(part)]
     if field.removeprefix("no-") not in names:
+        if reason := getattr(part, "lacks", {}).get(field):
+            raise ValueError(f"{flag}: {reason}")
         raise ValueError(f"{flag}: {place.flag} is {place.current}, which has no field {field!r}{nearest(field, names)}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from steadydetr.detectors.configs.adamixer import AdaMixerConfig
 from steadydetr.detectors.configs.base import DetectorConfig
 from steadydetr.detectors.configs.conditional import ConditionalDETRConfig, PlainTransformerConfig
 from steadydetr.detectors.configs.deformable import (
@@ -17,6 +18,7 @@ from steadydetr.detectors.configs.h_deformable_detr import HDeformableDETRConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
+    from steadydetr.detectors.adamixer import AdaMixer
     from steadydetr.detectors.base import Detector, postprocess
     from steadydetr.detectors.conditional_detr import ConditionalDETR
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DINO",
+    "AdaMixer",
+    "AdaMixerConfig",
     "ConditionalDETR",
     "ConditionalDETRConfig",
     "DABDeformableDETR",
@@ -45,6 +49,7 @@ __all__ = [
 
 __getattr__ = public_names(
     __name__,
+    adamixer=("AdaMixer",),
     base=("Detector", "postprocess"),
     conditional_detr=("ConditionalDETR",),
     dab_deformable_detr=("DABDeformableDETR",),

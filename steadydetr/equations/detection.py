@@ -5,13 +5,16 @@ Everything is elementwise. Logits are before the sigmoid.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from steadydetr.boxes import iou_giou, to_xyxy
 from steadydetr.lazy import F, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+L1Format = Literal["cxcywh", "xyxy"]  # the four numbers of a box whose differences L1 sums
 
 
 def classification_loss(
@@ -42,8 +45,9 @@ def focal_cost(score: Tensor, alpha: float | None = 0.25, gamma: float = 2.0, ep
     return positive - negative if alpha is None else alpha * positive - (1 - alpha) * negative
 
 
-def box_terms(predicted: Tensor, target: Tensor, giou_eps: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+def box_terms(predicted: Tensor, target: Tensor, giou_eps: float = 0.0, l1_format: L1Format = "cxcywh") -> tuple[Tensor, Tensor, Tensor]:
     """L1 (summed over the four coordinates), 1 - GIoU and IoU of boxes that broadcast against each other, [..., 4] -> [...]."""
-    l1 = (predicted - target).abs().sum(-1)
-    iou, giou = iou_giou(to_xyxy(predicted), to_xyxy(target), giou_eps)
+    predicted_xyxy, target_xyxy = to_xyxy(predicted), to_xyxy(target)
+    l1 = (predicted_xyxy - target_xyxy if l1_format == "xyxy" else predicted - target).abs().sum(-1)
+    iou, giou = iou_giou(predicted_xyxy, target_xyxy, giou_eps)
     return l1, 1 - giou, iou

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadydetr.boxes import iou_giou, to_xyxy
+from steadydetr.equations.detection import L1Format
 from steadydetr.lazy import F, torch
 
 if TYPE_CHECKING:
@@ -48,9 +49,12 @@ def soft_label_loss(logits: Tensor, target: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, target, reduction="none").sum(-1)
 
 
-def pairwise_boxes(predicted: Tensor, target: Tensor, giou_eps: float = 0.0) -> tuple[Tensor, Tensor]:
+def pairwise_boxes(predicted: Tensor, target: Tensor, giou_eps: float = 0.0, l1_format: L1Format = "cxcywh") -> tuple[Tensor, Tensor]:
     """L1 and GIoU of every target box with every predicted one (Eq. 2, 3): [F, N, 4] and [F, K, 4] -> [F, K, N] each."""
-    _, giou = iou_giou(to_xyxy(predicted)[:, None], to_xyxy(target)[:, :, None], giou_eps)
+    predicted_xyxy, target_xyxy = to_xyxy(predicted), to_xyxy(target)
+    _, giou = iou_giou(predicted_xyxy[:, None], target_xyxy[:, :, None], giou_eps)
+    if l1_format == "xyxy":
+        return torch.cdist(target_xyxy, predicted_xyxy, p=1), giou
     return torch.cdist(target, predicted, p=1), giou
 
 

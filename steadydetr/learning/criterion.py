@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from steadydetr.equations.align import prime_weights
-from steadydetr.equations.detection import box_terms, classification_loss
+from steadydetr.equations.detection import L1Format, box_terms, classification_loss
 from steadydetr.kinds import register
 from steadydetr.lazy import torch
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
@@ -46,22 +46,29 @@ class Criterion:
     gamma: float = 2.0
     giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
     matching: MixedMatching | None = None  # several queries learn a target, at all stages but the last; None: one
+    l1_format: L1Format = "cxcywh"  # what L1 compares, in cost and losses; corners, xyxy, in AdaMixer
 
     @property
-    def matcher(self) -> tuple[ClassCost, Weights, float]:
-        """All that the cost of a pair depends on."""
-        return self.class_cost, self.cost_weights, self.giou_eps
+    def matcher(self) -> tuple[ClassCost | Weights | float | str, ...]:
+        """All that the cost of a pair depends on. The usual format of L1 is left out: runs of released versions go by this."""
+        usual = (self.class_cost, self.cost_weights, self.giou_eps)
+        return usual if self.l1_format == "cxcywh" else (*usual, self.l1_format)
 
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The 1 of 1 - GIoU is left out, because a constant changes no assignment."""
         weights = self.cost_weights
         return weights.label * self.class_cost(terms) + weights.l1 * terms.l1 - weights.giou * terms.giou
 
+    def box_terms(self, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """L1 and 1 - GIoU of boxes that broadcast against each other, [..., 4] -> [...]."""
+        l1, giou, _ = box_terms(predicted, target, self.giou_eps, self.l1_format)
+        return l1, giou
+
     def problem(self, stages: Stages, targets: Targets, name: str) -> Problem:
         """The one-to-one assignment of every stage to the targets of the batch; costs are in float32 or better."""
         with torch.no_grad(), without_autocast(stages.logits):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
-            terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps)
+            terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps, self.l1_format)
             return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
 
     def mixed_problem(self, stages: Stages, targets: Targets, name: str, last: bool) -> Problem:
@@ -145,7 +152,7 @@ class Criterion:
 
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = at_least_float32(stages.flat[1])[match.image, match.query]
-        l1, giou, _ = box_terms(boxes, folded.boxes[match.target].to(boxes.dtype), self.giou_eps)
+        l1, giou = self.box_terms(boxes, folded.boxes[match.target].to(boxes.dtype))
         for factor in (match.weight, match.share):
             if factor is not None:
                 l1, giou = l1 * factor, giou * factor

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from steadydetr.boxes import area, iou_giou, to_xyxy
 from steadydetr.config import check_within
+from steadydetr.equations.detection import L1Format
 from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.kinds import register
 from steadydetr.lazy import np, optimize, torch
@@ -35,13 +36,14 @@ class PairwiseTerms:
     valid: Tensor | None  # [R, N] bool, None: all queries are
 
 
-def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0) -> PairwiseTerms:
+def pairwise_terms(stages: Stages, targets: Targets, giou_eps: float = 0.0, l1_format: L1Format = "cxcywh") -> PairwiseTerms:
     """The terms of every stage with `targets`, which are those of one batch."""
     logits, boxes = stages.flat
     folded = targets.repeat_batch(len(stages.logits))
     image = folded.image
-    l1 = (_rows(boxes, image) - folded.boxes[:, None]).abs().sum(-1)
-    iou, giou = iou_giou(_rows(to_xyxy(boxes), image), to_xyxy(folded.boxes)[:, None], giou_eps)
+    corners, targets_xyxy = _rows(to_xyxy(boxes), image), to_xyxy(folded.boxes)[:, None]
+    l1 = (corners - targets_xyxy if l1_format == "xyxy" else _rows(boxes, image) - folded.boxes[:, None]).abs().sum(-1)
+    iou, giou = iou_giou(corners, targets_xyxy, giou_eps)
     valid = None if stages.flat_valid is None else stages.flat_valid[image]
     return PairwiseTerms(logits.transpose(1, 2)[image, folded.labels], l1, giou, iou, image, len(folded.counts), valid)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,8 @@ class Rows:
 
 
 AttentionPlan = Sequence[Rows]
+# what is added to the scores of the rows of a group, [1 or B, 1 or heads, rows, keys], from their slice and those of the rows they look at
+Bias = Callable[[slice, tuple[slice, ...]], Tensor]
 
 
 class SelfAttention(nn.Module):
@@ -37,22 +39,27 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.in_proj_weight)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, content: Tensor, position: Tensor, plan: AttentionPlan) -> Tensor:
-        """[B, N, D] -> [B, N, D]. Queries and keys carry the position, values do not."""
+    def forward(self, content: Tensor, position: Tensor | None, plan: AttentionPlan, bias: Bias | None = None) -> Tensor:
+        """[B, N, D] -> [B, N, D]. Queries and keys carry the position, if there is one; values do not.
+
+        Args:
+            bias: of every group; it changes no visibility.
+        """
         dim = content.shape[-1]
-        placed = F.linear(content + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
+        placed = F.linear(content if position is None else content + position, self.in_proj_weight[: 2 * dim], self.in_proj_bias[: 2 * dim])
         value = F.linear(content, self.in_proj_weight[2 * dim :], self.in_proj_bias[2 * dim :])
         query, key = placed.chunk(2, -1)
-        return self.out_proj(attend(query, key, value, self.heads, plan, self.dropout if self.training else 0.0))
+        return self.out_proj(attend(query, key, value, self.heads, plan, self.dropout if self.training else 0.0, bias))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, plan: AttentionPlan, dropout: float) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, plan: AttentionPlan, dropout: float, bias: Bias | None = None) -> Tensor:
     """Multi-head attention of projected queries [B, N, E] to keys [B, M, E] and values [B, M, D], group by group of the plan: [B, N, D]."""
     query, key, value = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (query, key, value))
     mixed = []
     for rows in plan:
-        keys, values = (_pick(t, rows.keys) for t in (key, value))
-        mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=rows.visible, dropout_p=dropout))
+        keys, values = (pick(t, rows.keys) for t in (key, value))
+        mask = rows.visible if bias is None else _masked(bias(rows.queries, rows.keys).to(query.dtype), rows.visible)
+        mixed.append(F.scaled_dot_product_attention(query[:, :, rows.queries], keys, values, attn_mask=mask, dropout_p=dropout))
     return torch.cat(mixed, dim=2).transpose(1, 2).flatten(-2)
 
 
@@ -61,6 +68,12 @@ def to_all(padding: Tensor) -> AttentionPlan:
     return (Rows(slice(None), (slice(None),), ~padding[:, None, None]),)
 
 
-def _pick(tensor: Tensor, slices: tuple[slice, ...]) -> Tensor:
-    parts = [tensor[:, :, rows] for rows in slices]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def pick(tensor: Tensor, slices: tuple[slice, ...]) -> Tensor:
+    """The rows of these slices side by side, [..., N, D] -> [..., n, D]."""
+    parts = [tensor[..., rows, :] for rows in slices]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def _masked(bias: Tensor, visible: Tensor | None) -> Tensor:
+    """The bias as torch's attention takes it, -inf where nothing is visible."""
+    return bias if visible is None else bias.masked_fill(~visible, -torch.inf)

@@ -61,7 +61,7 @@ class TimmBackbone(Backbone):
         if config.weights not in ("hub", "none"):
             load_backbone(self.body, config.name, config.weights)
         if config.freeze_norm:
-            freeze_batch_norm(self.body)
+            freeze_batch_norm(self.body, config.train_affine)
         for parameter in frozen_parameters(self.body, config.frozen_stages):
             parameter.requires_grad_(False)
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in self.channels) if config.output_norm else None
@@ -263,13 +263,20 @@ def pad_before_shift(body: nn.Module) -> None:
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm as a fixed affine map, nothing of which is trained. It needs less memory than `F.batch_norm`, which keeps its input."""
+    """Batch norm with fixed statistics: an affine map, of which nothing is trained, or scale and shift.
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    With nothing trained it needs less memory than `F.batch_norm`, which keeps its input.
+    """
+
+    def __init__(self, norm: nn.BatchNorm2d, train_affine: bool = False) -> None:
         super().__init__()
         self.eps = norm.eps
         for name in ("weight", "bias", "running_mean", "running_var"):
-            self.register_buffer(name, getattr(norm, name).detach().clone())
+            value = getattr(norm, name).detach().clone()
+            if train_affine and name in ("weight", "bias"):
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
 
     weight: Tensor
     bias: Tensor
@@ -285,8 +292,8 @@ class FrozenBatchNorm(nn.Module):
 class FrozenBatchNormAct(FrozenBatchNorm):
     """The same for those norms of timm that apply an activation too."""
 
-    def __init__(self, norm: BatchNormAct2d) -> None:
-        super().__init__(norm)
+    def __init__(self, norm: BatchNormAct2d, train_affine: bool = False) -> None:
+        super().__init__(norm, train_affine)
         self.drop: nn.Module = norm.drop
         self.act: nn.Module = norm.act
 
@@ -294,13 +301,15 @@ class FrozenBatchNormAct(FrozenBatchNorm):
         return self.act(self.drop(super().forward(x)))
 
 
-def freeze_batch_norm(module: nn.Module) -> None:
+def freeze_batch_norm(module: nn.Module, train_affine: bool = False) -> None:
     """Replace every batch norm below `module`."""
     for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, FrozenBatchNormAct(child) if isinstance(child, BatchNormAct2d) else FrozenBatchNorm(child))
+        if isinstance(child, BatchNormAct2d):
+            setattr(module, name, FrozenBatchNormAct(child, train_affine))
+        elif isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, FrozenBatchNorm(child, train_affine))
         else:
-            freeze_batch_norm(child)
+            freeze_batch_norm(child, train_affine)
 
 
 STAGE = re.compile(r"(layer|layers_|stages_|s)\d+")  # timm's names of stages that are direct children of a feature model

@@ -61,6 +61,7 @@ class TimmBackboneConfig(BackboneConfig):
     image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA; RGB weights are summed for 1, repeated and scaled for others, as in timm
     mean: Channels | None = None  # of pixels in 0..1, taken from them; None: as timm's weights of that name were trained
     std: Channels | None = None  # by which they are then divided
+    train_affine: bool = False  # with freeze_norm: train scale and shift, of stages that are not frozen, and fix the statistics alone
 
     def __post_init__(self) -> None:
         check_within("detector.backbone", self, drop_path=(0, 1), image_channels=MOST_CHANNELS)

@@ -69,17 +69,19 @@ def keep_outputs(head: nn.Linear, rows: Sequence[int]) -> None:
 class Neck(nn.Module):
     """Backbone maps to one width: 1x1 convolution and GroupNorm each; further levels by 3x3 convolutions of stride 2.
 
-    The first extra level sees the raw last backbone map, later ones the level before (F-02, F-03).
+    The first extra level sees the raw last backbone map, later ones the level before (F-02, F-03). With `shared_norm` all levels have
+    one GroupNorm (AdaMixer).
     """
 
-    def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32, bias: bool = True) -> None:
+    def __init__(self, channels: list[int], dim: int, levels: int, groups: int = 32, bias: bool = True, shared_norm: bool = False) -> None:
         super().__init__()
         if levels < len(channels):
             raise ValueError(f"levels = {levels}, but the backbone gives {len(channels)} maps: raise levels or take fewer out_indices")
         maps = [nn.Conv2d(c, dim, 1, bias=bias) for c in channels]
         extra = [nn.Conv2d(channels[-1] if i == 0 else dim, dim, 3, 2, 1, bias=bias) for i in range(levels - len(channels))]
         self.convs = nn.ModuleList([*maps, *extra])
-        self.norms = nn.ModuleList(nn.GroupNorm(groups, dim) for _ in self.convs)
+        self.norm = nn.GroupNorm(groups, dim) if shared_norm else None
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, dim) for _ in self.convs) if self.norm is None else None
         for conv in (*maps, *extra):
             nn.init.xavier_uniform_(conv.weight)
             if conv.bias is not None:
@@ -87,7 +89,8 @@ class Neck(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels: list[Tensor] = []
-        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+        for i, conv in enumerate(self.convs):
             source = maps[i] if i < len(maps) else maps[-1] if i == len(maps) else levels[-1]
-            levels.append(norm(conv(source)))
+            norm = self.norm if self.norms is None else self.norms[i]
+            levels.append(cast(nn.Module, norm)(conv(source)))
         return levels

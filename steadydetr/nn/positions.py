@@ -25,3 +25,9 @@ def box_position(coordinates: Tensor, features: int, temperature: float = 10000.
     frequency = temperature ** (2 * torch.div(index, 2, rounding_mode="floor") / features)
     angle = (coordinates * (2 * math.pi))[..., None] / frequency
     return torch.stack((angle[..., 0::2].sin(), angle[..., 1::2].cos()), -1).flatten(-3)
+
+
+def xyzr_position(xyzr: Tensor, width: int) -> Tensor:
+    """Position vectors [..., width] of AdaMixer's boxes: sines and cosines of x / 1000, y / 1000, z and r, a quarter of them each."""
+    scale = torch.tensor([1000.0, 1000.0, 1.0, 1.0], dtype=xyzr.dtype, device=xyzr.device) * (2 * math.pi)
+    return box_position(xyzr / scale, width // 4)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from steadydetr.equations.detection import box_terms
 from steadydetr.equations.distill import grouped_stages, pairwise_boxes, soft_label_cost, soft_label_loss, teacher_stages
 from steadydetr.kinds import register
 from steadydetr.lazy import nn, torch
@@ -113,7 +112,7 @@ class LogitsObjective(Objective):
         if part == "positive" and self.positive_class:
             terms["class"] = soft_label_loss(pairs.logits[ours], pairs.scores[theirs]), weights.label
         if part == "negative" or self.positive_box:
-            l1, giou, _ = box_terms(pairs.boxes[ours], pairs.targets[theirs], criterion.giou_eps)
+            l1, giou = criterion.box_terms(pairs.boxes[ours], pairs.targets[theirs])
             terms |= {"l1": (l1, weights.l1), "giou": (giou, weights.giou)}
         return {name: (by_stage(values, match.image, pairs), weight) for name, (values, weight) in terms.items()}
 
@@ -138,7 +137,7 @@ class LogitsObjective(Objective):
 
     def problem(self, pairs: StagePairs, slots: Slots, part: str, criterion: Criterion) -> Problem:
         """The teacher's predictions in the slots against all queries of the student: L_match of Eq. 2, or without the class of Eq. 3."""
-        l1, giou = pairwise_boxes(pairs.boxes, take_rows(pairs.targets, slots.query), criterion.giou_eps)
+        l1, giou = pairwise_boxes(pairs.boxes, take_rows(pairs.targets, slots.query), criterion.giou_eps, criterion.l1_format)
         cost = self.weights.l1 * l1 - self.weights.giou * giou
         if part == "positive":
             cost = cost + self.weights.label * soft_label_cost(pairs.logits, take_rows(pairs.scores, slots.query))

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from steadydetr.equations.detection import box_terms, classification_loss
+from steadydetr.equations.detection import classification_loss
 from steadydetr.equations.online import distillation_terms, task_weight
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
@@ -82,7 +82,7 @@ class PredictionDistillation(PredictionObjective):
         wanted, weight, iou = teacher_target(teacher, match, targets)
         label = classification_loss(student.flat[0], wanted, wanted > 0, None, criterion.gamma)
         ours, theirs = (part.flat[1][match.image, match.query] for part in (student, teacher))
-        l1, giou, _ = box_terms(ours, theirs, criterion.giou_eps)
+        l1, giou = criterion.box_terms(ours, theirs)
         own_iou = paired_iou(ours.detach(), targets.boxes[match.target].to(ours.dtype))
         l1, giou = distillation_terms(own_iou, iou, weight, l1, giou, self.listen)
         stage = match.image // len(context.targets.counts)
@@ -123,5 +123,5 @@ def naive_terms(student: Stages, teacher: Stages, normaliser: float, criterion: 
     """The sums over all queries, divided by `normaliser`, [S] each (Table 5, naive distillation)."""
     wanted = teacher.logits.sigmoid()
     label = classification_loss(student.logits, wanted, wanted > 0, None, criterion.gamma).sum((1, 2, 3))
-    l1, giou, _ = box_terms(student.boxes, teacher.boxes, criterion.giou_eps)
+    l1, giou = criterion.box_terms(student.boxes, teacher.boxes)
     return label / normaliser, l1.sum((1, 2)) / normaliser, giou.sum((1, 2)) / normaliser

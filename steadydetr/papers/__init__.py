@@ -29,6 +29,19 @@ SMALL = {  # the small sister of a recipe
     "deformable-detr-r50-50ep": "small-deformable-detr",
     "deformable-detr-r101-50ep": "small-teacher-deformable-detr",
     "detrdistill-deformable-detr-r101-r50-50ep": "small-distill-deformable-detr",
+    "adamixer-r50-100q-12ep": "small-adamixer",
+    "adamixer-r50-300q-36ep": "small-adamixer",
+    "adamixer-r101-100q-12ep": "small-teacher-adamixer",
+    "detrdistill-adamixer-r101-r50-12ep": "small-distill-adamixer",
+    "conditional-detr-r50-12ep": "small-conditional-detr",
+    "conditional-detr-r50-50ep": "small-conditional-detr",
+    "h-deformable-detr-r50-12ep": "small-h-deformable-detr",
+    "h-deformable-detr-r50-36ep": "small-h-deformable-detr",
+    "dn-dab-deformable-detr-r50-12ep": "small-dn-dab-deformable-detr",
+    "dn-dab-deformable-detr-r50-50ep": "small-dn-dab-deformable-detr",
+    "align-dino-4scale-r50-12ep": "small-align-dino",
+    "align-dino-4scale-r50-24ep": "small-align-dino",
+    "group-dino-4scale-r50-36ep": "small-group-dino",
 }
 Value = float | str  # a number, or what stands in its place
 

@@ -142,8 +142,8 @@ def _od(recipe: Recipe) -> Recipe:
 def _stable(recipe: Recipe) -> Recipe:
     """Loss and cost alone: memory fusion would put layers between the encoder and what was trained to read it."""
     few = (recipe.detector.queries or FEW_QUERIES) <= FEW_QUERIES
-    found = stable(recipe, "one" if few else "max", "", f"{recipe.name}-stable")
-    return replace(found, detector=recipe.detector, training=recipe.training, notes=f"{recipe.notes}, with stable matching")
+    found = stable(recipe, "one" if few else "max", "", f"{recipe.name}-stable", fusion="none")
+    return replace(found, training=recipe.training)
 
 
 def _steady(recipe: Recipe) -> Recipe:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from steadydetr.data import DataConfig, FixedSize, FixedSizeTransform
 from steadydetr.detectors import (
+    AdaMixerConfig,
     ConditionalDETRConfig,
     DeformableDETRConfig,
     DINOConfig,
@@ -182,3 +183,40 @@ def small_dn_dab_deformable_detr() -> Recipe:
         objectives=(SetPrediction(), DNDenoising()),
         notes="DN-DAB-Deformable-DETR at the size of the quickstart",
     )
+
+
+@recipe
+def small_adamixer() -> Recipe:
+    """AdaMixer at the size of the quickstart."""
+    start = small_dino()
+    detector = AdaMixerConfig(
+        SmallBackboneConfig(), width=96, queries=40, decoder_layers=3, heads=4, ffn=256, in_points=8, out_points=16, levels=3
+    )
+    return replace(
+        start,
+        name="small-adamixer",
+        detector=detector,
+        criterion=Criterion(loss_weights=Weights(2.0, 5.0, 2.0), l1_format="xyxy"),
+        objectives=(SetPrediction(),),
+        notes="AdaMixer at the size of the quickstart",
+    )
+
+
+@recipe
+def small_teacher_adamixer() -> Recipe:
+    """A teacher with a larger backbone and feed-forward, trained three times as long."""
+    start = small_adamixer()
+    backbone = SmallBackboneConfig(stem=48, channels=(80, 160, 256, 320))
+    return replace(
+        start,
+        name="small-teacher-adamixer",
+        detector=start.detector.changed(backbone=backbone, ffn=512),
+        training=replace(start.training, epochs=3 * start.training.epochs),
+        notes=f"{start.notes}, larger and longer: the teacher of small-distill-adamixer",
+    )
+
+
+@recipe
+def small_distill_adamixer() -> Recipe:
+    """steadydetr distill small-distill-adamixer --teacher runs/small-teacher-adamixer."""
+    return replace(distilled(small_adamixer()), name="small-distill-adamixer")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.class_terms import PositionModulatedCost, PositionTarget
+from steadydetr.nn.configs import FusionKind
 from steadydetr.objectives import Denoising, DenoisingObjective, SetPrediction
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.dab import dab_deformable_detr_r50_12ep
@@ -20,11 +21,12 @@ from steadydetr.recipes.h_deformable import h_deformable_detr_r50_12ep
 from steadydetr.recipes.schedules import as_detrex_trains, for_epochs
 
 
-def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: str = "") -> Recipe:
-    """The recipe with position-supervised loss, position-modulated cost, dense memory fusion and suppression at 0.8.
+def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: str = "", fusion: FusionKind = "dense") -> Recipe:
+    """The recipe with position-supervised loss, position-modulated cost, memory fusion and suppression at 0.8.
 
     Args:
         rescale: `max` for 900 queries, `one` for 300 (paper Sec. 2.2).
+        fusion: none for detectors without an encoder, which other ones are refused for.
     """
     criterion = replace(
         recipe.criterion,
@@ -34,7 +36,8 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
     )
     before = recipe.criterion.loss_weights
     objectives = tuple(o.weighed(o.weights or before) if isinstance(o, DenoisingObjective) else o for o in recipe.objectives)
-    detector = with_transformer(recipe.detector, fusion="dense")
+    detector = recipe.detector if fusion == "none" else with_transformer(recipe.detector, fusion=fusion)
+    parts = "stable matching" if fusion == "none" else f"stable matching and {fusion} memory fusion"
     return replace(
         recipe,
         name=name or f"stable-{recipe.name}",
@@ -45,7 +48,7 @@ def stable(recipe: Recipe, rescale: Literal["max", "one"], reported: str, name: 
         top=300,
         nms=0.8,
         reported=reported,
-        notes=f"{recipe.notes}, with stable matching and dense memory fusion",
+        notes=f"{recipe.notes}, with {parts}",
     )
 
 

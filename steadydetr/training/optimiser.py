@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
+from steadydetr.nn.backbone import FrozenBatchNorm
 from steadydetr.runs.training_config import TrainingConfig
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, FrozenBatchNorm)
 OFFSETS = ("sampling_offsets", "query_reference")  # parameters with one of these in their name have the rate of `training.offset_lr_factor`
 
 

@@ -14,6 +14,7 @@ import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
 from steadydetr.detectors import (
+    AdaMixerConfig,
     ConditionalDETRConfig,
     DABDeformableDETRConfig,
     DeformableDETRConfig,
@@ -23,6 +24,7 @@ from steadydetr.detectors import (
 )
 from steadydetr.recipes import find
 from tests.parity import (  # noqa: F401  they claim their cases
+    test_golden_adamixer,
     test_golden_align,
     test_golden_conditional,
     test_golden_detectors,
@@ -50,12 +52,12 @@ EXPECTED = {
     "detrex/keys/align_detr_*.json": DINOConfig,
     "detrex/keys/dab_deformable_detr_*.json": DABDeformableDETRConfig,
     "mmdet/keys/*deformable_detr_*.json": DeformableDETRConfig,
+    "mmdet/keys/adamixer_*.json": AdaMixerConfig,
 }
 NOT_BUILT = {
     "detrex/c6_maskdino_*": "MaskDINO",
     "detrex/x_dab_detr_*": "DAB-DETR",
     "detrex/x_deta_*": "DETA",
-    "mmdet/adamixer_*": "AdaMixer",
     "mmdet/detrdistill_contrastive_*": "the contrastive loss of the released DETRDistill (D-41)",
 }
 
@@ -77,7 +79,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 def test_every_key_has_its_place(path: Path, kind: type) -> None:
     converted = convert_state_dict(read(path))
     assert isinstance(converted.config, kind)
-    assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
+    if kind is not AdaMixerConfig:  # which has no encoder
+        assert converted.config.transformer.fusion == ("dense" if path.name.startswith("stable_dino") else "none")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +95,9 @@ def test_every_key_has_its_place(path: Path, kind: type) -> None:
         ("detrex", "stable_dino_r50_4scale", "stable-dino-4scale-r50-12ep"),
         ("detrex", "stable_dino_swinl_4scale", "stable-dino-4scale-swin-l-12ep"),
         ("detrex", "align_detr_r50_4scale", "align-dino-4scale-r50-12ep"),
+        ("mmdet", "adamixer_r50_1x_100q", "adamixer-r50-100q-12ep"),
+        ("mmdet", "adamixer_r50_300q", "adamixer-r50-300q-12ep"),
+        ("mmdet", "adamixer_r101_100q", "adamixer-r101-100q-12ep"),
     ],
 )
 def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file: str, recipe: str) -> None:
@@ -111,8 +117,12 @@ def test_missing_and_left_over_keys_are_named(path: Path, kind: type) -> None:
     state = read(path)
     with pytest.raises(ValueError, match=r"left over.*surprise\.weight"):
         convert_state_dict(state | {"surprise.weight": torch.empty(3, device="meta")})
-    removed = next(key for key in state if "encoder.layers.1." in key and key.endswith(("output_proj.bias", "out_proj.bias")))
-    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.1\.(attention\.output_proj|self_attention\.out_proj)\.bias"):
+    if kind is AdaMixerConfig:
+        removed, ours = "roi_head.bbox_head.1.iof_tau", r"decoder\.layers\.1\.overlap_scale"
+    else:
+        removed = next(key for key in state if "encoder.layers.1." in key and key.endswith(("output_proj.bias", "out_proj.bias")))
+        ours = r"encoder\.layers\.1\.(attention\.output_proj|self_attention\.out_proj)\.bias"
+    with pytest.raises(ValueError, match=f"missing: {ours}"):
         convert_state_dict({key: value for key, value in state.items() if key != removed})
 
 

@@ -6,8 +6,9 @@ A config is made, read and shown without the detector itself: `build` imports th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from steadydetr.config import check_within
 from steadydetr.nn.configs import BackboneConfig
@@ -31,6 +32,7 @@ class DetectorConfig(ABC):
     encoder_layers: int | None = None
     image_channels: int = 3  # of the images that it takes; see `Detector.take_channels`
     takes_boxes: bool = True  # see `Detector.takes_boxes`
+    lacks: ClassVar[Mapping[str, str]] = {}  # fields that other detectors have, each with the reason why this one has it not
 
     @abstractmethod
     def build(self, num_classes: int) -> Detector:
@@ -79,26 +81,17 @@ class DetectorConfig(ABC):
         return self.changed(image_channels=channels)
 
 
-class TransformerDetectorConfig(DetectorConfig):
-    """The config of a detector of backbone, transformer and queries: a frozen dataclass with these fields and others."""
+class BackboneDetectorConfig(DetectorConfig):
+    """The config of a detector of a backbone and queries: a frozen dataclass with these fields and others."""
 
     backbone: BackboneConfig
-    transformer: Any  # a frozen dataclass with `heads` and `encoder_layers`
     queries: int
 
     def __post_init__(self) -> None:
         check_within("detector", self, queries=(1, 10**6))
 
     @property
-    def heads(self) -> int:  # type: ignore[override]  # nothing writes it: configs are frozen
-        return self.transformer.heads
-
-    @property
-    def encoder_layers(self) -> int:  # type: ignore[override]
-        return self.transformer.encoder_layers
-
-    @property
-    def image_channels(self) -> int:  # type: ignore[override]
+    def image_channels(self) -> int:  # type: ignore[override]  # nothing writes it: configs are frozen
         return getattr(self.backbone, "image_channels", 3)  # a config of another package may not know it
 
     def with_image_channels(self, channels: int) -> Self:
@@ -111,8 +104,23 @@ class TransformerDetectorConfig(DetectorConfig):
         return self.changed(backbone=self.backbone.settled())
 
 
+class TransformerDetectorConfig(BackboneDetectorConfig):
+    """The config of a detector with an encoder and a decoder, whose sizes are apart."""
+
+    transformer: Any  # a frozen dataclass with `heads` and `encoder_layers`
+
+    @property
+    def heads(self) -> int:  # type: ignore[override]
+        return self.transformer.heads
+
+    @property
+    def encoder_layers(self) -> int:  # type: ignore[override]
+        return self.transformer.encoder_layers
+
+
 def with_transformer(config: DetectorConfig, **values: Any) -> TransformerDetectorConfig:
     """The same detector with other values in `config.transformer`; a ValueError where it has no such thing."""
     if not isinstance(config, TransformerDetectorConfig) or not all(hasattr(config.transformer, name) for name in values):
-        raise ValueError(f"{', '.join(values)}: a {type(config).__name__} has no transformer that could have it")
+        reason = config.lacks.get("transformer", f"a {type(config).__name__} has no transformer that could have it")
+        raise ValueError(f"{', '.join(values)}: {reason}")
     return config.changed(transformer=replace(config.transformer, **values))
