@@ -35,7 +35,7 @@ from steadydetr.recipes import find
 from steadydetr.recipes.align import align
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
 from tests.commands import understand
-from tests.conftest import CLASSES, DETECTORS, make_batch, make_stages
+from tests.conftest import CLASSES, DETECTORS, make_batch, make_stages, own_objectives
 from tests.reference import align as slow
 from tests.reference import matching as slow_matching
 from tests.reference.detection import classification
@@ -47,16 +47,15 @@ COUNTS = [(2, 0, 3), (0, 0), (1,), (3, 3), (1, 4)]  # with six queries, three or
 
 
 def make(config: DetectorConfig, *objectives: Objective, criterion: Criterion = ALIGN, **teachers: DetectorConfig) -> Method:
-    """In float64 and evaluation mode, with weights away from their start; what can denoise does."""
+    """In float64 and evaluation mode, with weights away from their start; a detector's own objectives besides."""
     torch.manual_seed(0)
     built = {name: other.build(CLASSES) for name, other in {"student": config, **teachers}.items()}
     for model in built.values():
         for parameter in model.parameters():
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
     student = built.pop("student")
-    denoising = (Denoising(number=4, box_noise=0.4),) if student.embeds_labels else ()
     taught: dict[str, Frozen] = {name: Average(student, 0.9) if name == "ema" else Frozen(model) for name, model in built.items()}
-    return Method(student, criterion, (*(objectives or (SetPrediction(),)), *denoising), taught).double().eval()
+    return Method(student, criterion, (*(objectives or (SetPrediction(),)), *own_objectives(config)), taught).double().eval()
 
 
 def targets_of(counts: tuple[int, ...]) -> Targets:
@@ -140,7 +139,7 @@ def test_as_many_queries_as_half_of_them_allow() -> None:
     """Six queries: three each for one object, one each for three; and one at least, also for more objects than half the queries."""
     assert [slow.queries_of_a_target(6, n, 4) for n in (1, 2, 3, 4)] == [3, 1, 1, 1]
     for objects, pairs in ((1, 3), (2, 2), (3, 3), (4, 4), (6, 6), (8, 6)):
-        problem = Problem(make_stages(1, 1, 6).logits.new_ones(objects, 6).cumsum(1), (objects,), queries=(4,))
+        problem = Problem(make_stages(1, 1, 6).logits.new_ones(objects, 6).cumsum(1), (objects,), queries=(4,), at_most_half=True)
         assert len(solve([problem])[0].match.query) == pairs
 
 
@@ -159,10 +158,14 @@ def test_the_order_of_images_does_not_matter() -> None:
 def test_queries_that_are_not_valid_are_neither_matched_nor_counted() -> None:
     cost = torch.rand(2, 9, generator=torch.Generator().manual_seed(3))
     cost[:, 4:] = FORBIDDEN
-    assert solve([Problem(cost, (2,), queries=(2,))])[0].match.query.max() < 4
-    assert len(solve([Problem(cost, (2,), queries=(2,))])[0].match.query) == 2  # four of them, two objects: one each
-    assert len(solve([Problem(cost[:1], (1,), queries=(4,))])[0].match.query) == 2
-    assert len(solve([Problem(torch.full((1, 3), FORBIDDEN), (1,), queries=(2,))])[0].match.query) == 0
+
+    def matched(cost: Tensor, queries: int, half: bool = True) -> Tensor:
+        return solve([Problem(cost, (len(cost),), queries=(queries,), at_most_half=half)])[0].match.query
+
+    assert matched(cost, 2).max() < 4 and len(matched(cost, 2)) == 2  # four of them, two objects: one each
+    assert matched(cost, 2, half=False).max() < 4 and len(matched(cost, 2, half=False)) == 4
+    assert len(matched(cost[:1], 4)) == 2
+    assert len(matched(torch.full((1, 3), FORBIDDEN), 2)) == 0
 
 
 def test_mixed_and_other_problems_are_solved_with_one_fetch(monkeypatch: pytest.MonkeyPatch) -> None:

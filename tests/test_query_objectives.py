@@ -46,11 +46,11 @@ def method_of(config: DetectorConfig, *objectives: Objective) -> Method:
 def test_a_row_that_is_to_get_several_queries() -> None:
     """As if it stood there so many times; where there are too few queries it gets fewer."""
     cost = torch.rand(2, 5, generator=torch.Generator().manual_seed(1))
-    match = solve([Problem(cost, (2,), copies=2)])[0].match
+    match = solve([Problem(cost, (2,), queries=(2,))])[0].match
     chosen = best_assignment([cost[row].tolist() for row in (0, 0, 1, 1)])
     pairs = sorted(zip(match.target.tolist(), match.query.tolist(), strict=True))
     assert pairs == sorted([(0, chosen[0]), (0, chosen[1]), (1, chosen[2]), (1, chosen[3])])
-    few = solve([Problem(cost, (0, 2, 0), copies=4)])[0]
+    few = solve([Problem(cost, (0, 2, 0), queries=(4, 4, 4))])[0]
     assert len(set(few.match.query.tolist())) == 5 and set(few.match.image.tolist()) == {1} and few.cost.shape == (2, 5)
 
 

@@ -101,7 +101,9 @@ def show_table(table: Table, arguments: PaperArguments) -> None:
 
 def command(row: Row, data: str | None) -> str:
     """The command of a row, for a terminal."""
-    places = ("--data", data) if data and row.words[0] in PLACES else PLACES.get(row.words[0], ())
+    places = PLACES[row.words[0]]
+    if places and data:
+        places = ("--data", data)
     return shlex.join(("steadydetr", *row.words, *places))
 
 

@@ -17,7 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from steadydetr.boxes import to_xyxy
 from steadydetr.detectors.base import Detector
 from steadydetr.detectors.configs.adamixer import AdaMixerConfig
-from steadydetr.detectors.deformable import resize_padding, valid_ratio
 from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.equations.adamixer import (
     from_xyzr,
@@ -29,9 +28,10 @@ from steadydetr.equations.adamixer import (
 )
 from steadydetr.nn.adaptive_mixing import AdaptiveMixing, PlaceSampling
 from steadydetr.nn.attention import AttentionPlan, SelfAttention, pick
-from steadydetr.nn.layers import FeedForward, Neck, class_head
+from steadydetr.nn.layers import FeedForward, Neck, class_head, keep_outputs
+from steadydetr.nn.padding import resize_padding, valid_ratio
 from steadydetr.nn.positions import xyzr_position
-from steadydetr.structures import DecodedStages, Levels, MeasuredMemory, Memory, Queries, QueryGroup, at_least_float32
+from steadydetr.structures import DecodedStages, Levels, MeasuredMemory, Memory, Queries, QueryGroup, Stages, at_least_float32
 
 
 class MixingLayer(nn.Module):
@@ -110,6 +110,7 @@ class MixingDecoder(nn.Module):
 
 class AdaMixer(Detector):
     samples_points = True
+    makes_groups = True
     query_box: Tensor
 
     def __init__(self, config: AdaMixerConfig, num_classes: int) -> None:
@@ -137,9 +138,18 @@ class AdaMixer(Detector):
         return MeasuredMemory(tokens, flat_padding, levels, valid_ratios, tokens, sizes)
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
-        images = len(memory.tokens)
-        content = F.layer_norm(self.query_content.weight, (self.width,))
-        return {"main": Queries(content.expand(images, -1, -1), self.query_box.expand(images, -1, -1))}
+        return {"main": self._queries_of(memory, self.query_content.weight)}
+
+    def _queries_of(self, memory: Memory, content: Tensor) -> Queries:
+        images, normed = len(memory.tokens), F.layer_norm(content, (self.width,))
+        return Queries(normed.expand(images, -1, -1), self.query_box.expand(images, -1, -1))
+
+    def new_group(self) -> nn.ModuleDict:
+        """Content; boxes are the same for all groups."""
+        return nn.ModuleDict({"query_content": nn.Embedding(self.config.queries, self.width)})
+
+    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
+        return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_content")).weight), None
 
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
         """Content alone: all boxes start as the image."""
@@ -197,11 +207,9 @@ class AdaMixer(Detector):
         return iter(self.decoder.layers)
 
     def keep_classes(self, classes: Sequence[int]) -> None:
-        rows = list(classes)
-        for head in cast("list[nn.Linear]", list(self.decoder.class_heads)):
-            head.weight, head.bias = nn.Parameter(head.weight[rows].detach()), nn.Parameter(head.bias[rows].detach())
-            head.out_features = len(rows)
-        self.num_classes = len(rows)
+        for head in self.decoder.class_heads:
+            keep_outputs(cast(nn.Linear, head), classes)
+        self.num_classes = len(classes)
 
 
 def with_sides(reference: Tensor, sized: bool | Tensor) -> Tensor:

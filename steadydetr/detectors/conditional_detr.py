@@ -19,7 +19,7 @@ from steadydetr.nn.initialisation import initialise
 from steadydetr.nn.layers import MLP, box_head, class_head, keep_outputs
 from steadydetr.nn.padding import resize_padding, valid_ratio
 from steadydetr.nn.positions import box_position, feature_position
-from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, without_autocast
+from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, without_autocast
 
 
 class ConditionalDecoder(nn.Module):
@@ -40,6 +40,7 @@ class ConditionalDecoder(nn.Module):
 class ConditionalDETR(Detector):
     positioned = True
     makes_references = True
+    makes_groups = True
     takes_boxes = False
     eps = 1e-5  # of the inverse sigmoid
 
@@ -80,10 +81,20 @@ class ConditionalDETR(Detector):
         return feature_position(mask, c.width, c.temperature, c.position_offset, tokens.dtype).flatten(1, 2)
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
+        return {"main": self._queries_of(memory, self.query_position.weight)}
+
+    def _queries_of(self, memory: Memory, position: Tensor) -> Queries:
         """Content that is empty, position vectors that are learned, and the points that these mean."""
-        images, position = memory.tokens.shape[0], self.query_position.weight
+        images = memory.tokens.shape[0]
         position, reference = (tensor.expand(images, -1, -1) for tensor in (position, self.refer(position)))
-        return {"main": Queries(torch.zeros_like(position), reference, sized=False, position=position)}
+        return Queries(torch.zeros_like(position), reference, sized=False, position=position)
+
+    def new_group(self) -> nn.ModuleDict:
+        """Position vectors; the layer that makes points of them is that of all groups."""
+        return nn.ModuleDict({"query_position": nn.Embedding(self.config.queries, self.width)})
+
+    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
+        return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_position")).weight), None
 
     def refer(self, position: Tensor) -> Tensor:
         with without_autocast(position):  # bfloat16 would leave a grid of points

@@ -81,7 +81,7 @@ class Criterion:
         if self.matching is None:
             return problem
         queries = self.matching.of_stages(len(stages.logits), last)
-        return replace(problem, queries=tuple(n for n in queries for _ in targets.counts))
+        return replace(problem, queries=tuple(n for n in queries for _ in targets.counts), at_most_half=True)
 
     def shared(self, match: Match, stages: Stages, targets: Targets) -> Match:
         """The solution of a mixed problem with the share that each query of a target learns; without `matching` as it is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
@@ -81,8 +81,8 @@ class Problem:
     counts: tuple[int, ...]  # rows of each folded image, in order
     name: str = "main"  # for the error message
     after: str | None = None  # the name of an earlier problem of the same images, whose matched queries are forbidden in this one
-    queries: tuple[int, ...] = ()  # how many a target gets at most, in each folded image; empty: one
-    copies: int = 1  # queries that every row is to get: it stands for so many equal rows
+    queries: tuple[int, ...] = ()  # that every target is to get, in each folded image; empty: one
+    at_most_half: bool = False  # of an image's queries are matched: targets get fewer, but one each (D-176)
 
     @staticmethod
     def of(cost: Tensor, terms: PairwiseTerms, counts: tuple[int, ...], name: str) -> Problem:
@@ -128,39 +128,37 @@ def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> No
 
 def _solve(cost: np.ndarray, problem: Problem, before: np.ndarray | None = None) -> np.ndarray:
     """Folded image, query and folded target of every pair, [3, P] int64. `before` are the pairs of the problem named by `after`."""
-    if problem.copies > 1:
-        counts = tuple(count * problem.copies for count in problem.counts)
-        pairs = _solve(np.repeat(cost, problem.copies, 0), replace(problem, counts=counts, copies=1), before)
-        return np.stack((pairs[0], pairs[1], pairs[2] // problem.copies))
     image = np.repeat(np.arange(len(problem.counts)), problem.counts)
     if before is not None:
         taken = np.zeros((len(problem.counts), cost.shape[1]), dtype=bool)
         taken[before[0], before[1]] = True
         cost = np.where(taken[image], FORBIDDEN, cost)
     starts = list(accumulate(problem.counts, initial=0))
-    blocks, most = [cost[start:stop] for start, stop in pairwise(starts)], problem.queries or (1,) * len(problem.counts)
-    if all(block.size < LARGE for block in blocks):
-        chosen = list(map(_pairs, blocks, most))
+    blocks = [cost[start:stop] for start, stop in pairwise(starts)]
+    queries: Sequence[int] = problem.queries or (1,) * len(blocks)
+    if problem.at_most_half:
+        queries = list(map(queries_of_a_row, blocks, queries))
+    if all(block.size * number < LARGE for block, number in zip(blocks, queries, strict=True)):
+        chosen = list(map(_pairs, blocks, queries))
     else:
         from steadydetr.data.loading_processes import cpu_share
 
         with ThreadPoolExecutor(cpu_share()) as pool:  # the solver releases the interpreter's lock
-            chosen = list(pool.map(_pairs, blocks, most))
+            chosen = list(pool.map(_pairs, blocks, queries))
     columns = np.concatenate([np.zeros(0, dtype=np.int64), *(found for _, found in chosen)])
     target = np.concatenate([np.zeros(0, dtype=np.int64), *(row + start for (row, _), start in zip(chosen, starts, strict=False))])
     return np.stack((image[target], columns, target))
 
 
-def _pairs(cost: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column of every pair, by rows and then by columns; up to `most` columns a row."""
-    times = columns_of_a_row(cost, most)
-    columns = np.sort(_assign(cost.repeat(times, 0) if times > 1 else cost).reshape(-1, times)).ravel()
-    rows = np.arange(len(cost)).repeat(times)
+def _pairs(cost: np.ndarray, queries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of every pair, by rows and then by columns: that of as many equal rows for each as it is to get queries."""
+    columns = np.sort(_assign(cost.repeat(queries, 0) if queries > 1 else cost).reshape(-1, queries)).ravel()
+    rows = np.arange(len(cost)).repeat(queries)
     matched = (columns >= 0) & (cost[rows, columns] < FORBIDDEN / 2)
     return rows[matched], columns[matched]
 
 
-def columns_of_a_row(cost: np.ndarray, most: int) -> int:
+def queries_of_a_row(cost: np.ndarray, most: int) -> int:
     """How many queries each target of an image gets: of all that may be matched at most half are, but every target gets one (D-176)."""
     if most == 1 or not len(cost):
         return 1

@@ -49,7 +49,8 @@ class OneToMany(Objective):
     def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:
         if self.name not in stages:
             return []
-        return [replace(context.criterion.problem(stages[self.name], context.targets, self.name), copies=self.repeats)]
+        problem = context.criterion.problem(stages[self.name], context.targets, self.name)
+        return [replace(problem, queries=(self.repeats,) * len(problem.counts))]
 
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         """The sums are divided by the number of pairs that there are to be, objects times repeats."""
