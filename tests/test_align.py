@@ -22,7 +22,6 @@ from steadydetr.learning.predictions import match_batch, proposal_targets
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
-    Denoising,
     FeatureDistillation,
     LogitsDistillation,
     MatchingDistillation,

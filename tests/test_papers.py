@@ -14,6 +14,7 @@ from steadydetr.cli import main
 from steadydetr.cli.paper import command, recipe_of
 from steadydetr.config import FORMAT, differences, to_plain
 from steadydetr.learning.teachers import TrainedTeacher
+from steadydetr.metrics.table import REQUIRED_NAMES
 from steadydetr.objectives import (
     FGD,
     FGFI,
@@ -229,9 +230,8 @@ def finished_run(folder: Path, recipe: Recipe, ap: float) -> None:
     content = {"format": FORMAT, "recipe": to_plain(recipe), "classes": ["a"], "category_ids": [1], "data": {}}
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "summary.json").write_text(json.dumps({"finished": True, "seconds": 1.0}))
-    records = [
-        {"kind": "eval", "step": 1, "epoch": 1, "weights": w, "ap": ap + more, "ap50": 2 * ap} for w, more in (("model", 0), ("ema", 1))
-    ]
+    common = {"kind": "eval", "step": 1, "epoch": 1} | dict.fromkeys(REQUIRED_NAMES, 0.0) | {"per_class": {}}
+    records = [common | {"weights": w, "ap": ap + more, "ap50": 2 * ap} for w, more in (("model", 0), ("ema", 1))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
@@ -248,7 +248,7 @@ def test_runs_are_shown_beside_the_row_that_they_are_of(tmp_path: Path, capsys: 
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "summary.json").write_text("{")
     found = papers.measured({"a": dino, "b": od}, {"a": "ema", "b": "ema"}, ("epochs", "AP", "AP50", "AP75"), tmp_path)
-    assert found == {"a": (2, ["-", "42.0 ± 1.4", "82.0 ± 2.8", "-"])}
+    assert found == {"a": (2, ["-", "42.0 ± 1.4", "82.0 ± 2.8", "0.0 ± 0.0"])}
     assert papers.measured({"a": dino}, {"a": "model"}, ("AP",), tmp_path) == {"a": (2, ["41.0 ± 1.4"])}
     main(["paper", "od-detr:7", "--runs", str(tmp_path), "--data", "my data"])
     shown = capsys.readouterr().out
