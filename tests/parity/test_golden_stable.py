@@ -75,7 +75,7 @@ def test_modulated_costs_and_assignments(path: Path) -> None:
                 check_problem(problem, tensors, f"out.beta{beta}.single", [image], config["cost_giou"])
 
 
-class Recording:
+class Recording(ClassTarget):
     """A class target that keeps what it gave to every folded image."""
 
     def __init__(self, target: ClassTarget) -> None:
