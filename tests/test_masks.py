@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_masks_stay_with_their_annotations(seed: int, tmp_path: Path, monkeypatc
     assert np.array_equal(taken.decode(slice(0, len(dense)), *SIZE), dense[order]) and (taken.state == index.masks.state[order]).all()
 
 
+def test_lists_are_taken_in_little_memory() -> None:
+    """However many numbers each has."""
+    lists, order = Lists.of([range(first, first + 500) for first in range(8000)]), np.random.default_rng(0).permutation(8000)
+    tracemalloc.start()
+    taken = lists.take(order)
+    (_, peak), _ = tracemalloc.get_traced_memory(), tracemalloc.stop()
+    assert np.array_equal(taken.values.reshape(8000, 500), lists.values.reshape(8000, 500)[order]) and peak < 2 * lists.values.nbytes
+
+
 def test_masks_belong_to_the_identity_of_data(tmp_path: Path) -> None:
     plain = coco_folder(tmp_path, content_with(SQUARE)) and open_data(tmp_path).index
     first, other = (index_of(tmp_path, content_with(value)) for value in (SQUARE, RUNS))
@@ -181,11 +191,47 @@ def test_masks_belong_to_the_identity_of_data(tmp_path: Path) -> None:
         plain.decode_masks(0)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_points_and_lines_hold_no_pixel(seed: int, tmp_path: Path) -> None:
+    """Wherever they stand among polygons, which tools write of masks of a pixel or a row; pycocotools fills none, where it reads them."""
+    rng = np.random.default_rng(seed)
+    thin = [(rng.random(int(rng.integers(3)) * 2) * 12 - 2).round(int(rng.integers(3))).tolist() for _ in range(60)]
+    first = [[part, *SQUARE] for part in thin]
+    last = [[*SQUARE, part, *SQUARE] for part in thin]
+    index = index_of(tmp_path, content_with(*first, *last, *([part, part] for part in thin)))
+    known = reference.decode(reference.frPyObjects(SQUARE, *SIZE))[..., 0]
+    for part in last:
+        assert np.array_equal(reference.decode(reference.merge(reference.frPyObjects(part, *SIZE))), known)
+    masks = index.decode_masks(0)
+    assert all(np.array_equal(mask, known) for mask in masks[:120]) and not masks[120:].any()
+    assert index.masks is not None and index.masks.present.tolist() == [True] * 120 + [False] * 60
+
+
+def test_a_polygon_without_a_list_around_it_is_read(tmp_path: Path) -> None:
+    """As Supervision and MyVision wrote it; of two corners it is a line, also beside an entry that cannot be used."""
+    content = content_with(SQUARE, SQUARE[0], [1, 2, 4, 6])
+    square, flat, line = index_of(tmp_path, content).decode_masks(0)
+    assert square.sum() == 12 and np.array_equal(flat, square) and not line.any()
+    content["annotations"].append({"id": 9})
+    coco_folder(tmp_path, content)
+    findings = check_data(tmp_path, ("train",), masks=True).findings
+    assert [f.entry for f in findings if "mask" in f.kind or "COCO" in f.kind] == [
+        "annotations[3]",
+        "annotations[3]",
+        "annotations[3]",
+        "annotation 12",
+    ]
+
+
 BROKEN: dict[str, tuple[Any, str]] = {
     "odd": ([[1.0, 2, 3, 4, 5, 6, 7]], r"`segmentation\[0\]` has 7 numbers"),
-    "few": ([SQUARE[0], [1, 2, 3, 4]], r"`segmentation\[1\]` has 4 numbers"),
-    "empty polygon": ([[]], r"`segmentation\[0\]` has 0 numbers"),
-    "flat": ([1, 2, 3, 4, 5, 6], r"got `int` - at `segmentation\[0\]`"),
+    "odd and few": ([SQUARE[0], [1, 2, 3]], r"`segmentation\[1\]` has 3 numbers"),
+    "odd and flat": ([1, 2, 3, 4, 5], r"`segmentation\[0\]` has 5 numbers"),
+    "corners apart": ([[1, 2], [4, 2], [4, 6], [1, 6]], r"`segmentation` has a list for each corner: .* must be one list, \[\[x1, y1"),
+    "numbers beside lists": ([SQUARE[0], 1, 2], r"`segmentation` has numbers beside lists: a mask is polygons, \[\[x1, y1"),
+    "deeper": ([SQUARE], r"got `array` - at `segmentation\[0\]\[0\]`; a mask is polygons, \[\[x1, y1, x2, y2, ...\], ...\], or run"),
+    "listed runs": ([RUNS], r'got `object` - at `segmentation\[0\]`; a mask is .*, or run lengths, {"size": \[height, width\], "counts"'),
+    "printed bytes": (RUNS | {"counts": "b'0140'"}, r"what Python prints of bytes; write counts.decode\(\) - at `segmentation`"),
     "NaN": ([[1, 2, float("nan"), 4, 5, 6]], r"got `null` - at `segmentation\[0\]\[2\]`; NaN and Infinity count as null"),
     "infinite": ([[1, 2, float("inf"), 4, 5, 6]], r"got `null` - at `segmentation\[0\]\[2\]`; NaN and Infinity count as null"),
     "far": ([[1, 2, 1e9, 4, 5, 6]], r"`segmentation\[0\]` is too large"),
@@ -193,8 +239,8 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "far off": ([[2**21, 2**21, 2**21 + 1, 2**21, 2**21, 2**21 + 1]], r"`segmentation\[0\]` is too large"),
     "long": ([[0, 0, FARTHEST / 64, 5] * 64], r"`segmentation\[0\]` is too large"),
     "words": ([["a", 2, 3, 4, 5, 6]], r"got `str` - at `segmentation\[0\]\[0\]`"),
-    "text": ("polygon", r"got `str` - at `segmentation`"),
-    "less": (RUNS | {"counts": [2, 4]}, r"`counts` add up to 6, not to the 6 x 8 pixels of `size` - at `segmentation`"),
+    "text": ("polygon", r"got `str` - at `segmentation`; a mask is polygons"),
+    "less": (RUNS | {"counts": [2, 4]}, r"`counts` add up to 6, not to the 6 x 8 pixels of `size` - at `segmentation`\. `steadydetr"),
     "more": (RUNS | {"counts": [2, 47]}, r"`counts` add up to 49, not to the 6 x 8 pixels"),
     "negative": (RUNS | {"counts": [50, -2]}, r"`int` >= 0 - at `segmentation.counts\[1\]`"),
     "fractions": (RUNS | {"counts": [47.5, 0.5]}, r"got `float` - at `segmentation.counts\[0\]`"),
@@ -227,7 +273,7 @@ def test_a_broken_mask_is_named(kind: str, tmp_path: Path) -> None:
 
 
 def test_annotations_without_a_mask_are_named_and_not_trained_on(tmp_path: Path) -> None:
-    content = content_with(SQUARE, [], None, {"counts": [2, 7], "size": [3, 3]}, {"counts": [48], "size": [*SIZE]})
+    content = content_with(SQUARE, [], None, {"counts": [2, 7], "size": [3, 3]}, {"counts": [48], "size": [*SIZE]}, [[], [1, 2, 4, 6]])
     del content["annotations"][2]["segmentation"]
     coco_folder(tmp_path, content, ("train", "val"))
     picture(tmp_path / "val" / "1.png")
@@ -238,13 +284,14 @@ def test_annotations_without_a_mask_are_named_and_not_trained_on(tmp_path: Path)
         ("12", "has no `segmentation`", False),
         ("13", "`size` of its `segmentation` is not that of its image", False),
         ("14", "its `segmentation` is empty", False),
+        ("15", "no polygon of its `segmentation` has three corners", False),
     ]
     assert all(f.file.endswith("train: 1.png") for f in found) and not report.failed
     assert not [f for f in check_data(tmp_path, ("train",)).findings if "mask" in f.kind]
     sentences = [sentence for sentence in said(tmp_path, masks=True, same_images="allow") if "mask" in sentence]
-    assert len(sentences) == 1 and "4 annotations without a mask are not trained on" in sentences[0]
+    assert len(sentences) == 1 and "5 annotations without a mask are not trained on" in sentences[0]
     assert not [sentence for sentence in said(tmp_path, same_images="allow") if "mask" in sentence]
-    assert open_data(tmp_path, masks=True).index.usable().tolist() == [True] + [False] * 4
+    assert open_data(tmp_path, masks=True).index.usable().tolist() == [True] + [False] * 5
 
 
 def test_without_any_mask_there_is_nothing_to_train_on(tmp_path: Path) -> None:

@@ -408,3 +408,13 @@ def test_classes_that_only_validation_has_are_told(tmp_path: Path) -> None:
     coco_folder(tmp_path, only_nuts)
     coco_folder(tmp_path, splits=("val",))
     assert any("has objects of classes that no image to train on shows: bolt" in sentence for sentence in said_of(tmp_path))
+
+
+def test_what_is_wrong_with_the_training_split_is_told_first(tmp_path: Path) -> None:
+    """Where both splits are broken alike, as after a wrong encoding."""
+    for split in ("train", "val"):
+        path = tmp_path / "annotations" / f"instances_{split}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "\u00e9"}]}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"instances_train\.json is not utf-8 text"):
+        open_train_and_val(DataConfig(source=str(tmp_path)))

@@ -12,10 +12,11 @@ from steadydetr.lazy import np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-PRESENT, MISSING, EMPTY, OTHER_SIZE = range(4)  # what became of the mask of an annotation; but for the first it has none
+PRESENT, MISSING, EMPTY, OTHER_SIZE, LINES = range(5)  # what became of the mask of an annotation; but for the first it has none
 WITHOUT = {
     MISSING: "has no `segmentation`",
     EMPTY: "its `segmentation` is empty",
+    LINES: "no polygon of its `segmentation` has three corners",
     OTHER_SIZE: "`size` of its `segmentation` is not that of its image",
 }  # in words
 

@@ -104,23 +104,22 @@ class _Opener:
         except NoSplit:
             if split not in ("train", "val"):
                 raise
-            both = self.divided(layout, place, "train")
+            both = self.divided(place, *self.whole(layout, place, "train"))
             return both.train if split == "train" else both.val
         division = saved_division(self.saved, place, found.index)
         return division.part(found, "train") if division and division.split == split != ALL else found
 
     def both(self, layout: DataLayout, place: str, train_split: str, val_split: str) -> Splits:
         """Both splits of a place, of which the first is divided if there is none to validate on and nobody has named one."""
+        train, split = self.whole(layout, place, train_split)
         try:
-            val = layout.inspect(place, val_split, self.report)
+            return Splits(train, layout.inspect(place, val_split, self.report), [])
         except NoSplit:
             if val_split != "val":
                 raise
-            return self.divided(layout, place, train_split)
-        return Splits(layout.inspect(place, train_split, self.report), val, [])
+        return self.divided(place, train, split)
 
-    def divided(self, layout: DataLayout, place: str, train_split: str) -> Splits:
-        whole, split = self.whole(layout, place, train_split)
+    def divided(self, place: str, whole: Dataset, split: str) -> Splits:
         division = saved_division(self.saved, place, whole.index) or Division.of(place, split, whole, self.hold_out)
         train, val = division.part(whole, "train"), division.part(whole, "val")
         new = division.unknown(whole.index)

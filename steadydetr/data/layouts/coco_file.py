@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, get_args
 
@@ -13,7 +14,7 @@ from steadydetr.data.columns import IdColumn
 from steadydetr.data.index import Federated
 from steadydetr.data.json_lists import JsonLists
 from steadydetr.data.layouts.base import Finding, Report, fault
-from steadydetr.data.layouts.coco_masks import MaskColumn, Segmentation, check_polygons
+from steadydetr.data.layouts.coco_masks import AS_WRITTEN, MaskColumn, Segmentation, polygons_of
 from steadydetr.data.layouts.common import decode_entries, unsaid
 from steadydetr.data.reading import Id, Name
 from steadydetr.lazy import np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Number = float | None
+OTHER_TYPE = re.compile(r"got `(?!null).* at `segmentation[\[`]")  # as msgspec says it; null is told of otherwise, as what NaN counts as
 
 
 class CocoImage(msgspec.Struct, gc=False):
@@ -47,7 +49,7 @@ class MaskedAnnotation(CocoAnnotation, gc=False):
 
     def __post_init__(self) -> None:
         if isinstance(self.segmentation, list):
-            check_polygons(self.segmentation)
+            self.segmentation = [*polygons_of(self.segmentation)]
 
 
 class CocoCategory(msgspec.Struct):
@@ -93,10 +95,23 @@ class Entries(Generic[T]):
             kind: Any = list[self.kind]  # type: ignore[name-defined]
             yield from map(msgspec.json.Decoder(kind).decode, self.lists.read(self.name))
             return
+        if issubclass(self.kind, MaskedAnnotation):
+            report = _telling_how_masks_are_written(report)
         decoder, first = msgspec.json.Decoder(list[msgspec.Raw]), 0
         for raw in map(decoder.decode, self.lists.read(self.name)):
             yield list(decode_entries(raw, self.name, self.kind, self.lists.path, report, "COCO", first, strict=self.name != "categories"))
             first += len(raw)
+
+
+def _telling_how_masks_are_written(report: Report) -> Report:
+    """A report that says it of a `segmentation` with values of other types."""
+
+    def told(finding: Finding) -> None:
+        if OTHER_TYPE.search(finding.message):
+            finding = replace(finding, message=f"{finding.message}; {AS_WRITTEN}")
+        report(finding)
+
+    return told
 
 
 class Annotations:

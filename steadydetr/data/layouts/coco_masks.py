@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import msgspec
 
 from steadydetr.data.columns import Lists
-from steadydetr.data.masks import EMPTY, MISSING, OTHER_SIZE, PRESENT, Masks, as_float32
+from steadydetr.data.masks import EMPTY, LINES, MISSING, OTHER_SIZE, PRESENT, Masks, as_float32
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FARTHEST = 2**20  # pixels that a coordinate may be from 0, and an outline may be long: filling takes 80 bytes of memory for each
+CORNERS = 3  # of a polygon, at least; parts of fewer are points and lines, which hold no pixel
 DIGITS = 7  # that a number has in a text of run lengths, at most, of 5 bits each
 
 Run = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
@@ -39,7 +40,8 @@ class Rle(msgspec.Struct, gc=False):
 
 
 Polygons: TypeAlias = list[list[float]]
-Segmentation: TypeAlias = Polygons | Rle | None
+Segmentation: TypeAlias = list[list[float] | float] | Rle | None  # numbers without a list around them are one polygon
+AS_WRITTEN = 'a mask is polygons, [[x1, y1, x2, y2, ...], ...], or run lengths, {"size": [height, width], "counts": ...}'
 
 
 def runs_of_text(text: str) -> list[int]:
@@ -49,7 +51,8 @@ def runs_of_text(text: str) -> list[int]:
     """
     digits = np.frombuffer(text.encode(errors="replace"), np.uint8).astype(np.int64) - ord("0")
     if not len(digits) or digits.min() < 0 or digits.max() > 63 or digits[-1] > 31:  # 32: another digit follows
-        raise ValueError("`counts` is a text, but not one of run lengths")
+        mend = ": what Python prints of bytes; write counts.decode()" if text.startswith("b'") else ""
+        raise ValueError(f"`counts` is a text, but not one of run lengths{mend}")
     starts = np.flatnonzero(np.concatenate(([True], digits[:-1] < 32)))
     lengths = np.diff(starts, append=len(digits))
     if lengths.max() > DIGITS:
@@ -65,15 +68,31 @@ def runs_of_text(text: str) -> list[int]:
     return runs
 
 
-def check_polygons(polygons: Polygons) -> None:
-    """Raise ValueError for what is no polygon, or one that could not be filled in little memory."""
+def polygons_of(written: list[list[float] | float]) -> Polygons:
+    """The polygons of a `segmentation`, points and lines among them too.
+
+    Raises ValueError for what is no polygon, or one that could not be filled in little memory.
+    """
+    polygons = [part for part in written if isinstance(part, list)]
+    numbers = [part for part in written if not isinstance(part, list)]
+    if polygons and numbers:
+        raise ValueError(f"`segmentation` has numbers beside lists: {AS_WRITTEN}")
+    if len(polygons) >= CORNERS and all(len(polygon) == 2 for polygon in polygons):
+        raise ValueError("`segmentation` has a list for each corner: those of a polygon must be one list, [[x1, y1, x2, y2, ...]]")
+    if numbers:
+        polygons = [numbers]
     for number, polygon in enumerate(polygons):
-        count = len(polygon)
-        if count < 6 or count % 2:
-            raise ValueError(f"`segmentation[{number}]` has {count} numbers: a polygon has x and y of three corners or more")
-        low, high = min(polygon), max(polygon)
-        if not -FARTHEST < low <= high < FARTHEST or (count * (high - low) > FARTHEST and _outline(polygon) > FARTHEST):
-            raise ValueError(f"`segmentation[{number}]` is too large: coordinates and outline must be below {FARTHEST} pixels")
+        _check_polygon(polygon, f"`segmentation[{number}]`")
+    return polygons
+
+
+def _check_polygon(polygon: list[float], name: str) -> None:
+    count = len(polygon)
+    if count % 2:
+        raise ValueError(f"{name} has {count} numbers: a polygon has x and y of every corner")
+    low, high = min(polygon, default=0), max(polygon, default=0)
+    if not -FARTHEST < low <= high < FARTHEST or (count * (high - low) > FARTHEST and _outline(polygon) > FARTHEST):
+        raise ValueError(f"{name} is too large: coordinates and outline must be below {FARTHEST} pixels")
 
 
 def _outline(polygon: Sequence[float]) -> float:
@@ -90,7 +109,7 @@ class MaskColumn:
         self.sizes: list[NDArray[np.int64]] = []  # (h, w) of run lengths, else (0, 0)
 
     def extend(self, batch: Sequence[Segmentation]) -> None:
-        polygons = [value if isinstance(value, list) else [] for value in batch]
+        polygons = [_with_corners(value) for value in batch]
         lengths = Lists.of([list(map(len, value)) for value in polygons])
         ends = np.cumsum([0, *lengths.values.tolist()])
         coordinates = np.fromiter(chain.from_iterable(chain.from_iterable(polygons)), np.float64, ends[-1])
@@ -121,5 +140,12 @@ class MaskColumn:
 def _state(value: Segmentation) -> int:
     if value is None:
         return MISSING
-    empty = not sum(value.runs[1::2]) if isinstance(value, Rle) else not value
-    return EMPTY if empty else PRESENT
+    if isinstance(value, Rle):
+        return PRESENT if sum(value.runs[1::2]) else EMPTY
+    return PRESENT if _with_corners(value) else LINES if value else EMPTY
+
+
+def _with_corners(value: Segmentation) -> Polygons:
+    """The polygons of what `polygons_of` made, but for points and lines; none of what are no polygons."""
+    parts = value if isinstance(value, list) else []
+    return [part for part in parts if isinstance(part, list) and len(part) >= 2 * CORNERS]
