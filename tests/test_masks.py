@@ -238,6 +238,7 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "far below": ([[1, 2, -1e9, 4, 5, 6]], r"`segmentation\[0\]` is too large"),
     "far off": ([[2**21, 2**21, 2**21 + 1, 2**21, 2**21, 2**21 + 1]], r"`segmentation\[0\]` is too large"),
     "long": ([[0, 0, FARTHEST / 64, 5] * 64], r"`segmentation\[0\]` is too large"),
+    "long, around 0": ([[-FARTHEST / 128, 0, FARTHEST / 128, 5] * 64], r"`segmentation\[0\]` is too large"),
     "words": ([["a", 2, 3, 4, 5, 6]], r"got `str` - at `segmentation\[0\]\[0\]`"),
     "text": ("polygon", r"got `str` - at `segmentation`; a mask is polygons"),
     "less": (RUNS | {"counts": [2, 4]}, r"`counts` add up to 6, not to the 6 x 8 pixels of `size` - at `segmentation`\. `steadydetr"),

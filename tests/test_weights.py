@@ -274,3 +274,9 @@ def test_a_run_that_goes_on_needs_its_weights_no_more() -> None:
         check_start("runs/moved", words)
     with pytest.raises(FileNotFoundError, match="there is no file or folder runs/moved"):
         check_start("runs/moved", ["--output", "x"])
+
+
+def test_one_of_several_processes_leaves_it_to_the_main_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a mistake is told once."""
+    monkeypatch.setenv("RANK", "1")
+    check_start("runs/moved", [])

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID")  # by which launchers tell a process that it may be one of several
 
 
+def one_of_several() -> bool:
+    """Whether a launcher says that this process may be one of several."""
+    return any(name in os.environ for name in RANKS)
+
+
 def check_recipe(name: str) -> None:
     """Raise ValueError for a name that no recipe of this package has. Plugins have others, which only importing them tells."""
     if name.endswith(".json") or ":" in name or foreign_parts_expected():
@@ -42,13 +47,16 @@ def check_new_run(words: Sequence[str], default: str = "") -> None:
     """
     folder = take_flag(words, "--output")[0] or default
     asked = {word.partition("=")[0] for word in words}
-    if folder and not asked & {"--resume", "--help", "-h"} and not any(name in os.environ for name in RANKS):
+    if folder and not asked & {"--resume", "--help", "-h"} and not one_of_several():
         refuse_another_run(Path(folder).expanduser())
 
 
 def check_start(weights: str | None, words: Sequence[str]) -> None:
-    """Raise ValueError or FileNotFoundError for WEIGHTS that are not there. A run that goes on needs them no more."""
-    if weights and "--resume" not in {word.partition("=")[0] for word in words}:
+    """Raise ValueError or FileNotFoundError for WEIGHTS that are not there. A run that goes on needs them no more.
+
+    Of several processes the main one looks, later.
+    """
+    if weights and "--resume" not in {word.partition("=")[0] for word in words} and not one_of_several():
         check_weights(weights)
 
 
@@ -59,7 +67,7 @@ def check_source(where: str, limits: Limits = DEFAULT_LIMITS, masks: bool = Fals
     """
     from steadydetr.data.layouts import joined_places, layout_of
 
-    if not any(name in os.environ for name in RANKS):
+    if not one_of_several():
         for place in joined_places(where):
             layout_of(place, limits, masks)
 
