@@ -56,6 +56,7 @@ class Targets:
     labels: Tensor  # [G] int64, 0-based class indices
     boxes: Tensor  # [G, 4]
     counts: tuple[int, ...]  # objects of each image
+    masks: Tensor | None = None  # [G, H, W] uint8 of the padded images, 1 inside of the object; None: not read
 
     @property
     def image(self) -> Tensor:  # [G] the image of every object
@@ -63,30 +64,36 @@ class Targets:
         return torch.arange(len(self.counts), device=self.labels.device).repeat_interleave(counts, output_size=sum(self.counts))
 
     def repeat_batch(self, times: int) -> Targets:
-        """The targets of `times` copies of the batch: those of folded stages, where a stage is one more image."""
+        """The targets of `times` copies of the batch: those of folded stages, where a stage is one more image. Masks are not copied."""
         return Targets(self.labels.repeat(times), self.boxes.repeat(times, 1), self.counts * times)
 
     def split(self) -> list[Targets]:
         """One `Targets` per image."""
-        parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, strict=True)
-        return [Targets(labels, boxes, (count,)) for labels, boxes, count in parts]
+        masks = [None] * len(self.counts) if self.masks is None else self.masks.split(self.counts)
+        parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, masks, strict=True)
+        return [Targets(labels, boxes, (count,), of_image) for labels, boxes, count, of_image in parts]
 
     @staticmethod
     def cat(parts: Sequence[Targets]) -> Targets:
-        """The targets of all images together."""
+        """The targets of all images together; with masks where all parts have them, of one size."""
+        masks = [part.masks for part in parts if part.masks is not None]
         return Targets(
             torch.cat([part.labels for part in parts]),
             torch.cat([part.boxes for part in parts]),
             tuple(n for part in parts for n in part.counts),
+            torch.cat(masks) if masks and len(masks) == len(parts) else None,
         )
 
     def pin_memory(self) -> Targets:
         """A copy in page-locked memory."""
-        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory())
+        masks = None if self.masks is None else self.masks.pin_memory()
+        return replace(self, labels=self.labels.pin_memory(), boxes=self.boxes.pin_memory(), masks=masks)
 
     def to(self, device: torch.device | str) -> Targets:
         """A copy on the device; the host does not wait for it, if this lies in page-locked memory."""
-        return replace(self, labels=self.labels.to(device, non_blocking=True), boxes=self.boxes.to(device, non_blocking=True))
+        labels, boxes = (tensor.to(device, non_blocking=True) for tensor in (self.labels, self.boxes))
+        masks = None if self.masks is None else self.masks.to(device, non_blocking=True)
+        return replace(self, labels=labels, boxes=boxes, masks=masks)
 
 
 @dataclass(frozen=True)
@@ -316,12 +323,34 @@ class QueryGroup:
 
 
 @dataclass(frozen=True)
+class MaskPredictions:
+    """Instance masks of every query, not yet computed: a mask is the product of its query's vector with the vector of every pixel.
+
+    N masks of an image would be the largest tensor of a step by far, and the losses need those of matched queries alone.
+    """
+
+    queries: Tensor  # [S, B, N, D]
+    pixels: Tensor  # [B, D, h, w] over the padded image, at a part of its size
+
+    def of(self, query: Tensor) -> Tensor:
+        """[F, K, h, w] the masks, before the sigmoid, of chosen queries of every folded image: [F, K]."""
+        vectors = take_rows(self.queries.flatten(0, 1), query)
+        pixels = self.pixels.flatten(2).repeat(len(vectors) // len(self.pixels), 1, 1)
+        return torch.bmm(vectors, pixels).unflatten(-1, self.pixels.shape[-2:])
+
+    def __getitem__(self, stages: slice) -> MaskPredictions:
+        """Those of some of the stages."""
+        return replace(self, queries=self.queries[stages])
+
+
+@dataclass(frozen=True)
 class Stages:
     """Class scores and boxes at every stage; the proposals of an encoder are one stage. All stages are one tensor up to the losses."""
 
     logits: Tensor  # [S, B, N, C]
     boxes: Tensor  # [S, B, N, 4]
     valid: Tensor | None = None  # [B, N] bool, or [S, B, N]; None: all are
+    masks: MaskPredictions | None = None  # of detectors that predict masks
 
     @property
     def flat(self) -> tuple[Tensor, Tensor]:
@@ -340,7 +369,8 @@ class Stages:
     def __getitem__(self, stages: slice) -> Self:
         """Some of the stages, such as `[-1:]`, the last one alone."""
         valid = self.valid if self.valid is None or self.valid.dim() == 2 else self.valid[stages]
-        return replace(self, logits=self.logits[stages], boxes=self.boxes[stages], valid=valid)
+        masks = None if self.masks is None else self.masks[stages]
+        return replace(self, logits=self.logits[stages], boxes=self.boxes[stages], valid=valid, masks=masks)
 
 
 @dataclass(frozen=True)
