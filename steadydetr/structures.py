@@ -57,6 +57,7 @@ class Targets:
     boxes: Tensor  # [G, 4]
     counts: tuple[int, ...]  # objects of each image
     masks: Tensor | None = None  # [G, H, W] uint8 of the padded images, 1 inside of the object; None: not read
+    seeds: tuple[int, ...] = ()  # one for each image, of the places at which masks are compared; see `Batch.seeded_targets`
 
     @property
     def image(self) -> Tensor:  # [G] the image of every object
@@ -70,8 +71,9 @@ class Targets:
     def split(self) -> list[Targets]:
         """One `Targets` per image."""
         masks = [None] * len(self.counts) if self.masks is None else self.masks.split(self.counts)
-        parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, masks, strict=True)
-        return [Targets(labels, boxes, (count,), of_image) for labels, boxes, count, of_image in parts]
+        seeds = [(seed,) for seed in self.seeds] or [()] * len(self.counts)
+        parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, masks, seeds, strict=True)
+        return [Targets(labels, boxes, (count,), of_image, seed) for labels, boxes, count, of_image, seed in parts]
 
     @staticmethod
     def cat(parts: Sequence[Targets]) -> Targets:
@@ -82,6 +84,7 @@ class Targets:
             torch.cat([part.boxes for part in parts]),
             tuple(n for part in parts for n in part.counts),
             torch.cat(masks) if masks and len(masks) == len(parts) else None,
+            tuple(seed for part in parts for seed in part.seeds),
         )
 
     def pin_memory(self) -> Targets:
@@ -142,6 +145,13 @@ class Batch:
         """The totals of the step: those that were given, or this batch's own."""
         return self.totals or Totals.of(self.targets.counts)
 
+    @property
+    def seeded_targets(self) -> Targets:
+        """The targets with a seed for every image, if they have masks: a function of seed, step and image id, on whatever rank it is."""
+        if self.targets.masks is None:
+            return self.targets
+        return replace(self.targets, seeds=tuple(seed_of(self.seed, self.step, image_id) for image_id in self.image_ids))
+
     def split(self) -> list[Batch]:
         """One `Batch` per image, as a part of the same step."""
         parts = zip(self.images.split(1), self.padding.split(1), self.targets.split(), self.image_ids, self.original_sizes, strict=True)
@@ -189,6 +199,14 @@ class TwoStageMemory(Memory):
 
 
 @dataclass(frozen=True)
+class MaskMemory(TwoStageMemory):
+    """The memory of a detector that predicts masks: the product of a query's vector with the vector of every pixel."""
+
+    pixels: Tensor  # [B, D, h, w] over the padded image, at a part of its size
+    pixel_padding: Tensor  # [B, h, w] bool
+
+
+@dataclass(frozen=True)
 class DenseProposals:
     """A box and class scores for every token: the encoder's own predictions of a two-stage detector."""
 
@@ -226,6 +244,7 @@ class Match:
     target: Tensor  # [P]
     weight: Tensor | None = None  # [P] of the losses, None: 1
     share: Tensor | None = None  # [P] of the target that is learned: a factor of the class target and of the box losses, None: 1
+    counts: tuple[int, ...] | None = None  # pairs of every folded image, where the host knows them
 
     @staticmethod
     def cat(parts: Sequence[Match]) -> Match:
@@ -238,7 +257,9 @@ class Match:
             return torch.cat([torch.ones_like(part.query, dtype=torch.float32) if value is None else value for value, part in given])
 
         image, query, target = (torch.cat([getattr(part, name) for part in parts]) for name in ("image", "query", "target"))
-        return Match(image, query, target, joined([part.weight for part in parts]), joined([part.share for part in parts]))
+        known = [part.counts for part in parts if part.counts is not None]
+        counts = tuple(map(sum, zip(*known, strict=True))) if len(known) == len(parts) else None
+        return Match(image, query, target, joined([part.weight for part in parts]), joined([part.share for part in parts]), counts)
 
 
 @dataclass(frozen=True)
@@ -341,6 +362,14 @@ class MaskPredictions:
     def __getitem__(self, stages: slice) -> MaskPredictions:
         """Those of some of the stages."""
         return replace(self, queries=self.queries[stages])
+
+    @staticmethod
+    def stack(parts: Sequence[MaskPredictions | None]) -> MaskPredictions | None:
+        """The stages of all parts, which are of the same images, one part after the other; None where one has none."""
+        given = [part for part in parts if part is not None]
+        if not given or len(given) < len(parts):
+            return None
+        return replace(given[0], queries=torch.cat([part.queries for part in given]))
 
 
 @dataclass(frozen=True)

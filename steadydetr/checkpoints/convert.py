@@ -74,7 +74,7 @@ def convert_state_dict(
     num_classes = tensors.shape("class_heads.0.bias")[0]
     with torch.device("meta"):
         detector = config.build(num_classes)
-    placed = place(tensors.tensors, config, detector.stages)
+    placed = place(tensors.tensors, config, detector.stages - detector.undecoded_stages)
     check_complete(placed, config, detector, without_backbone)
     return Converted(config, placed, num_classes, layout)
 
@@ -137,7 +137,7 @@ def place(renamed: Mapping[str, Tensor], config: DetectorConfig, stages: int) ->
         state[name] = value
     if (joint := state.pop("query_position_and_content", None)) is not None:
         state |= config.split_queries(joint)
-    return join_projections(state)
+    return config.rearranged(join_projections(state))
 
 
 def join_projections(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

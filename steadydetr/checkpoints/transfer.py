@@ -200,7 +200,8 @@ class Sides:
     @property
     def stages(self) -> dict[str, tuple[int | None, int | None]]:
         """The numbers of modules in lists that have one for each stage, here and there; None where a detector does not tell."""
-        decoder = (self.here.stages, self.there.stages)
+        here, there = (side.stages - side.undecoded_stages for side in (self.here, self.there))
+        decoder = (here, there)
         return {"encoder.layers": (self.config.encoder_layers, self.config_there.encoder_layers), **dict.fromkeys(DECODER_LISTS, decoder)}
 
     @property

@@ -15,6 +15,7 @@ from steadydetr.detectors.configs.deformable import (
     TransformerConfig,
 )
 from steadydetr.detectors.configs.h_deformable_detr import HDeformableDETRConfig
+from steadydetr.detectors.configs.maskdino import MaskDINOConfig
 from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from steadydetr.detectors.deformable_detr import DeformableDETR
     from steadydetr.detectors.dino import DINO
     from steadydetr.detectors.h_deformable_detr import HDeformableDETR
+    from steadydetr.detectors.maskdino import MaskDINO
 
 __all__ = [
     "DINO",
@@ -42,6 +44,8 @@ __all__ = [
     "DetectorConfig",
     "HDeformableDETR",
     "HDeformableDETRConfig",
+    "MaskDINO",
+    "MaskDINOConfig",
     "PlainTransformerConfig",
     "TransformerConfig",
     "postprocess",
@@ -56,4 +60,5 @@ __getattr__ = public_names(
     deformable_detr=("DeformableDETR",),
     dino=("DINO",),
     h_deformable_detr=("HDeformableDETR",),
+    maskdino=("MaskDINO",),
 )

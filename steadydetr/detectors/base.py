@@ -35,6 +35,9 @@ class Detector(nn.Module, ABC):
     std: Tensor
 
     # capabilities
+    predicts_masks: bool = False  # its stages have `masks`
+    mask_parameters: tuple[str, ...] = ()  # the names of those that only masks use
+    undecoded_stages: int = 0  # of `stages`, the first ones, which are predicted before any layer of the decoder
     embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
     label_parameters: tuple[str, ...] = ()  # the names of those that `embed` alone uses
     positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference

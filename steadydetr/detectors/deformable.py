@@ -87,22 +87,29 @@ class DeformableDetector(Detector):
         config: TransformerConfig,
         num_classes: int,
         decoder: Decoder,
+        first_map: int = 0,
+        encoder_ffn: int | None = None,
     ) -> None:
+        """
+        Args:
+            first_map: of those of the backbone that the encoder gets.
+            encoder_ffn: None: that of the config, as in the decoder.
+        """
         super().__init__()
         self.transformer, self.num_classes = config, num_classes
         self.width, self.stages = config.width, config.decoder_layers
         self.backbone = backbone.build()
         self.normalise_for(self.backbone)
         self.take_channels(getattr(backbone, "image_channels", 3))
-        maps = self.backbone.strides[: config.levels]
+        maps = self.backbone.strides[first_map:][: config.levels]
         if len(set(maps)) < len(maps):
             raise ValueError(f"the backbone's maps have strides {maps}: levels of one stride would be mixed up, so name one by out_indices")
         self.strides = (*maps, *(maps[-1] * 2**k for k in range(1, config.levels - len(maps) + 1)))
-        self.neck = Neck(self.backbone.channels, config.width, config.levels, config.norm_groups, config.neck_bias)
+        self.neck = Neck(self.backbone.channels[first_map:], config.width, config.levels, config.norm_groups, config.neck_bias)
         self.level_embed = nn.Parameter(torch.randn(config.levels, config.width))
-        c = config
+        c, ffn = config, encoder_ffn or config.ffn
         self.encoder = Encoder(
-            lambda: EncoderLayer(c.width, c.heads, c.levels, c.encoder_points, c.ffn, c.dropout),
+            lambda: EncoderLayer(c.width, c.heads, c.levels, c.encoder_points, ffn, c.dropout),
             c.encoder_layers,
             c.width,
             c.fusion,
@@ -110,14 +117,19 @@ class DeformableDetector(Detector):
             c.checkpointing,
         )
         self.decoder = decoder
-        self.proposal_head: ProposalHead | None = None  # two-stage detectors make one
+        self.proposal_head: TokenProjection | None = None  # two-stage detectors make one
         initialise(self.encoder)
         initialise(self.decoder.layers)
         if self.decoder.position is not None:
             initialise(self.decoder.position)
 
     def encode(self, images: Tensor, padding: Tensor) -> Memory:
-        maps = self.neck(self.backbone(self.normalise(images, padding)))
+        memory = self.encode_maps(self.backbone(self.normalise(images, padding)), padding)
+        return memory if self.proposal_head is None else self.with_proposals(memory, self.proposal_head)
+
+    def encode_maps(self, maps: list[Tensor], padding: Tensor) -> Memory:
+        """Maps of the backbone, fine to coarse, through the neck and the encoder."""
+        maps = self.neck(maps)
         levels = tuple((m.shape[-2], m.shape[-1]) for m in maps)
         masks = [resize_padding(padding, size) for size in levels]
         c = self.transformer
@@ -129,8 +141,11 @@ class DeformableDetector(Detector):
         flat_padding = torch.cat([mask.flatten(1) for mask in masks], 1)
         valid_ratios = torch.stack([valid_ratio(mask) for mask in masks], 1)
         encoded = self.encoder(tokens, torch.cat(position, 1).to(tokens.dtype), flat_padding, valid_ratios, levels)
-        memory = Memory(encoded, flat_padding, levels, valid_ratios, tokens)
-        return memory if self.proposal_head is None else TwoStageMemory.of(memory, self.proposal_head(memory))
+        return Memory(encoded, flat_padding, levels, valid_ratios, tokens)
+
+    def with_proposals(self, memory: Memory, head: TokenProjection) -> TwoStageMemory:
+        """The memory with what a proposal head predicts for every token."""
+        return TwoStageMemory.of(memory, head(memory))
 
     @abstractmethod
     def query_parts(self) -> dict[str, nn.Module]:
@@ -155,7 +170,7 @@ class DeformableDetector(Detector):
         """A group of a two-stage detector selects by a proposal head of its own; otherwise all groups would have the same boxes."""
         parts = dict(group.named_children())
         if "proposal_head" in parts:
-            memory = TwoStageMemory.of(memory, parts["proposal_head"](memory))
+            memory = self.with_proposals(memory, cast(TokenProjection, parts["proposal_head"]))
         queries = self.queries_of(memory, parts)
         return queries, self.proposals(memory, queries)
 
@@ -223,9 +238,14 @@ class DeformableDetector(Detector):
                 reference = refined.detach()
                 base = refined if self.look_forward_twice else reference
                 sized = True
-        return DecodedStages(
+        stages = DecodedStages(
             self._classify(predicted), torch.stack(boxes), content=torch.stack(contents), reference=torch.stack(references)
         )
+        return self._completed(stages, memory, joined)
+
+    def _completed(self, stages: DecodedStages, memory: Memory, joined: Joined) -> DecodedStages:
+        """The stages with what a detector predicts besides."""
+        return stages
 
     def _layer(self, stage: int, content: Tensor, reference: Tensor, sized: bool | Tensor, memory: Memory, joined: Joined) -> Tensor:
         decoder = self.decoder
@@ -247,26 +267,37 @@ class DeformableDetector(Detector):
         return torch.stack([head(content) for head, content in zip(heads, contents, strict=True)])
 
 
-class ProposalHead(nn.Module):
-    """The encoder's own predictions: every token proposes a box around its cell (Deformable DETR A.4)."""
+class TokenProjection(nn.Module):
+    """What an encoder makes proposals of: every token proposes a box around its cell (Deformable DETR A.4)."""
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.project = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
         nn.init.xavier_uniform_(self.project.weight)
+
+    def propose(self, memory: Memory, class_head: nn.Linear, box_head: MLP, coarse_anchors_first: bool = False) -> DenseProposals:
+        """The predictions of these heads; `coarse_anchors_first` as in `token_anchors`."""
+        anchors, usable = token_anchors(memory, coarse_anchors_first)
+        content = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
+        # in float32, because rounding to bfloat16 alone would change which tokens are selected
+        with without_autocast(content):
+            logits = class_head(content.to(class_head.weight.dtype))
+        unsigmoid = torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf)
+        boxes = box_head(content) + unsigmoid
+        return DenseProposals(logits, boxes, unsigmoid.sigmoid(), content)
+
+
+class ProposalHead(TokenProjection):
+    """With heads of its own."""
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__(dim)
         self.class_head = class_head(dim, num_classes)
         self.box_head: MLP = box_head(dim)
 
     def forward(self, memory: Memory) -> DenseProposals:
-        anchors, usable = token_anchors(memory)
-        content = self.norm(self.project(memory.tokens.masked_fill(~usable[..., None], 0)))
-        # in float32, because rounding to bfloat16 alone would change which tokens are selected
-        with without_autocast(content):
-            logits = self.class_head(content.to(self.class_head.weight.dtype))
-        unsigmoid = torch.log(anchors / (1 - anchors)).masked_fill(~usable[..., None], torch.inf)
-        boxes = self.box_head(content) + unsigmoid
-        return DenseProposals(logits, boxes, unsigmoid.sigmoid(), content)
+        return self.propose(memory, self.class_head, self.box_head)
 
 
 def select_tokens(dense: DenseProposals, score: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from steadydetr.nn.attention import AttentionPlan, Rows
-from steadydetr.structures import DecodedStages, QueryGroup
+from steadydetr.structures import DecodedStages, MaskPredictions, QueryGroup
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,18 @@ class Joined:
         """Stages over all rows -> the stages of each group by its name."""
         sizes = [group.queries.content.shape[1] for group in self.groups]
         tensors = (stages.logits, stages.boxes, stages.content, stages.reference)
-        parts = zip(self.groups, *(tensor.split(sizes, dim=2) for tensor in tensors), strict=True)
+        parts = zip(self.groups, self._masks(stages.masks, sizes), *(tensor.split(sizes, dim=2) for tensor in tensors), strict=True)
         return {
-            group.name: DecodedStages(logits, boxes, group.queries.valid, content=content, reference=reference)
-            for group, logits, boxes, content, reference in parts
+            group.name: DecodedStages(logits, boxes, group.queries.valid, masks, content=content, reference=reference)
+            for group, masks, logits, boxes, content, reference in parts
         }
+
+    @staticmethod
+    def _masks(masks: MaskPredictions | None, sizes: list[int]) -> Sequence[MaskPredictions | None]:
+        """Those of each group; all groups have the same pixels."""
+        if masks is None:
+            return [None] * len(sizes)
+        return [replace(masks, queries=queries) for queries in masks.queries.split(sizes, dim=2)]
 
 
 def join_groups(groups: Sequence[QueryGroup]) -> Joined:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from steadydetr.lazy import nn
@@ -47,7 +48,7 @@ class StepContext:
         """
         predictions = {name: predict(teacher, batch) for name, teacher in teachers.items()}
         own = {name: criterion for name in predictions} | dict(criteria or {})
-        problems = [own[name].problem(found.stages, batch.targets, name) for name, found in predictions.items()]
+        problems = [own[name].problem(found.stages, batch.seeded_targets, name) for name, found in predictions.items()]
         memory = student.encode(batch.images, batch.padding)
         queries = student.queries(memory)
         proposals = student.proposals(memory, queries["main"])
@@ -55,9 +56,9 @@ class StepContext:
         outputs = {name: TeacherOutput.of(found, matched, batch.targets) for (name, found), matched in solved}
         return StepContext(batch, student, criterion, memory, queries, proposals, outputs, adapters or {}, teachers)
 
-    @property
+    @cached_property
     def targets(self) -> Targets:
-        return self.batch.targets
+        return self.batch.seeded_targets
 
     @property
     def normaliser(self) -> float:

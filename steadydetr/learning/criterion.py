@@ -11,6 +11,7 @@ from steadydetr.equations.detection import L1Format, box_terms, classification_l
 from steadydetr.kinds import register
 from steadydetr.lazy import torch
 from steadydetr.learning.class_terms import ClassCost, ClassTarget, FocalCost, HardTarget, MatchedPairs
+from steadydetr.learning.mask_terms import MaskTerms
 from steadydetr.learning.matching import MixedMatching, PairwiseTerms, Problem, largest_iou, paired_iou, pairwise_terms
 from steadydetr.structures import Assignment, Losses, Match, Stages, Targets, at_least_float32, without_autocast
 
@@ -47,12 +48,14 @@ class Criterion:
     giou_eps: float = 0.0  # added to the denominators of IoU and GIoU; 1e-6 in DINO and detrex  # D-33
     matching: MixedMatching | None = None  # several queries learn a target, at all stages but the last; None: one
     l1_format: L1Format = "cxcywh"  # what L1 compares, in cost and losses; corners, xyxy, in AdaMixer
+    masks: MaskTerms | None = None  # what masks cost and lose, of detectors that predict them; None: nothing
 
     @property
-    def matcher(self) -> tuple[ClassCost | Weights | float | str, ...]:
-        """All that the cost of a pair depends on. The usual format of L1 is left out: runs of released versions go by this."""
+    def matcher(self) -> tuple[ClassCost | Weights | MaskTerms | float | str, ...]:
+        """All that the cost of a pair depends on. What is usual of L1 and masks is left out: runs of released versions go by this."""
         usual = (self.class_cost, self.cost_weights, self.giou_eps)
-        return usual if self.l1_format == "cxcywh" else (*usual, self.l1_format)
+        with_format = usual if self.l1_format == "cxcywh" else (*usual, self.l1_format)
+        return with_format if self.masks is None else (*with_format, self.masks)
 
     def cost(self, terms: PairwiseTerms) -> Tensor:
         """[R, N]. The 1 of 1 - GIoU is left out, because a constant changes no assignment."""
@@ -69,7 +72,10 @@ class Criterion:
         with torch.no_grad(), without_autocast(stages.logits):
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps, self.l1_format)
-            return Problem.of(self.cost(terms), terms, targets.counts * len(logits), name)
+            cost = self.cost(terms)
+            if self.masks is not None and stages.masks is not None:
+                cost = cost + self.masks.cost(stages.masks, targets, name)
+            return Problem.of(cost, terms, targets.counts * len(logits), name)
 
     def mixed_problem(self, stages: Stages, targets: Targets, name: str, last: bool) -> Problem:
         """The same by the rule of `matching`; without one, one to one.
@@ -100,22 +106,30 @@ class Criterion:
         targets: Targets,
         normaliser: float,
         weights: Weights | None = None,
+        factor: float = 1.0,
     ) -> None:
-        """Add `name`/class, `name`/l1 and `name`/giou, [S] each; the assignment is in folded indices.
+        """Add `name`/class, `name`/l1 and `name`/giou, and with masks `name`/mask and `name`/dice, [S] each.
 
         Args:
+            assignment: in folded indices; masks are learned by those who learn boxes.
             targets: those of the batch; every stage learns from them.
             normaliser: what the sums are divided by, the objects of the whole step.
-            weights: instead of the criterion's own.
+            weights: of class and boxes, instead of the criterion's own.
+            factor: of all weights.
         """
         weights = weights or self.loss_weights
         with without_autocast(stages.logits):
             folded = targets.repeat_batch(stages.logits.shape[0])
             label = self._class_loss(stages, assignment, targets, folded)
             l1, giou = self._box_losses(stages, assignment.boxes, folded)
-        losses.add(f"{name}/class", label / normaliser, weights.label)
-        losses.add(f"{name}/l1", l1 / normaliser, weights.l1)
-        losses.add(f"{name}/giou", giou / normaliser, weights.giou)
+            losses.add(f"{name}/class", label / normaliser, factor * weights.label)
+            losses.add(f"{name}/l1", l1 / normaliser, factor * weights.l1)
+            losses.add(f"{name}/giou", giou / normaliser, factor * weights.giou)
+            if self.masks is not None and stages.masks is not None:
+                values = self.masks.losses(stages.masks, targets, assignment.boxes, name)
+                cross_entropy, dice = (self._by_stage(value, assignment.boxes, stages) for value in values)
+                losses.add(f"{name}/mask", cross_entropy / normaliser, factor * self.masks.bce)
+                losses.add(f"{name}/dice", dice / normaliser, factor * self.masks.dice)
 
     def _class_loss(self, stages: Stages, assignment: Assignment, targets: Targets, folded: Targets) -> Tensor:
         logits = at_least_float32(stages.logits)
@@ -153,9 +167,13 @@ class Criterion:
     def _box_losses(self, stages: Stages, match: Match, folded: Targets) -> tuple[Tensor, Tensor]:
         boxes = at_least_float32(stages.flat[1])[match.image, match.query]
         l1, giou = self.box_terms(boxes, folded.boxes[match.target].to(boxes.dtype))
+        return self._by_stage(l1, match, stages), self._by_stage(giou, match, stages)
+
+    @staticmethod
+    def _by_stage(values: Tensor, match: Match, stages: Stages) -> Tensor:
+        """The sums of every stage [S] of what each pair loses [P], times its weight and share."""
         for factor in (match.weight, match.share):
             if factor is not None:
-                l1, giou = l1 * factor, giou * factor
+                values = values * factor
         stage_count, images = stages.logits.shape[:2]
-        zeros, stage = boxes.new_zeros(stage_count), match.image // images
-        return zeros.index_add(0, stage, l1), zeros.index_add(0, stage, giou)
+        return values.new_zeros(stage_count).index_add(0, match.image // images, values)

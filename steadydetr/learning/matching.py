@@ -112,7 +112,9 @@ def solve(problems: Sequence[Problem], batch: Batch | None = None) -> list[Match
         pairs.append(_solve(block.reshape(problem.cost.shape), problem, *before))
     sent = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
     split = sent.split([p.shape[1] for p in pairs], dim=1)
-    return [MatchResult(Match(*found), problem.cost.detach()) for found, problem in zip(split, problems, strict=True)]
+    counts = [tuple(np.bincount(p[0], minlength=len(problem.counts)).tolist()) for p, problem in zip(pairs, problems, strict=True)]
+    solved = zip(split, problems, counts, strict=True)
+    return [MatchResult(Match(*found, counts=count), problem.cost.detach()) for found, problem, count in solved]
 
 
 def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> None:

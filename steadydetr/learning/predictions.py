@@ -87,7 +87,7 @@ def match_batch(detector: Detector, criterion: Criterion, batch: Batch) -> Match
     from steadydetr.detectors.base import evaluating
 
     with torch.no_grad(), evaluating(detector):
-        found, targets = predict(detector, batch), batch.targets
+        found, targets = predict(detector, batch), batch.seeded_targets
         proposals = detector.proposals(found.memory, found.queries)
     problems = [criterion.problem(found.stages, targets, "main")]
     if proposals is not None:
@@ -100,7 +100,8 @@ def _proposal_problem(proposals: Stages, queries: Queries, detector: Detector, c
     """Of those proposals that became queries, even if the detector supervises others too."""
     if queries.token is not None and proposals.logits.shape[2] != queries.content.shape[1]:
         logits, boxes = (take_rows(tensor, queries.token[None]) for tensor in (proposals.logits, proposals.boxes))
-        proposals = Stages(logits, boxes)
+        masks = proposals.masks and replace(proposals.masks, queries=take_rows(proposals.masks.queries, queries.token[None]))
+        proposals = Stages(logits, boxes, masks=masks)
     return criterion.problem(proposals, proposal_targets(detector, targets), "proposals")
 
 

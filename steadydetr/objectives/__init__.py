@@ -3,7 +3,7 @@
 from steadydetr.objectives.assignment_distillation import AssignmentDistillation, TeacherInit
 from steadydetr.objectives.auxiliary_groups import AuxiliaryGroups
 from steadydetr.objectives.base import Matched, Objective, Predicted
-from steadydetr.objectives.denoising import Denoising, DenoisingObjective, DNDenoising
+from steadydetr.objectives.denoising import Denoising, DenoisingObjective, DNDenoising, MaskDenoising
 from steadydetr.objectives.feature_distillation import FeatureDistillation
 from steadydetr.objectives.fgd import FGD
 from steadydetr.objectives.fgfi import FGFI
@@ -32,6 +32,7 @@ __all__ = [
     "GroupMatching",
     "JoinedMatches",
     "LogitsDistillation",
+    "MaskDenoising",
     "Matched",
     "MatchingDistillation",
     "NaivePrediction",

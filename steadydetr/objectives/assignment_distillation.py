@@ -10,7 +10,6 @@ from steadydetr.equations.distill import teacher_stages
 from steadydetr.kinds import register
 from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Weights
 from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_teacher
 from steadydetr.structures import Assignment, Losses, Match, Queries, QueryGroup
@@ -69,10 +68,8 @@ class AssignmentDistillation(Objective):
     def add_losses(self, losses: Losses, context: StepContext, stages: Predicted, matched: Matched) -> None:
         predicted = stages[self.name]
         match = matched[self.name].match if self.matching == "own" else self._teacher_match(context, len(predicted.logits))
-        criterion = context.criterion
-        w = criterion.loss_weights
-        weights = Weights(self.weight * w.label, self.weight * w.l1, self.weight * w.giou)
-        criterion.add_losses(losses, self.name, predicted, Assignment.of(match), context.targets, context.normaliser, weights)
+        assignment, factor = Assignment.of(match), self.weight
+        context.criterion.add_losses(losses, self.name, predicted, assignment, context.targets, context.normaliser, factor=factor)
 
     def _queries(self, context: StepContext) -> Queries:
         """The teacher's queries. Their references have a size only where the student's own have, so that its first stage sees one kind."""

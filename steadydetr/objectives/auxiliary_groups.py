@@ -7,7 +7,7 @@ K slots of a group. A group's stage is to the criterion one more stage: S * T st
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from steadydetr.kinds import register
@@ -110,7 +110,8 @@ class AuxiliaryGroups(Objective):
             return tensor.unflatten(2, (count, -1)).transpose(1, 2).flatten(0, 1)
 
         valid = None if stages.valid is None else fold(stages.valid.expand(len(stages.logits), -1, -1))
-        return Stages(fold(stages.logits), fold(stages.boxes), valid)
+        masks = stages.masks and replace(stages.masks, queries=fold(stages.masks.queries))
+        return Stages(fold(stages.logits), fold(stages.boxes), valid, masks)
 
     def _teacher_slots(self, context: StepContext) -> MatchedQueries:
         """The teacher's match of each group's stage by slots instead of queries, [T, G]; -1 also where the query is in no slot."""

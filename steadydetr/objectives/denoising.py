@@ -125,9 +125,25 @@ class Denoising(DenoisingObjective):
         return labels, noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
 
 
+class PositiveDenoising(DenoisingObjective):
+    """The noise of DN-DETR, without negatives."""
+
+    label_noise: float
+    box_noise: float
+    copies = 1
+
+    def __post_init__(self) -> None:
+        check_within("objectives.denoising", self, label_noise=(0, 1), box_noise=(0, 1000))
+
+    def noised(self, batch: Batch, groups: int, student: Detector) -> tuple[Tensor, Tensor]:
+        draws = draw_noise(batch, groups, student.embedded_labels, self.copies)
+        labels = noise_labels(batch.targets.labels, draws, 2 * self.label_noise)
+        return labels, noise_centres_and_sides(batch.targets.boxes, draws, self.box_noise)
+
+
 @register("dn-denoising")
 @dataclass(frozen=True)
-class DNDenoising(DenoisingObjective):
+class DNDenoising(PositiveDenoising):
     """That of DN-DETR, without negatives. Defaults: those of DN-DAB-Deformable-DETR."""
 
     groups: int = 5  # however many objects there are
@@ -136,18 +152,31 @@ class DNDenoising(DenoisingObjective):
     mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
     weights: Weights | None = None  # None: the criterion's
 
-    copies = 1
-
     def __post_init__(self) -> None:
-        check_within("objectives.denoising", self, groups=(1, 10**6), label_noise=(0, 1), box_noise=(0, 1000))
+        super().__post_init__()
+        check_within("objectives.denoising", self, groups=(1, 10**6))
 
     def group_count(self, most: int) -> int:
         return self.groups
 
-    def noised(self, batch: Batch, groups: int, student: Detector) -> tuple[Tensor, Tensor]:
-        draws = draw_noise(batch, groups, student.embedded_labels, self.copies)
-        labels = noise_labels(batch.targets.labels, draws, 2 * self.label_noise)
-        return labels, noise_centres_and_sides(batch.targets.boxes, draws, self.box_noise)
+
+@register("mask-denoising")
+@dataclass(frozen=True)
+class MaskDenoising(PositiveDenoising):
+    """That of MaskDINO: the noise of DN-DETR in as many groups as DINO has; with MaskDINO, masks are learned too."""
+
+    number: int = 100  # objects that are noised, at most, in the fullest image: the number of groups is this // most, at least 1  # D-191
+    label_noise: float = 0.2  # this share of the labels is drawn anew
+    box_noise: float = 0.4  # centres move by up to this many half sides, sides change by up to this share
+    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
+    weights: Weights | None = None  # None: the criterion's
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_within("objectives.denoising", self, number=(0, 10**6))
+
+    def group_count(self, most: int) -> int:
+        return denoising_groups(self.number, most)
 
 
 def denoising_groups(number: int, most_objects: int) -> int:
@@ -228,11 +257,13 @@ def known_match(targets: Targets, groups: int, most: int, copies: int = 2) -> Ma
     """The positives of every denoising group with their objects, at one stage; P = groups * G. `copies`: of an object in a group."""
     image, row = query_places(targets, copies * groups, most)
     target = torch.arange(len(targets.labels), device=row.device)
-    return Match(image.repeat(groups), row[::copies].flatten(), target.repeat(groups))
+    counts = tuple(count * groups for count in targets.counts)
+    return Match(image.repeat(groups), row[::copies].flatten(), target.repeat(groups), counts=counts)
 
 
 def repeat_stages(match: Match, stages: Stages, objects: int) -> Match:
     """The same match at every stage, in folded indices."""
     count, images = stages.logits.shape[:2]
     stage = torch.arange(count, device=match.image.device)[:, None]
-    return Match((match.image + stage * images).flatten(), match.query.repeat(count), (match.target + stage * objects).flatten())
+    image, target = (match.image + stage * images).flatten(), (match.target + stage * objects).flatten()
+    return Match(image, match.query.repeat(count), target, counts=match.counts and match.counts * count)

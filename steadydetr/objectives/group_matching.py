@@ -17,7 +17,7 @@ from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem
 from steadydetr.learning.predictions import proposal_targets
 from steadydetr.objectives.base import Matched, Objective, Predicted
-from steadydetr.structures import Assignment, Losses, QueryGroup, Stages, Targets
+from steadydetr.structures import Assignment, Losses, MaskPredictions, QueryGroup, Stages, Targets
 
 if TYPE_CHECKING:
     from steadydetr.detectors.base import Detector
@@ -81,4 +81,5 @@ def fold(groups: Sequence[Stages]) -> Stages | None:
     valid = groups[0].valid
     if valid is not None:
         valid = torch.cat([cast("torch.Tensor", group.valid).expand(group.logits.shape[:3]) for group in groups])
-    return Stages(torch.cat([group.logits for group in groups]), torch.cat([group.boxes for group in groups]), valid)
+    masks = MaskPredictions.stack([group.masks for group in groups])
+    return Stages(torch.cat([group.logits for group in groups]), torch.cat([group.boxes for group in groups]), valid, masks)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from steadydetr.config import check_within
 from steadydetr.kinds import register
 from steadydetr.learning.context import StepContext
-from steadydetr.learning.criterion import Weights
 from steadydetr.learning.matching import Problem
 from steadydetr.objectives.base import Matched, Objective, Predicted
 from steadydetr.structures import Assignment, Losses, QueryGroup
@@ -57,6 +56,4 @@ class OneToMany(Objective):
         if self.name not in stages:
             return
         criterion, assignment, normaliser = context.criterion, Assignment.of(matched[self.name].match), context.normaliser * self.repeats
-        of = criterion.loss_weights
-        weights = Weights(of.label * self.weight, of.l1 * self.weight, of.giou * self.weight)
-        criterion.add_losses(losses, self.name, stages[self.name], assignment, context.targets, normaliser, weights)
+        criterion.add_losses(losses, self.name, stages[self.name], assignment, context.targets, normaliser, factor=self.weight)

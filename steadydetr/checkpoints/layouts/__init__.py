@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import adamixer, conditional, conditional_hugging_face, detrex, hugging_face, mmdet, original
+from steadydetr.checkpoints.layouts import adamixer, conditional, conditional_hugging_face, detrex, hugging_face, maskdino, mmdet, original
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
 # a checkpoint is of the first layout whose mark one of its keys matches
@@ -11,6 +11,7 @@ LAYOUTS: tuple[KeyLayout, ...] = (
     conditional.LAYOUT,
     hugging_face.LAYOUT,
     adamixer.LAYOUT,
+    maskdino.LAYOUT,
     mmdet.LAYOUT,
     detrex.LAYOUT,
     original.LAYOUT,

@@ -68,6 +68,10 @@ class DetectorConfig(ABC):
         position, content = joint.chunk(2, 1)
         return {"query_position.weight": position, "query_content.weight": content}
 
+    def rearranged(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of another project's file, by our names, where values stand in another order or under another number in it."""
+        return dict(tensors)
+
     def changed(self, **values: Any) -> Self:
         """The same config with other values of some fields."""
         return replace(self, **values)  # type: ignore[type-var]  # what derives from it is a dataclass

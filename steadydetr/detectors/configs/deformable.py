@@ -231,7 +231,7 @@ class DINOConfig(DeformableDetectorConfig):
     @classmethod
     def from_tensors(cls, tensors: NamedTensors) -> Self | None:
         """A norm after the decoder's layers, and a layer that makes position vectors. detrex has the sine position of Deformable DETR."""
-        if not tensors.has("decoder.norm.") or tensors.has("decoder.sine_scale."):
+        if not tensors.has("decoder.norm.") or tensors.has("decoder.sine_scale.", "pixel_embedding."):
             return None
         base = replace(DINO_TRANSFORMER, temperature=10000.0, position_offset=-0.5) if tensors.layout == "detrex" else DINO_TRANSFORMER
         return cls(
