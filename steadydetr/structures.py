@@ -71,7 +71,7 @@ class Targets:
     def split(self) -> list[Targets]:
         """One `Targets` per image."""
         masks = [None] * len(self.counts) if self.masks is None else self.masks.split(self.counts)
-        seeds = [(seed,) for seed in self.seeds] or [()] * len(self.counts)
+        seeds: list[tuple[int, ...]] = [(seed,) for seed in self.seeds] or [()] * len(self.counts)
         parts = zip(self.labels.split(self.counts), self.boxes.split(self.counts), self.counts, masks, seeds, strict=True)
         return [Targets(labels, boxes, (count,), of_image, seed) for labels, boxes, count, of_image, seed in parts]
 
@@ -86,6 +86,14 @@ class Targets:
             torch.cat(masks) if masks and len(masks) == len(parts) else None,
             tuple(seed for part in parts for seed in part.seeds),
         )
+
+    def with_box_masks(self, size: tuple[int, int]) -> Targets:
+        """The same with masks that fill the boxes, of images of (height, width) without padding: for made-up batches."""
+        height, width = size
+        y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width) + 0.5
+        cx, cy, w, h = (self.boxes.cpu() * torch.tensor([width, height, width, height])).unbind(-1)
+        inside = (2 * (x - cx[:, None, None]).abs() < w[:, None, None]) & (2 * (y - cy[:, None, None]).abs() < h[:, None, None])
+        return replace(self, masks=inside.byte().to(self.boxes.device))
 
     def pin_memory(self) -> Targets:
         """A copy in page-locked memory."""

@@ -20,12 +20,13 @@ from steadydetr.detectors import (
     DINOConfig,
     DNDABDeformableDETRConfig,
     HDeformableDETRConfig,
+    MaskDINOConfig,
     PlainTransformerConfig,
     TransformerConfig,
 )
 from steadydetr.learning.criterion import Criterion
 from steadydetr.nn.configs import SmallBackboneConfig
-from steadydetr.objectives import Denoising, DNDenoising, Objective, OneToMany, SetPrediction
+from steadydetr.objectives import Denoising, DNDenoising, MaskDenoising, Objective, OneToMany, SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Stages, Targets
 
@@ -45,6 +46,7 @@ DETECTORS: dict[str, DetectorConfig] = {
     "dino": DINOConfig(BACKBONE, TINY, queries=12),
     "dn-dab": DNDABDeformableDETRConfig(BACKBONE, TINY, queries=12),
     "h-deformable": HDeformableDETRConfig(BACKBONE, TINY, queries=12, one_to_many_queries=20),
+    "maskdino": MaskDINOConfig(replace(BACKBONE, fine_map=True), TINY, queries=12, box_init="no"),  # without masks learned
     "dino-shared-decoder": DINOConfig(BACKBONE, replace(TINY, share_decoder=True), queries=12),
     "conditional": ConditionalDETRConfig(BACKBONE, TINY_PLAIN, queries=12),
     "adamixer": AdaMixerConfig(
@@ -69,8 +71,11 @@ def table() -> Iterator[None]:
         setattr(kinds, name, value)
 
 
-def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id: int = 0) -> Batch:
-    """Random images and objects; image ids count from `first_id`. The last image is padded where there are several."""
+def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id: int = 0, masks: bool = False) -> Batch:
+    """Random images and objects; image ids count from `first_id`. The last image is padded where there are several.
+
+    Masks fill the boxes of objects, as if there were no padding.
+    """
     generator = torch.Generator().manual_seed(seed)
     images, objects = len(counts), sum(counts)
     centre = torch.rand(objects, 2, generator=generator) * 0.5 + 0.25
@@ -79,10 +84,11 @@ def make_batch(counts: tuple[int, ...], seed: int = 0, size: int = 64, first_id:
     if images > 1:
         padding[-1, :, size * 3 // 4 :] = True
     labels = torch.randint(CLASSES, (objects,), generator=generator)
+    targets = Targets(labels, torch.cat((centre, side), 1), counts)
     return Batch(
         images=torch.rand(images, 3, size, size, generator=generator),
         padding=padding,
-        targets=Targets(labels, torch.cat((centre, side), 1), counts),
+        targets=targets.with_box_masks((size, size)) if masks else targets,
         image_ids=tuple(range(first_id, first_id + images)),
         original_sizes=((size, size),) * images,
     )
@@ -120,6 +126,8 @@ def own_objectives(config: DetectorConfig) -> tuple[Objective, ...]:
         return (Denoising(number=4, box_noise=0.4),)
     if isinstance(config, DNDABDeformableDETRConfig):
         return (DNDenoising(groups=2),)
+    if isinstance(config, MaskDINOConfig):
+        return (MaskDenoising(number=6),)
     return (OneToMany(repeats=3),) if isinstance(config, HDeformableDETRConfig) else ()
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from steadydetr.detectors import AdaMixerConfig, DetectorConfig
+from steadydetr.detectors import AdaMixerConfig, DetectorConfig, MaskDINOConfig
 from steadydetr.learning.frozen import Frozen
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
@@ -26,7 +26,8 @@ def shrunk(detector: DetectorConfig) -> DetectorConfig:
         small = {name: SMALL[name] for name in ("width", "heads", "ffn", "decoder_layers", "norm_groups")}
         return replace(detector, backbone=BACKBONE, queries=20, groups=2, in_points=4, out_points=6, levels=3, **small)  # type: ignore[arg-type]
     transformer = replace(detector.transformer, **SMALL, encoder_points=2, decoder_points=2)  # type: ignore[attr-defined]
-    return detector.changed(backbone=BACKBONE, transformer=transformer, queries=20)
+    backbone = replace(BACKBONE, fine_map=isinstance(detector, MaskDINOConfig))
+    return detector.changed(backbone=backbone, transformer=transformer, queries=20)
 
 
 def step(recipe: Recipe) -> Method:
@@ -38,7 +39,7 @@ def step(recipe: Recipe) -> Method:
         for teacher in recipe.teachers
     }
     method = Method(student, recipe.criterion, recipe.objectives, teachers)
-    method(make_batch((2, 0, 3))).total.backward()
+    method(make_batch((2, 0, 3), masks=recipe.criterion.masks is not None)).total.backward()
     return method
 
 

@@ -18,6 +18,14 @@ class RandomShortestSize(v2.RandomShortestSize):
         return params | {"size": tuple(max(1, side) for side in params["size"])}
 
 
+class ScaleJitter(v2.ScaleJitter):
+    """The same for the one of torchvision."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+
 class ResizeShortest(v2.Resize):
     """The same for one size of the shorter side."""
 

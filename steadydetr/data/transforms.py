@@ -107,6 +107,31 @@ class DetrTransform(TrainTransform):
         return v2.Compose(steps)
 
 
+@register("large-scale-jitter", "large-scale-jitter", "lsj")
+@dataclass(frozen=True)
+class LargeScaleJitter(TrainTransform):
+    """Flip, resize by a random factor, and crop what is larger than a square (Ghiasi et al. 2021)."""
+
+    side: int = 1024  # of the square; an image that just fits into it has scale 1
+    least: float = 0.1  # scales
+    most: float = 2.0
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_within("data.transform", self, side=SIDE, least=(1e-2, 10), most=(self.least, 10), flip=(0, 1))
+
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+        scale = self.most * self.side / sizes.max(1)
+        return np.stack((scale, scale), 1)
+
+    def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomSizeCrop, ScaleJitter
+
+        jitter = ScaleJitter((self.side, self.side), (self.least, self.most))
+        steps = [v2.RandomHorizontalFlip(self.flip), jitter, RandomSizeCrop(self.side, self.side)]
+        return v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
+
+
 @register("fixed-size-transform", "fixed-size")
 @dataclass(frozen=True)
 class FixedSizeTransform(TrainTransform):

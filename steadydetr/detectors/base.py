@@ -36,6 +36,7 @@ class Detector(nn.Module, ABC):
 
     # capabilities
     predicts_masks: bool = False  # its stages have `masks`
+    starts_from_masks: bool = False  # what its queries start from depends on masks
     mask_parameters: tuple[str, ...] = ()  # the names of those that only masks use
     undecoded_stages: int = 0  # of `stages`, the first ones, which are predicted before any layer of the decoder
     embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs

@@ -53,6 +53,7 @@ class MaskDINO(DeformableDetector):
         super().__init__(config.backbone, c, num_classes, decoder, first_level, config.encoder_ffn)
         self.first_level = first_level
         self.config, self.stages = config, c.decoder_layers + self.undecoded_stages
+        self.starts_from_masks = config.box_init != "no"
         self.pixel_embedding = PixelEmbedding(self.backbone.channels[0], c.width, c.norm_groups)
         self.mask_head = MLP(c.width, c.width, c.width, 3)
         self.add_query_parts()

@@ -353,7 +353,7 @@ class BasicBlock(nn.Module):
 
 
 class SmallBackbone(Backbone):
-    """One basic residual block a stage; maps of stride 8, 16, 32, or of the output stride where that is smaller."""
+    """One basic residual block a stage; maps of stride 8, 16, 32, and perhaps 4, or of the output stride where that is smaller."""
 
     def __init__(self, config: SmallBackboneConfig) -> None:
         super().__init__()
@@ -365,7 +365,9 @@ class SmallBackbone(Backbone):
         dilations = [max(stride // config.output_stride, 1) for stride in (4, 8, 16, 32)]
         blocks = zip(pairwise(widths), dilations, strict=True)
         self.stages = nn.ModuleList(BasicBlock(a, b, 2 if dilation == 1 else 1, dilation) for (a, b), dilation in blocks)
-        self.channels, self.strides = list(config.channels[1:]), [min(stride, config.output_stride) for stride in (8, 16, 32)]
+        self.first = 0 if config.fine_map else 1
+        self.channels = list(config.channels[self.first :])
+        self.strides = [min(stride, config.output_stride) for stride in (4, 8, 16, 32)][self.first :]
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         x = self.stem(pixels)
@@ -373,4 +375,4 @@ class SmallBackbone(Backbone):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        return maps[1:]
+        return maps[self.first :]

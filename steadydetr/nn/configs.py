@@ -91,12 +91,13 @@ class TimmBackboneConfig(BackboneConfig):
 @register("small-backbone")
 @dataclass(frozen=True)
 class SmallBackboneConfig(BackboneConfig):
-    """One basic residual block a stage, trained from scratch with its own batch norm; maps of stride 8, 16, 32."""
+    """One basic residual block a stage, trained from scratch with its own batch norm; maps of stride 8, 16, 32, and perhaps 4."""
 
     stem: int = 32
     channels: tuple[int, ...] = (48, 96, 160, 192)  # of strides 4, 8, 16, 32
     image_channels: int = 3  # 1: grey, 3: RGB, 4: RGBA
     output_stride: int = 32  # 16: the last stage keeps the size of its input and dilates its convolutions (DC5); 8: the last two
+    fine_map: bool = False  # the map of stride 4 is given too
 
     def __post_init__(self) -> None:
         check_output_stride(self.output_stride)

@@ -18,6 +18,19 @@ from steadydetr.objectives.base import Objective
 from steadydetr.structures import Batch, Losses
 
 
+def check_masks(student: Detector, criterion: Criterion) -> None:
+    """Raise ValueError where masks are to be learned and not predicted, or are used and not learned."""
+    if criterion.masks is not None and not student.predicts_masks:
+        raise ValueError(
+            f"criterion.masks needs a detector that predicts masks, as {student.architecture} does not: --criterion.masks none"
+        )
+    if criterion.masks is None and student.starts_from_masks:
+        raise ValueError(
+            f"the boxes of {student.architecture} start from its masks, which nothing trains without criterion.masks:"
+            " --criterion.masks masks, or --detector.box-init no"
+        )
+
+
 class Method(nn.Module):
     """Student, its teachers and objectives over one criterion; what DistributedDataParallel wraps.
 
@@ -43,6 +56,7 @@ class Method(nn.Module):
             raise ValueError(f"objectives need names of their own, got {names}")
         self.student, self.criterion, self.objectives = student, criterion, objectives
         self.criteria = dict(criteria or {})
+        check_masks(student, criterion)
         self.teachers = nn.ModuleDict(dict(teachers or {}))
         for objective in objectives:
             if objective.joins_matches and criterion.matching is not None:
@@ -77,6 +91,7 @@ class Method(nn.Module):
         embeds = any(objective.embeds_labels for objective in self.objectives)
         used = {group for objective in self.objectives for group in objective.extra_groups}
         unused = set() if embeds else set(self.student.label_parameters)
+        unused |= set() if self.criterion.masks is not None else set(self.student.mask_parameters)
         unused |= {name for group, names in self.student.extra_groups.items() if group not in used for name in names}
         return [f"student.{name}" for name, _ in self.student.named_parameters() if name in unused]
 

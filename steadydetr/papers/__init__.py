@@ -42,6 +42,8 @@ SMALL = {  # the small sister of a recipe
     "align-dino-4scale-r50-12ep": "small-align-dino",
     "align-dino-4scale-r50-24ep": "small-align-dino",
     "group-dino-4scale-r50-36ep": "small-group-dino",
+    "maskdino-r50-12ep": "small-maskdino",
+    "stable-maskdino-r50-12ep": "small-stable-maskdino",
 }
 Value = float | str  # a number, or what stands in its place
 

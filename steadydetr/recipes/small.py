@@ -12,14 +12,16 @@ from steadydetr.detectors import (
     DINOConfig,
     DNDABDeformableDETRConfig,
     HDeformableDETRConfig,
+    MaskDINOConfig,
     PlainTransformerConfig,
     TransformerConfig,
 )
 from steadydetr.detectors.configs.deformable import with_transformer
 from steadydetr.learning.criterion import Criterion, Weights
+from steadydetr.learning.mask_terms import MaskTerms
 from steadydetr.learning.teachers import EMATeacher
 from steadydetr.nn.configs import SmallBackboneConfig
-from steadydetr.objectives import Denoising, DNDenoising, OneToMany, SetPrediction
+from steadydetr.objectives import Denoising, DNDenoising, MaskDenoising, OneToMany, SetPrediction
 from steadydetr.recipes.align import align
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
@@ -183,6 +185,28 @@ def small_dn_dab_deformable_detr() -> Recipe:
         objectives=(SetPrediction(), DNDenoising()),
         notes="DN-DAB-Deformable-DETR at the size of the quickstart",
     )
+
+
+@recipe
+def small_maskdino() -> Recipe:
+    """With masks of 32 x 32 cells, which 512 points of each are more than enough for."""
+    start = small_dino()
+    transformer = replace(SMALL_TRANSFORMER, temperature=10000.0)
+    return replace(
+        start,
+        name="small-maskdino",
+        detector=MaskDINOConfig(SmallBackboneConfig(fine_map=True), transformer, queries=40),
+        criterion=replace(start.criterion, masks=MaskTerms(points=512)),
+        objectives=(SetPrediction(), MaskDenoising(number=40)),
+        data=replace(start.data, masks=True),
+        notes="MaskDINO at the size of the quickstart",
+    )
+
+
+@recipe
+def small_stable_maskdino() -> Recipe:
+    start = small_maskdino()
+    return replace(stable(start, "one", ""), name="small-stable-maskdino", nms=None, training=start.training)
 
 
 @recipe

@@ -104,7 +104,8 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
         ValueError, FileNotFoundError: there is no such teacher, or none is named where one is needed.
     """
     torch.manual_seed(0)
-    method, batch = build_untrained(recipe, teacher, classes), make_batch(size, classes, recipe.detector.image_channels)
+    method = build_untrained(recipe, teacher, classes)
+    batch = make_batch(size, classes, recipe.detector.image_channels, masks=recipe.criterion.masks is not None)
     teachers = {name: measure_size(model, batch) for name, model in method.teaching.items()}
     student = measure_size(method.student, batch)
     teaching = sum(teachers[name].inference for name in method.active_teachers)
@@ -172,10 +173,11 @@ def count_parameters(module: nn.Module) -> tuple[int, int]:
     return sum(n for n, _ in sizes), sum(n for n, trainable in sizes if trainable)
 
 
-def make_batch(size: tuple[int, int], classes: int, channels: int = 3) -> Batch:
-    """A batch of one random image without padding."""
+def make_batch(size: tuple[int, int], classes: int, channels: int = 3, masks: bool = False) -> Batch:
+    """A batch of one random image without padding, whose objects may have masks."""
     generator = torch.Generator().manual_seed(0)
     boxes = torch.cat((torch.rand(OBJECTS, 2, generator=generator) * 0.5 + 0.25, torch.full((OBJECTS, 2), 0.2)), 1)
     labels: Tensor = torch.randint(classes, (OBJECTS,), generator=generator)
     images, padding = torch.rand(1, channels, *size, generator=generator), torch.zeros(1, *size, dtype=torch.bool)
-    return Batch(images, padding, Targets(labels, boxes, (OBJECTS,)), (0,), (size,))
+    targets = Targets(labels, boxes, (OBJECTS,))
+    return Batch(images, padding, targets.with_box_masks(size) if masks else targets, (0,), (size,))

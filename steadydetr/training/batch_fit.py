@@ -97,7 +97,8 @@ def step_of(recipe: Recipe, data: Dataset, device: torch.device) -> Callable[[in
     optimiser = make_optimiser(method, replace(recipe.training, lr=1e-12))
 
     def step(size: int) -> None:
-        batch = made_up_batch(size, (student.image_channels, height, width), int(data.index.counts.max()), len(classes)).to(device)
+        masks = recipe.criterion.masks is not None
+        batch = made_up_batch(size, (student.image_channels, height, width), int(data.index.counts.max()), len(classes), masks).to(device)
         for number in range(2):
             optimiser.zero_grad(set_to_none=True)
             with autocast(recipe.training, device):
@@ -125,15 +126,16 @@ def largest_size(data: Dataset, transform: TrainTransform) -> tuple[int, int]:
     return max(height for height, _ in sides), max(width for _, width in sides)
 
 
-def made_up_batch(images: int, shape: tuple[int, int, int], objects: int, classes: int) -> Batch:
-    """Grey images of this shape [C, H, W] without padding, each with so many objects at random places."""
+def made_up_batch(images: int, shape: tuple[int, int, int], objects: int, classes: int, masks: bool = False) -> Batch:
+    """Grey images of this shape [C, H, W] without padding, each with so many objects at random places, which may have masks."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(images * objects, 2, 2, generator=generator).sort(1).values.flatten(1)
     labels = torch.randint(classes, (images * objects,), generator=generator)
+    targets = Targets(labels, to_cxcywh(corners), (objects,) * images)
     return Batch(
         images=torch.full((images, *shape), 127, dtype=torch.uint8),
         padding=torch.zeros(images, *shape[1:], dtype=torch.bool),
-        targets=Targets(labels, to_cxcywh(corners), (objects,) * images),
+        targets=targets.with_box_masks(shape[1:]) if masks else targets,
         image_ids=tuple(range(images)),
         original_sizes=(shape[1:],) * images,
         totals=Totals.of([objects] * images),

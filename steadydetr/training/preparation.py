@@ -79,6 +79,7 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
     progress = Progress(enabled=accelerator.is_main_process)
     progress.say(f"Loading {recipe.data.source} and building {recipe.name} on {accelerator.device}")
     weights = None if goes_on and folder.latest_checkpoint else read_start(recipe, accelerator)
+    check_masks_are_read(recipe)
     recipe = settle(recipe, accelerator.device, before, None if weights is None else weights.card.detector)
     divisions = folder.read_splits() if goes_on else None
     more_classes = classes_to_keep(recipe, folder, weights)
@@ -117,6 +118,15 @@ def _prepare(recipe: Recipe, folder: RunFolder, lock: FolderLock, resume: bool |
         folder.write_splits(divisions)
     introduce(run, goes_on and checkpoint is None, weights, transfer)
     return run
+
+
+def check_masks_are_read(recipe: Recipe) -> None:
+    """Raise ValueError where the recipe learns masks and the data are read without them."""
+    if recipe.criterion.masks is not None and not recipe.data.masks:
+        raise ValueError(
+            f"{recipe.name} learns masks, which data.masks = False leaves unread: --data.masks true, or --criterion.masks none"
+            " --detector.box-init no to train without them"
+        )
 
 
 def reopen_if_it_goes_on(folder: RunFolder, lock: FolderLock, resume: bool | Literal["auto"]) -> bool:

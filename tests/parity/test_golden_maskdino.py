@@ -6,7 +6,7 @@ The random points of costs and losses are those that were recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,8 +34,6 @@ from steadydetr.objectives.denoising import (
 )
 from steadydetr.structures import (
     Assignment,
-    Batch,
-    DecodedStages,
     Losses,
     MaskPredictions,
     Match,
