@@ -36,9 +36,9 @@ def assert_close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], rt
         torch.testing.assert_close(value, expected[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def assert_parts_sum_to_the_whole(method: Method) -> None:
+def assert_parts_sum_to_the_whole(method: Method, masks: bool = False) -> None:
     """Two processes or micro-batches with the step's totals, one of which has an image without objects."""
-    batch = wide(make_batch((2, 0, 3, 1)))
+    batch = wide(make_batch((2, 0, 3, 1), masks=masks))
     batch = replace(batch, padding=torch.zeros_like(batch.padding), step=3, seed=7)
     expected = method(batch)
     expected_gradients = gradients(method, expected.total)

@@ -59,7 +59,7 @@ class MaskTerms:
     def losses(self, masks: MaskPredictions, targets: Targets, match: Match, name: str) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice of every pair, [P] each, unweighed, at points of its own."""
         images, objects = len(masks.pixels), max(len(targets.labels), 1)
-        order = (match.image % images).argsort(stable=True)  # image after image, and within each stage after stage
+        order = (match.image % images).argsort(stable=True)  # image after image, and within each as in the match
         values = []
         for image, (rows, of_image) in enumerate(zip(order.split(pairs_of_images(match, images)), split_masks(targets), strict=True)):
             for number, chunk in enumerate(rows.split(CHUNK)):

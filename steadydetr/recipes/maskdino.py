@@ -1,4 +1,4 @@
-"""MaskDINO (Li et al. 2022) as in its own repository: instance masks, large scale jitter, weight decay 0.05, the gradient clipped at 0.01."""
+"""MaskDINO (Li et al. 2022) as in its own repository: instance masks, large scale jitter, weight decay 0.05, gradients clipped at 0.01."""
 
 from __future__ import annotations
 
