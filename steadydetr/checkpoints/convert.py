@@ -74,7 +74,7 @@ def convert_state_dict(
     num_classes = tensors.shape("class_heads.0.bias")[0]
     with torch.device("meta"):
         detector = config.build(num_classes)
-    placed = place(tensors.tensors, config, detector.stages - detector.undecoded_stages)
+    placed = place(tensors.tensors, config, detector.stages)
     check_complete(placed, config, detector, without_backbone)
     return Converted(config, placed, num_classes, layout)
 
