@@ -114,7 +114,7 @@ def solve(problems: Sequence[Problem], batch: Batch | None = None) -> list[Match
     split = sent.split([p.shape[1] for p in pairs], dim=1)
     counts = [tuple(np.bincount(p[0], minlength=len(problem.counts)).tolist()) for p, problem in zip(pairs, problems, strict=True)]
     solved = zip(split, problems, counts, strict=True)
-    return [MatchResult(Match(*found.unbind(), counts=count), problem.cost.detach()) for found, problem, count in solved]
+    return [MatchResult(Match(image, query, target, counts=count), problem.cost.detach()) for (image, query, target), problem, count in solved]
 
 
 def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> None:
