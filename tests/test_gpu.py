@@ -31,7 +31,7 @@ def perturbed(name: str) -> Method:
 
 @pytest.mark.parametrize("name", names())
 def test_a_step_is_that_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64. Padding would make tokens that are equal, of which each device may choose others."""
+    """In float64, but for positions, which stay in float32. Padding would make equal tokens, of which each device may choose others."""
     monkeypatch.setattr(
         deformable, "token_anchors", lambda memory: token_anchors(replace(memory, valid_ratios=memory.valid_ratios.double()))
     )
@@ -43,7 +43,7 @@ def test_a_step_is_that_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -
         expected, found = here(batch), there(batch.to("cuda"))
         assert_close({n: value.cpu() for n, value in terms(found).items()}, terms(expected), rtol=1e-8, atol=1e-9)
         on_the_gpu = {n: value.cpu() for n, value in gradients(there, found.total).items()}
-        assert_close(on_the_gpu, gradients(here, expected.total), rtol=1e-6, atol=1e-8)
+        assert_close(on_the_gpu, gradients(here, expected.total), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("name", names())
