@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from steadydetr.detectors import AdaMixerConfig, ConditionalDETRConfig, DetectorConfig, DINOConfig
+from steadydetr.detectors import AdaMixerConfig, ConditionalDETRConfig, DetectorConfig
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.frozen import Frozen
-from steadydetr.objectives import AssignmentDistillation, Denoising, LogitsDistillation, Objective, SetPrediction
+from steadydetr.objectives import AssignmentDistillation, LogitsDistillation, Objective, SetPrediction
 from steadydetr.objectives.method import Method
 from tests import steps
-from tests.conftest import CLASSES, DETECTORS, TINY, TINY_PLAIN
+from tests.conftest import CLASSES, DETECTORS, TINY, TINY_PLAIN, own_objectives
 
 assert_close = partial(steps.assert_close, rtol=1e-09, atol=1e-11)
 ALL: tuple[Objective, ...] = (SetPrediction(), LogitsDistillation(), AssignmentDistillation())
@@ -35,15 +35,12 @@ def perturb(model: nn.Module, seed: int) -> None:
 
 
 def make_distilled(student: DetectorConfig, teacher: DetectorConfig, objectives: Sequence[Objective] = ALL) -> Method:
-    """In float64 and evaluation mode, with random weights; DINO denoises besides, so that all of its parameters learn."""
+    """In float64 and evaluation mode, with random weights; what the student's paper trains besides comes with it."""
     torch.manual_seed(0)
     models = [config.build(CLASSES) for config in (student, teacher)]
     for seed, model in enumerate(models):
         perturb(model, seed)
-    objectives = tuple(objectives)
-    if isinstance(student, DINOConfig):
-        objectives += (Denoising(number=4, box_noise=0.4),)
-    return Method(models[0], Criterion(), objectives, {"teacher": Frozen(models[1])}).double().eval()
+    return Method(models[0], Criterion(), (*objectives, *own_objectives(student)), {"teacher": Frozen(models[1])}).double().eval()
 
 
 def other(name: str, **changes: Any) -> DetectorConfig:
@@ -58,5 +55,7 @@ def other(name: str, **changes: Any) -> DetectorConfig:
 
 
 def learned(method: Method) -> dict[str, nn.Parameter]:
+    """What is trained in evaluation mode: without the queries of extra groups, which are there in training mode alone."""
+    absent = {f"student.{name}" for names in method.student.extra_groups.values() for name in names}
     parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
-    return {name: parameter for name, parameter in parts if parameter.requires_grad}
+    return {name: parameter for name, parameter in parts if parameter.requires_grad and name not in absent}

@@ -127,11 +127,11 @@ def test_every_file_of_a_layout_is_listed() -> None:
 def test_errors_name_the_layouts_and_their_detectors() -> None:
     with pytest.raises(ValueError) as error:
         recognise(["head.weight"])
-    assert str(error.value) == (
-        "no known layout: none of original, detrex, mmdet, hugging face, conditional detr, conditional detr of hugging face writes keys"
-        " like head.weight. Known are Deformable DETR and DINO (their repositories), DINO and DAB-Deformable-DETR (detrex), Deformable DETR"
-        " (mmdet 2), Deformable DETR (Hugging Face), Conditional DETR (its repository), Conditional DETR (Hugging Face)"
-    )
+    names, _, detectors = str(error.value).partition(" writes keys like head.weight. Known are ")
+    assert names.startswith("no known layout: none of original, detrex, mmdet, ") and all(name in names for name in layouts.BY_NAME)
+    assert detectors.startswith("Deformable DETR, H-Deformable-DETR and DINO (their repositories), DINO, DAB-, ")
+    assert detectors.endswith("Conditional DETR (its repository), Conditional DETR (Hugging Face)")
+    assert "AdaMixer (its repository)" in detectors
 
 
 class Linear(nn.Module):

@@ -21,7 +21,7 @@ from tests.conftest import CLASSES, DETECTORS, make_batch
 from tests.distill_steps import ALL, OTHER, learned, make_distilled, other, perturb
 from tests.steps import terms, wide
 
-POSITIONED = {"deformable", "refine", "two-stage", "conditional"}
+POSITIONED = {"deformable", "refine", "two-stage", "h-deformable", "conditional"}
 
 
 @pytest.mark.parametrize("teacher", DETECTORS)

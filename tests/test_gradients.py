@@ -5,7 +5,8 @@ One that gets none is never trained, and on several processes DistributedDataPar
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import torch
@@ -18,33 +19,36 @@ from steadydetr.recipes.base import Recipe
 from tests.conftest import BACKBONE, CLASSES, make_batch
 
 SMALL = {"width": 16, "heads": 2, "ffn": 16, "encoder_layers": 2, "decoder_layers": 3, "norm_groups": 4, "dropout": 0.0}
+SMALL |= {"encoder_points": 2, "decoder_points": 2}
 
 
 def shrunk(detector: DetectorConfig) -> DetectorConfig:
     """The same structure in small."""
     if isinstance(detector, AdaMixerConfig):
-        small = {name: SMALL[name] for name in ("width", "heads", "ffn", "decoder_layers", "norm_groups")}
-        return replace(detector, backbone=BACKBONE, queries=20, groups=2, in_points=4, out_points=6, levels=3, **small)  # type: ignore[arg-type]
-    transformer = replace(detector.transformer, **SMALL, encoder_points=2, decoder_points=2)  # type: ignore[attr-defined]
+        return replace(_shrunk(detector), backbone=BACKBONE, queries=20, groups=2, in_points=4, out_points=6, levels=3)
     backbone = replace(BACKBONE, fine_map=isinstance(detector, MaskDINOConfig))
-    return detector.changed(backbone=backbone, transformer=transformer, queries=20)
+    return detector.changed(backbone=backbone, transformer=_shrunk(detector.transformer), queries=20)  # type: ignore[attr-defined]
 
 
-def step(recipe: Recipe) -> Method:
-    """The method of the recipe after a step's backward pass; a trained teacher has random weights."""
+def _shrunk(config: Any) -> Any:
+    """With the small sizes that it has."""
+    return replace(config, **{field.name: SMALL[field.name] for field in fields(config) if field.name in SMALL})
+
+
+def make_method(recipe: Recipe) -> Method:
+    """The method of the recipe, shrunk; a trained teacher has random weights."""
     torch.manual_seed(0)
     student = shrunk(recipe.detector).build(CLASSES)
     teachers = {
         teacher.name: Frozen(shrunk(recipe.detector).build(CLASSES)) if teacher.trained_before else teacher.build(student, CLASSES, 100)
         for teacher in recipe.teachers
     }
-    method = Method(student, recipe.criterion, recipe.objectives, teachers)
-    method(make_batch((2, 0, 3), masks=recipe.criterion.masks is not None)).total.backward()
-    return method
+    return Method(student, recipe.criterion, recipe.objectives, teachers)
 
 
 def check_gradients(recipe: Recipe) -> None:
-    method = step(recipe)
+    method = make_method(recipe)
+    method(make_batch((2, 0, 3), masks=recipe.criterion.masks is not None)).total.backward()
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
     assert [name for name, parameter in trained.items() if parameter.grad is None] == method.unused_parameters
     assert not [name for name, parameter in trained.items() if parameter.grad is not None and not parameter.grad.isfinite().all()]

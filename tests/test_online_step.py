@@ -12,7 +12,7 @@ import scipy.optimize
 import torch
 from torch import Tensor
 
-from steadydetr.detectors import DeformableDETRConfig, DetectorConfig, DINOConfig
+from steadydetr.detectors import DeformableDETRConfig, DetectorConfig
 from steadydetr.learning.class_terms import QualityTarget
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion
@@ -20,7 +20,6 @@ from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
-    Denoising,
     JoinedMatches,
     MatchingDistillation,
     NaivePrediction,
@@ -30,7 +29,8 @@ from steadydetr.objectives import (
 )
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, Losses, QueryGroup
-from tests.conftest import CLASSES, DETECTORS, make_batch
+from tests.conftest import CLASSES, DETECTORS, make_batch, own_objectives
+from tests.distill_steps import learned
 from tests.reference import online as slow
 from tests.reference.boxes import iou_and_giou
 from tests.steps import assert_close, assert_parts_sum_to_the_whole, gradients, terms, wide
@@ -55,15 +55,18 @@ def perturb(model: torch.nn.Module, scale: float, seed: int) -> None:
 def make_online(
     config: DetectorConfig, objectives: Sequence[Objective] = ALL, criterion: Criterion | None = None, apart: float = 0.05
 ) -> Method:
-    """In float64 and evaluation mode; the teacher is the student with its weights moved by `apart`. DINO denoises besides."""
+    """In float64 and evaluation mode; the teacher is the student with its weights moved by `apart`.
+
+    What the detector's paper trains besides comes with it.
+    """
     torch.manual_seed(0)
     student = config.build(CLASSES)
     perturb(student, 0.05, 1)
     teacher = Average(student, 0.9)
     perturb(teacher, apart, 2)
     objectives = tuple(o for o in objectives if student.takes_boxes or not isinstance(o, AuxiliaryGroups))
-    if isinstance(config, DINOConfig) and SetPrediction in map(type, objectives):
-        objectives += (Denoising(number=4, box_noise=0.4),)
+    if SetPrediction in map(type, objectives):
+        objectives += own_objectives(config)
     return Method(student, criterion or Criterion(class_target=QualityTarget(), alpha=None), objectives, {"ema": teacher}).double().eval()
 
 
@@ -135,8 +138,7 @@ def test_every_parameter_gets_a_finite_gradient(detector_config: DetectorConfig,
     method = make_online(detector_config)
     losses = method(wide(make_batch(counts)))
     losses.total.backward()
-    for name, parameter in method.student.named_parameters():
-        assert not parameter.requires_grad or (parameter.grad is not None and parameter.grad.isfinite().all()), name
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in learned(method).values())
     assert all(torch.isfinite(value).all() for value in (*terms(losses).values(), *losses.measures.values()))
 
 

@@ -113,8 +113,8 @@ def solve(problems: Sequence[Problem], batch: Batch | None = None) -> list[Match
     sent = torch.from_numpy(np.concatenate(pairs, axis=1)).to(device, non_blocking=True)
     split = sent.split([p.shape[1] for p in pairs], dim=1)
     counts = [tuple(np.bincount(p[0], minlength=len(problem.counts)).tolist()) for p, problem in zip(pairs, problems, strict=True)]
-    solved = zip(split, problems, counts, strict=True)
-    return [MatchResult(Match(image, query, target, counts=count), problem.cost.detach()) for (image, query, target), problem, count in solved]
+    solved = zip(split, counts, problems, strict=True)
+    return [MatchResult(Match(i, q, t, counts=count), problem.cost.detach()) for (i, q, t), count, problem in solved]
 
 
 def _check_finite(cost: np.ndarray, problem: Problem, batch: Batch | None) -> None:
