@@ -10,6 +10,7 @@ import torch
 
 from steadydetr.detectors import deformable
 from steadydetr.devices import choose_device
+from steadydetr.learning import mask_terms
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
@@ -31,14 +32,19 @@ def perturbed(name: str) -> Method:
 
 @pytest.mark.parametrize("name", names())
 def test_a_step_is_that_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64, but for positions, which stay in float32. Padding would make equal tokens, of which each device may choose others."""
+    """In float64, but for positions, which stay in float32. Padding would make equal tokens, of which each device may choose others.
+
+    Points of masks are those of the CPU (D-189).
+    """
+    points = mask_terms.random_points
+    monkeypatch.setattr(mask_terms, "random_points", lambda shape, device, *seed: points(shape, torch.device("cpu"), *seed).to(device))
     monkeypatch.setattr(
         deformable, "token_anchors", lambda memory: token_anchors(replace(memory, valid_ratios=memory.valid_ratios.double()))
     )
     here = perturbed(name).double()
     there = deepcopy(here).cuda()
     for counts in ((2, 0, 3), (0, 0)):
-        batch = wide(make_batch(counts))
+        batch = wide(make_batch(counts, masks=here.criterion.masks is not None))
         batch = replace(batch, padding=torch.zeros_like(batch.padding))
         expected, found = here(batch), there(batch.to("cuda"))
         assert_close({n: value.cpu() for n, value in terms(found).items()}, terms(expected), rtol=1e-8, atol=1e-9)
@@ -50,7 +56,7 @@ def test_a_step_is_that_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -
 def test_bfloat16(name: str) -> None:
     method = perturbed(name).cuda()
     with torch.autocast("cuda", torch.bfloat16):
-        losses = method(make_batch((2, 0, 3)).to("cuda"))
+        losses = method(make_batch((2, 0, 3), masks=method.criterion.masks is not None).to("cuda"))
     assert losses.total.isfinite()
     assert all(gradient.isfinite().all() for gradient in gradients(method, losses.total).values())
 

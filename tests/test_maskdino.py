@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steadydetr.data import LargeScaleJitter
+from steadydetr.checkpoints.card import DetectorCard
+from steadydetr.checkpoints.start import Start
+from steadydetr.data import FixedSize, LargeScaleJitter
 from steadydetr.data.transforms import Sample, apply, seeded
 from steadydetr.detectors import MaskDINOConfig
 from steadydetr.equations import masks as ours
@@ -31,6 +33,7 @@ from steadydetr.objectives import (
 from steadydetr.objectives.denoising import known_match, repeat_stages
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
+from steadydetr.recipes.finetuning import finetuned
 from steadydetr.structures import Assignment, Batch, Losses, MaskPredictions, Match, MatchedQueries, QueryGroup, Stages, Targets
 from steadydetr.tools.cost import measure_cost
 from steadydetr.training.preparation import prepare
@@ -258,16 +261,25 @@ class Largest(TorchDispatchMode):
         return found
 
 
-def test_the_loss_never_holds_the_masks_of_all_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor those of all pairs: neither forwards nor backwards."""
+def test_no_tensor_of_a_cost_is_larger_than_the_costs() -> None:
+    """A mask has 64 cells, a hundred queries and four stages two images of them."""
+    stages, targets = stages_with_masks(4, (6, 5), queries=100)
+    assert stages.masks is not None
+    with Largest() as largest:
+        cost = TERMS.cost(stages.masks, targets, "main")
+    assert largest.numbers == cost.numel() == 4 * 11 * 100
+
+
+def test_the_loss_never_holds_the_masks_of_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither forwards nor backwards: nothing is larger than the vectors of the pixels, which get a gradient."""
     monkeypatch.setattr(mask_terms, "CHUNK", 2)
-    stages, targets = stages_with_masks(4, (6, 5), queries=200)
+    stages, targets = stages_with_masks(4, (6, 5))
     match = solve([CRITERION.problem(stages, targets, "main")])[0].match
     assert stages.masks is not None
     with Largest() as largest:
-        TERMS.cost(stages.masks, targets, "main")
-        sum(TERMS.losses(stages.masks, targets, match, "main")).sum().backward()  # type: ignore[union-attr]
-    assert largest.numbers == len(match.query) * 200  # the costs themselves; a mask has 64 cells
+        cross_entropy, dice = TERMS.losses(stages.masks, targets, match, "main")
+        (cross_entropy + dice).sum().backward()
+    assert largest.numbers == stages.masks.pixels.numel() == 512 < 4 * 5 * 64
 
 
 @pytest.mark.parametrize("precision", ["float64", "bfloat16"])
@@ -432,6 +444,22 @@ def test_data_without_masks_are_refused(tmp_path: Any) -> None:
         prepare(replace(recipe, data=replace(recipe.data, masks=False)), tmp_path / "run", False, "cpu")
     with pytest.raises(ValueError, match=r"--data\.masks true"):
         method_of()(make_batch((2, 1)))
+
+
+def test_without_masks_queries_are_matched_by_class_and_boxes() -> None:
+    """Measures run on data that were read without them (D-197)."""
+    stages, targets = stages_with_masks(2, (2, 1))
+    unread, plain = replace(targets, masks=None, seeds=()), replace(CRITERION, masks=None)
+    assert torch.equal(CRITERION.problem(stages, unread, "main").cost, plain.problem(stages, targets, "main").cost)
+
+
+@pytest.mark.parametrize("method", [None, "stable", "od"])
+def test_fine_tuning_learns_masks(method: Any) -> None:
+    card = DetectorCard(find("maskdino-r50-50ep").detector, ("a",), (1,), FixedSize(64, 64))
+    recipe = finetuned(card, Start("w"), 100, method)
+    assert recipe.data.masks and recipe.criterion.masks == MaskTerms()
+    assert "denoising" in [objective.name for objective in recipe.objectives]
+    assert not finetuned(replace(card, detector=DETECTORS["dino"]), Start("w"), 100, method).data.masks
 
 
 def test_large_scale_jitter_scales_and_crops() -> None:

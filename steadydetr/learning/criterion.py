@@ -73,7 +73,7 @@ class Criterion:
             logits, boxes = (at_least_float32(tensor) for tensor in (stages.logits, stages.boxes))
             terms = pairwise_terms(Stages(logits, boxes, stages.valid), targets, self.giou_eps, self.l1_format)
             cost = self.cost(terms)
-            if self.masks is not None and stages.masks is not None:
+            if self.masks is not None and stages.masks is not None and targets.masks is not None:  # D-197
                 cost = cost + self.masks.cost(stages.masks, targets, name)
             return Problem.of(cost, terms, targets.counts * len(logits), name)
 

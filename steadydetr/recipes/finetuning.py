@@ -48,7 +48,7 @@ def finetuned(card: DetectorCard, start: Start, images: int, method: TrainingMet
         detector=card.detector,
         criterion=criterion,
         objectives=(SetPrediction(), *own),
-        data=data_for(card.resize, base.data),
+        data=replace(data_for(card.resize, base.data), masks=criterion.masks is not None),
         training=training_for(base.training, images),
         start=start,
         top=card.top,
