@@ -248,7 +248,7 @@ def test_every_parameter_gets_a_gradient(counts: tuple[int, ...], stable: bool) 
 
 
 class Largest(TorchDispatchMode):
-    """The numbers in the largest tensor that an operation makes."""
+    """The numbers in the largest tensor that an operation makes; a view of another tensor is not made."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -256,8 +256,9 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         found = func(*args, **(kwargs or {}))
-        tensors = found if isinstance(found, (tuple, list)) else (found,)
-        self.numbers = max([self.numbers, *(t.numel() for t in tensors if isinstance(t, Tensor) and not str(func).startswith("aten.view"))])
+        given = {tensor.untyped_storage().data_ptr() for tensor in args if isinstance(tensor, Tensor)}
+        made = [t for t in (found if isinstance(found, (tuple, list)) else (found,)) if isinstance(t, Tensor)]
+        self.numbers = max([self.numbers, *(t.numel() for t in made if t.untyped_storage().data_ptr() not in given)])
         return found
 
 
