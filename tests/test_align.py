@@ -307,7 +307,8 @@ def test_every_parameter_gets_a_gradient(detector_config: DetectorConfig, counts
     losses = method(make_batch(counts))
     losses.total.backward()
     gradients = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
-    assert not [name for name, grad in gradients.items() if grad is None or not torch.isfinite(grad).all()]
+    assert [name for name, grad in gradients.items() if grad is None] == method.unused_parameters
+    assert not [name for name, grad in gradients.items() if grad is not None and not torch.isfinite(grad).all()]
 
 
 def test_parts_sum_to_the_whole(detector_config: DetectorConfig) -> None:
