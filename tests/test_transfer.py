@@ -22,6 +22,7 @@ from steadydetr.detectors import (
     Detector,
     DetectorConfig,
     DINOConfig,
+    MaskDINOConfig,
     TransformerConfig,
 )
 from steadydetr.nn.configs import SmallBackboneConfig
@@ -37,6 +38,7 @@ DETECTORS: dict[str, DetectorConfig] = {
     "deformable": DeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12),
     "two-stage": DeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12, refine=True, two_stage=True),
     "dab": DABDeformableDETRConfig(BACKBONE, TRANSFORMER, queries=12),
+    "maskdino": MaskDINOConfig(replace(BACKBONE, fine_map=True), TRANSFORMER, queries=12),
     "adamixer": AdaMixerConfig(BACKBONE, 16, 12, 3, 2, 16, groups=2, in_points=4, out_points=6, levels=3, norm_groups=4),
 }
 THEIRS = ("cat", "traffic light", "dog", "Fire_Hydrant")
@@ -211,13 +213,15 @@ def test_levels_of_the_same_stride_are_kept() -> None:
     assert torch.equal(logits(back), logits(old)) and len(found.remarks) == 1
 
 
-def test_the_first_stages_are_kept() -> None:
-    config = DETECTORS["dino with heads of its own"]
+@pytest.mark.parametrize("name", ["dino with heads of its own", "maskdino"])
+def test_the_first_stages_are_kept(name: str) -> None:
+    config = DETECTORS[name]
     old, weights = trained(config)
     fewer = config.changed(transformer=replace(TRANSFORMER, encoder_layers=1, decoder_layers=2))
     new, found, _ = start_from(weights, fewer, THEIRS)
     assert found.remarks == ["the first 1 of 2 encoder layers are kept", "the first 2 of 3 decoder layers are kept"]
-    for name in ("encoder.layers.0.ffn.linear1.weight", "decoder.layers.1.ffn.linear1.weight", "decoder.class_heads.1.weight"):
+    heads = ("decoder.class_heads.1.weight",) if name.startswith("dino") else ()
+    for name in ("encoder.layers.0.ffn.linear1.weight", "decoder.layers.1.ffn.linear1.weight", *heads):
         assert torch.equal(new.state_dict()[name], old.state_dict()[name])
     with pytest.raises(ValueError, match=r"decoder\.layers\.2\.\S+ is missing.*--allow-partial.*decoder\.layers\.2"):
         start_from(TrainedWeights(DetectorCard(fewer, THEIRS, (1, 2, 3, 4)), dict(new.state_dict()), "w"), config, THEIRS)
