@@ -85,7 +85,7 @@ def test_a_model_is_consistent_with_itself(detector_config: DetectorConfig) -> N
     detector, data = detector_config.build(6), held_out(open_data(CONFIG.source, "val"), None)
     matched = match_dataset(detector, Criterion(), data, CONFIG, 4)
     measured = compare_matches(matched, matched.query[-1], matched)
-    assert measured.between_epochs == 0 and measured.consistency == [100.0, 100.0]
+    assert measured.between_epochs == 0 and measured.consistency == [100.0] * detector.stages
     two_stage = matched.proposal is not None
     assert list(measured.unstable_score) == (["1", "2"] if two_stage else ["2"]) and len(measured.between_stages) == 1
     assert matched.query.min() >= 0 and matched.query.max() < matched.ids
