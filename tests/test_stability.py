@@ -87,7 +87,8 @@ def test_a_model_is_consistent_with_itself(detector_config: DetectorConfig) -> N
     measured = compare_matches(matched, matched.query[-1], matched)
     assert measured.between_epochs == 0 and measured.consistency == [100.0] * detector.stages
     two_stage = matched.proposal is not None
-    assert list(measured.unstable_score) == (["1", "2"] if two_stage else ["2"]) and len(measured.between_stages) == 1
+    numbers = [str(stage + 1) for stage in range(detector.stages)]
+    assert list(measured.unstable_score) == (numbers if two_stage else numbers[1:]) and len(measured.between_stages) == len(numbers) - 1
     assert matched.query.min() >= 0 and matched.query.max() < matched.ids
     assert measured.objects == len(data.index.labels) and measured.images == len(data.index)
 
