@@ -57,6 +57,8 @@ def tables(cost: Cost) -> list[Table]:
         step.add_row(f"{part}, forward", giga(added), f"{cost.share(part):.2%}")
     if len(cost.parts) > 1:
         step.add_row("all distillation, forward", giga(sum(cost.parts.values())), f"{cost.whole_share:.2%}")
+    for part, added in cost.parts_as_released.items():
+        step.add_row(f"{part} as released, with a second encoder pass", giga(added), f"{cost.share_of(added):.2%}")
     step.add_row("forward and backward", giga(cost.step), "")
     if cost.parts:
         step.add_row("the same without teachers and distillation", giga(cost.plain_step), "")
