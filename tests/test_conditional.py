@@ -28,7 +28,7 @@ from steadydetr.objectives import (
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
 from steadydetr.structures import Queries, QueryGroup
-from steadydetr.tools.cost import count_multiplications, count_parameters
+from steadydetr.tools.cost import count_multiplications
 from tests.conftest import BACKBONE, CLASSES, DETECTORS, TINY_PLAIN, make_batch, make_method
 from tests.steps import assert_close, gradients, wide
 
