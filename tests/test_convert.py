@@ -128,11 +128,11 @@ def test_errors_name_the_layouts_and_their_detectors() -> None:
     with pytest.raises(ValueError) as error:
         recognise(["head.weight"])
     assert str(error.value) == (
-        "no known layout: none of original, detrex, mmdet, adamixer, hugging face, conditional detr of mmdet 3, conditional detr of detrex,"
-        " conditional detr, conditional detr of hugging face writes keys like head.weight. Known are Deformable DETR, H-Deformable-DETR and"
-        " DINO (their repositories), DINO, DAB-, DN-DAB- and H-Deformable-DETR (detrex), Deformable DETR (mmdet 2), AdaMixer (its"
-        " repository), Deformable DETR (Hugging Face), Conditional DETR (mmdet 3), Conditional DETR (detrex), Conditional DETR (its repository),"
-        " Conditional DETR (Hugging Face)"
+        "no known layout: none of original, detrex, mmdet, adamixer, hugging face, conditional detr of mmdet 3, conditional detr"
+        " of detrex, conditional detr, conditional detr of hugging face writes keys like head.weight. Known are Deformable DETR,"
+        " H-Deformable-DETR and DINO (their repositories), DINO, DAB-, DN-DAB- and H-Deformable-DETR (detrex), Deformable DETR"
+        " (mmdet 2), AdaMixer (its repository), Deformable DETR (Hugging Face), Conditional DETR (mmdet 3), Conditional DETR"
+        " (detrex), Conditional DETR (its repository), Conditional DETR (Hugging Face)"
     )
 
 
