@@ -185,12 +185,14 @@ def test_a_teacher_that_no_objective_reads_costs_nothing() -> None:
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "cost.json"
     words = ["cost", "small-refine-deformable-detr", "--size", "64", "64", "--teachers.teacher", "trained-teacher"]
-    words += ["--objectives.features", "feature-distillation", "--teacher", "small-dino", "--output", str(output)]
+    words += ["--objectives.features", "feature-distillation", "--objectives.assignment", "assignment-distillation"]
+    words += ["--objectives.assignment.matching", "own", "--teacher", "small-refine-deformable-detr", "--output", str(output)]
     main(words)
     said = capsys.readouterr().out
-    assert "features, forward" in said and "teacher" in said
+    assert "features, forward" in said and "teacher" in said and "assignment as released, with a second encoder pass" in said
     written = json.loads(output.read_text())
-    assert written["shares"]["features"] == pytest.approx(written["whole_share"])
+    whole = written["parts"]["features"] + written["parts"]["assignment"]
+    assert written["whole_share"] == pytest.approx(whole / (written["teaching"] + written["forward"] + whole))
 
 
 @pytest.mark.parametrize(

@@ -45,11 +45,11 @@ def read_cost_arguments(name: str, words: Sequence[str], description: str) -> Co
 
 def tables(cost: Cost) -> list[Table]:
     """A table of the models, and one of the parts of a training step."""
-    models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs")
+    models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs", "of it the encoder")
     for name, size in ({"student": cost.student} | cost.teachers).items():
-        models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference))
+        models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference), giga(size.encoder))
     if cost.adapters:
-        models.add_row("trained by objectives", f"{cost.adapters / 1e6:.2f}", f"{cost.adapters / 1e6:.2f}", "")
+        models.add_row("trained by objectives", f"{cost.adapters / 1e6:.2f}", f"{cost.adapters / 1e6:.2f}", "", "")
     step = Table("a training step", "GFLOPs", "share")
     step.add_row("teachers, forward", giga(cost.teaching), "")
     step.add_row("student and its own losses, forward", giga(cost.forward), "")
