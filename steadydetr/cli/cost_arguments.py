@@ -45,7 +45,7 @@ def read_cost_arguments(name: str, words: Sequence[str], description: str) -> Co
 
 def tables(cost: Cost) -> list[Table]:
     """A table of the models, and one of the parts of a training step."""
-    models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs", "of it the encoder")
+    models = Table("model", "parameters, M", "trainable, M", "GFLOPs", "of encoder")  # of inference
     for name, size in ({"student": cost.student} | cost.teachers).items():
         models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference), giga(size.encoder))
     if cost.adapters:
