@@ -59,4 +59,5 @@ def other(name: str, **changes: Any) -> DetectorConfig:
 
 def learned(method: Method) -> dict[str, nn.Parameter]:
     parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
-    return {name: parameter for name, parameter in parts if parameter.requires_grad}
+    unused = method.unused_parameters
+    return {name: parameter for name, parameter in parts if parameter.requires_grad and name not in unused}

@@ -21,7 +21,8 @@ from steadydetr.detectors.configs.base import DetectorConfig as DetectorConfig  
 from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
-from steadydetr.nn.labels import LabelLayers
+from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.nn.labels import LabelLayers, anchor_position
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 
@@ -144,12 +145,20 @@ class Detector(nn.Module, ABC):
 
     def new_labels(self) -> LabelLayers:
         """What `label_queries` needs of a detector that has no such layers itself, with start values: parameters for training alone."""
-        return LabelLayers(self.num_classes, self.width, places=self.positioned)
+        return LabelLayers(self.num_classes, self.width, self.new_position())
 
     def label_queries(self, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
         """As `embed`, by such layers: of detectors that not `embeds_labels`. Of a box, a query about a point has the centre (D-211)."""
         content = layers.content(labels)
-        return Queries(content, boxes, self.takes_boxes, position=layers.position_of(boxes, content))
+        return Queries(content, boxes, self.takes_boxes, position=self.position_of(layers.position, boxes, content))
+
+    def new_position(self) -> AnchorPosition | None:
+        """The layer by which `position_of` makes position vectors, with start values; None: it needs none, or has one itself."""
+        return anchor_position(self.width) if self.positioned else None
+
+    def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
+        """The position vectors of queries that are about boxes [B, N, 4], of the width of their content; None: the decoder makes them."""
+        return None if layer is None else layer(0, content, boxes)
 
     def new_queries(self, count: int) -> nn.Module:
         """What so many further queries are made of, with start values: parameters for training alone, and none for many two-stage ones."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from steadydetr.detectors.configs.deformable import DeformableDETRConfig
 from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
-from steadydetr.nn.labels import LabelLayers
+from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages, dense_proposals
 
@@ -81,15 +80,12 @@ class DeformableDETR(DeformableDetector):
         position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
         return position, content
 
-    def new_labels(self) -> LabelLayers:
-        """The two-stage detector has a layer that makes position vectors of boxes."""
-        return LabelLayers(self.num_classes, self.width, places=not self.config.two_stage)
+    def new_position(self) -> AnchorPosition | None:
+        """The two-stage detector has such a layer."""
+        return None if self.config.two_stage else super().new_position()
 
-    def label_queries(self, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
-        queries = super().label_queries(layers, labels, boxes)
-        if not self.config.two_stage:
-            return queries
-        return replace(queries, position=self._placed(boxes, queries.content.dtype)[0])
+    def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
+        return self._placed(boxes, content.dtype)[0] if self.config.two_stage else super().position_of(layer, boxes, content)
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
         """The proposals of all tokens, which are supervised as class 0."""
