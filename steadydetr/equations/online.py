@@ -31,7 +31,7 @@ def join_matches(own: Match, teacher_query: Tensor, image: Tensor, images: int, 
     """What the teacher's match of the same targets adds to the student's (OD-DETR Eq. 3, 4, Fig. 3).
 
     Args:
-        own: the student's match, in which a target may have several queries (D-178).
+        own: the student's match, in which a target may have several queries (D-213).
         teacher_query: [R] the student's query that is the counterpart of the one in the teacher's match, -1: none.
         image: [R] the folded image of each target.
         images: F.

@@ -122,7 +122,7 @@ class TeacherInit(Objective):
             raise ValueError(
                 "objective assignment: Teacher Init needs learned queries of equal number and width in student and teacher, but"
                 f" the student ({student.architecture}) has {named_shapes(mine) or 'none'}, the teacher ({teacher.architecture})"
-                f" {named_shapes(given) or 'none'}"
+                f" {named_shapes(given) or 'none'}: --objectives.assignment assignment-distillation"
             )
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> None:

@@ -39,7 +39,7 @@ class JoinedMatches:
     def assign(self, matched: MatchResult, teacher: MatchedQueries, stages: Stages, targets: Targets) -> Assignment:
         """The student's own match joined with the teacher's.
 
-        Where a target has several queries of the student's own, each learns its share; those of the teacher's match learn all (D-178).
+        Where a target has several queries of the student's own, each learns its share; those of the teacher's match learn all (D-213).
 
         Args:
             matched: of the student, with shares.
