@@ -38,10 +38,10 @@ NAMES = tuple(f"class {number}" for number in range(CLASSES))
 STEPS = 100  # of the run, for the decay of an average
 COLUMNS = {  # what is called otherwise on the page than in the tests
     "deformable": "Deformable DETR",
-    "refine": "with refinement",
-    "two-stage": "two-stage",
+    "refine": "Deformable DETR, refinement",
+    "two-stage": "Deformable DETR, two-stage",
     "dab": "DAB-Deformable-DETR",
-    "dab-two-stage": "DAB, two-stage",
+    "dab-two-stage": "DAB-Deformable-DETR, two-stage",
     "dino": "DINO",
     "dn-dab": "DN-DAB-Deformable-DETR",
     "h-deformable": "H-Deformable-DETR",
