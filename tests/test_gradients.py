@@ -25,7 +25,9 @@ def shrunk(detector: DetectorConfig) -> DetectorConfig:
     if isinstance(detector, AdaMixerConfig):
         small = {name: SMALL[name] for name in ("width", "heads", "ffn", "decoder_layers", "norm_groups")}
         return replace(detector, backbone=BACKBONE, queries=20, groups=2, in_points=4, out_points=6, levels=3, **small)  # type: ignore[arg-type]
-    transformer = replace(detector.transformer, **SMALL, encoder_points=2, decoder_points=2)  # type: ignore[attr-defined]
+    transformer = detector.transformer  # type: ignore[attr-defined]
+    sizes = SMALL | {"encoder_points": 2, "decoder_points": 2}
+    transformer = replace(transformer, **{name: size for name, size in sizes.items() if hasattr(transformer, name)})
     return detector.changed(backbone=BACKBONE, transformer=transformer, queries=20)
 
 
