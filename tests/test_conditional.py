@@ -17,7 +17,6 @@ from steadydetr.nn.configs import SmallBackboneConfig, TimmBackboneConfig
 from steadydetr.objectives import (
     AssignmentDistillation,
     AuxiliaryGroups,
-    Denoising,
     FeatureDistillation,
     LogitsDistillation,
     MatchingDistillation,
@@ -67,8 +66,6 @@ def test_what_its_queries_cannot_do_is_refused() -> None:
         ValueError, match=r"queries start from the teacher's boxes, but a query of the student \(ConditionalDETR\) is about a"
     ):
         method_of((*ONLINE, AuxiliaryGroups()))
-    with pytest.raises(ValueError, match="denoising needs queries that carry a label, which ConditionalDETR has not"):
-        method_of((SetPrediction(), Denoising()))
     detector, batch = build(), make_batch((1,))
     memory = detector.encode(batch.images, batch.padding)
     main = detector.queries(memory)["main"]
