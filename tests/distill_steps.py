@@ -55,11 +55,8 @@ def other(name: str, **changes: Any) -> DetectorConfig:
 
 
 def learned(method: Method) -> dict[str, nn.Parameter]:
-    """What is trained in evaluation mode: without the queries of extra groups, which are there in training mode alone.
-
-    Nor what only masks use, which none of these methods learns.
-    """
-    student = method.student
-    absent = {f"student.{name}" for names in (*student.extra_groups.values(), student.mask_parameters) for name in names}
+    """What is trained in evaluation mode: without the queries of extra groups, which are there in training mode alone."""
+    extra = {f"student.{name}" for names in method.student.extra_groups.values() for name in names}
+    absent = extra.union(method.unused_parameters)
     parts = [*method.student.named_parameters(prefix="student"), *method.adapters.named_parameters(prefix="adapters")]
     return {name: parameter for name, parameter in parts if parameter.requires_grad and name not in absent}

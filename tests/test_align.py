@@ -14,6 +14,7 @@ from torch import Tensor
 from steadydetr.detectors import DetectorConfig
 from steadydetr.equations.align import aligned_quality, prime_weights
 from steadydetr.equations.detection import classification_loss
+from steadydetr.equations.online import join_matches
 from steadydetr.learning.class_terms import AlignTarget, ClassTarget, HardTarget, PositionModulatedCost, PositionTarget, QualityTarget
 from steadydetr.learning.criterion import Criterion
 from steadydetr.learning.frozen import Average, Frozen
@@ -32,13 +33,13 @@ from steadydetr.objectives import (
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find
 from steadydetr.recipes.align import align
-from steadydetr.structures import Assignment, Losses, Match, Stages, Targets
+from steadydetr.structures import Assignment, Losses, Match, MatchedQueries, MatchResult, Stages, Targets
 from tests.commands import understand
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_stages, own_objectives
 from tests.reference import align as slow
 from tests.reference import matching as slow_matching
 from tests.reference.detection import classification
-from tests.steps import assert_parts_sum_to_the_whole, wide
+from tests.steps import assert_close, assert_parts_sum_to_the_whole, terms, wide
 from tests.test_recipes import parameters
 
 ALIGN = Criterion(class_target=AlignTarget(), alpha=None, matching=MixedMatching())
@@ -347,12 +348,95 @@ def test_all_methods_together(name: str, stable: bool) -> None:
     assert not missing
 
 
-def test_matching_distillation_and_mixed_matching_are_two_rules_for_one_group() -> None:
-    config, joined = DETECTORS["refine"], SetPrediction(MatchingDistillation())
-    with pytest.raises(ValueError, match=r"only one rule can hold. Take --criterion.matching none or --objectives.main.teacher-match none"):
-        make(config, joined, ema=config)
-    losses = make(config, joined, *EMA, criterion=replace(ALIGN, matching=None), ema=config)(wide(make_batch((1, 2))))
-    assert torch.isfinite(losses.total)
+OPTIONS = (
+    MatchingDistillation(),
+    MatchingDistillation(classes="conditional", class_weight=0.51),
+    MatchingDistillation(classes="none"),
+    MatchingDistillation(class_weight=0.3, boxes=False),
+)
+
+
+def learned(match: Match, first: int) -> list[tuple[int, int, float, float]]:
+    """Query, target of its image, weight and share of every pair."""
+    factors = [torch.ones(len(match.query)) if f is None else f for f in (match.weight, match.share)]
+    return list(zip(match.query.tolist(), (match.target - first).tolist(), *(f.tolist() for f in factors), strict=True))
+
+
+@pytest.mark.parametrize("counts", [(2,), (3,), (1,), (0,)])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_joined_with_a_teachers_match_it_equals_its_twin(options: MatchingDistillation, counts: tuple[int, ...]) -> None:
+    """Random teachers, whose queries may be the student's own of this target, of another one, or idle; two queries a target and three.
+
+    Of some cases the student's match is random too.
+    """
+    targets, queries, seen = targets_of(counts), 14, set()
+    generator = torch.Generator().manual_seed(sum(counts))
+    for seed in range(12):
+        stages = make_stages(1, 1, queries, seed)
+        near = targets.boxes[torch.arange(queries // 2) % max(counts[0], 1)] if counts[0] else stages.boxes[0, 0, : queries // 2]
+        stages.boxes[0, 0, : queries // 2] = near + 0.1 * (stages.boxes[0, 0, : queries // 2] - 0.4)
+        criterion = replace(ALIGN, matching=MixedMatching(2 + seed % 2))
+        (solved,) = solve([criterion.mixed_problem(stages, targets, "proposals", last=False)])
+        match = solved.match
+        if seed % 3 == 0:  # not the cheapest one, so that an added query may be the cheaper
+            match = replace(match, query=torch.randperm(queries, generator=generator)[: len(match.query)])
+        match = criterion.shared(match, stages, targets)
+        query = torch.randperm(queries, generator=generator)[: counts[0]]
+        query = torch.where(torch.rand(counts[0], generator=generator) < 0.2, -1, query)
+        if len(match.query) and seed % 2:  # the teacher agrees with one of the student's own
+            query[match.target[-1]] = torch.where((query == match.query[-1]).any(), query[match.target[-1]], match.query[-1])
+        given = MatchResult(match, solved.cost)
+        found = options.assign(given, MatchedQueries(query[None], targets.image, 1), stages, targets)
+        own = [match.query[match.target == t].tolist() for t in range(counts[0])]
+        terms = pairwise_terms(stages, targets)
+        assert match.share is not None
+        share = {(q, t): s for q, t, _, s in learned(match, 0)}
+        classes, boxes = slow.join(own, query.tolist(), targets.labels.tolist(), solved.cost.tolist(), terms.iou.tolist(), share, options)
+        ours: dict[tuple[int, int], tuple[int, float, float]] = {}
+        for part in found.classes:  # the first decides
+            for q, t, *factors in learned(part, 0):
+                ours.setdefault((q, int(targets.labels[t])), (t, *factors))
+        assert ours == {key: (t, pytest.approx(weight), pytest.approx(s)) for key, (t, weight, s) in classes.items()}
+        pairs = {q: (t, weight, s) for q, t, weight, s in learned(found.boxes, 0)}
+        assert pairs == {q: (t, pytest.approx(weight), pytest.approx(s)) for q, (t, weight, s) in boxes.items()}
+        assert len(pairs) == len(found.boxes.query)  # one target's box a query
+        seen |= {(t in own, q in own[t]) for t, q in enumerate(query.tolist())}
+    assert not counts[0] or {inside for _, inside in seen} == {True, False}
+
+
+def test_a_query_that_only_the_teacher_chose_is_the_costliest_of_its_target() -> None:
+    """As with one query a target: were it cheaper than one of the student's own, the cheapest assignment would have it instead."""
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(30):
+        cost = torch.randint(0, 6, (2, 9), generator=generator).float()
+        match = solve([Problem(cost, (2,), queries=(2,))])[0].match
+        taught = torch.randperm(9, generator=generator)[:2]
+        added = join_matches(match, taught, torch.zeros(2, dtype=torch.int64), 1, cost)
+        assert added.costlier[added.boxes].all() and added.classes.dtype == torch.bool
+
+
+def test_with_a_teacher_it_is_either_method_where_the_other_says_nothing() -> None:
+    """One query a target: the union of OD-DETR. A teacher that is not listened to: Align-DETR."""
+    config, batch = DETECTORS["refine"], wide(make_batch((1, 2)))
+    joined = SetPrediction(MatchingDistillation())
+    one, none = (
+        make(config, joined, criterion=replace(ALIGN, matching=matching), ema=DETECTORS["refine"])(batch)
+        for matching in (MixedMatching(1), None)
+    )
+    assert_close(terms(one), terms(none))
+    deaf = make(config, SetPrediction(MatchingDistillation(classes="none", boxes=False)), ema=config)
+    assert_close(terms(deaf(batch)), terms(Method(deaf.student, ALIGN, (SetPrediction(),))(batch)))
+
+
+@pytest.mark.parametrize("name", ["refine", "dab", "dino", "adamixer"])
+@pytest.mark.parametrize("counts", [(2, 3), (0, 0), (15,)])
+def test_every_parameter_gets_a_gradient_beside_a_teacher(name: str, counts: tuple[int, ...]) -> None:
+    config = DETECTORS[name]
+    method = make(config, SetPrediction(MatchingDistillation()), *EMA, ema=config).train()
+    losses = method(wide(make_batch(counts)))
+    losses.total.backward()
+    missing = [n for n, p in method.named_parameters() if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())]
+    assert not missing and 0 <= losses.measures["main/same_query_as_teacher"] <= 1
 
 
 def test_a_teacher_is_matched_as_before() -> None:

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "steadydetr"
 FACTS, DECISIONS = ROOT / "docs" / "original-code.md", ROOT / "docs" / "decisions.md"
-ENTRY = {FACTS: r"^- \*\*(F-\d\d)\*\* ", DECISIONS: r"^\| (D-\d\d) \| "}
+ENTRY = {FACTS: r"^- \*\*(F-\d{2,3})\*\* ", DECISIONS: r"^\| (D-\d{2,3}) \| "}
 ELSEWHERE = ("reference-" + "facts", "detrdistill-" + "facts")  # notes outside the repository; in halves, so that this file has them not
 TEXT = {".py", ".md", ".toml", ".txt", ".yml", ".yaml", ".sh", ".cfg", ""}
 
@@ -35,7 +35,7 @@ def cited(letter: str, files: dict[Path, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for path, text in files.items():
         for number, line in enumerate(text.splitlines(), 1):
-            for name in re.findall(rf"\b{letter}-\d\d\b", line):
+            for name in re.findall(rf"\b{letter}-\d{{2,3}}\b", line):
                 found.setdefault(name, f"{path.relative_to(ROOT)}:{number}")
     return found
 
@@ -102,10 +102,10 @@ def test_every_fact_says_where_it_is() -> None:
 
 def test_reading_of_citations() -> None:
     """The readers themselves: they can fail, and know what is no citation."""
-    fact, decision = "F-" + "00", "D-" + "00"  # in halves, so that this file cites neither
-    made_up = {ROOT / "made-up.py": f"# as DINO does (F-01, {fact}),\n# unlike {decision} and D-01; UTF-16, F-1 and AF-12 are none"}
+    fact, decision, later = "F-" + "00", "D-" + "00", "D-" + "999"  # in halves, so that this file cites none
+    made_up = {ROOT / "made-up.py": f"# as DINO does (F-01, {fact}),\n# unlike {decision}, {later} and D-01; UTF-16, F-1, AF-12 are none"}
     assert homeless("F", FACTS, made_up) == [f"{fact} (made-up.py:1)"]
-    assert homeless("D", DECISIONS, made_up) == [f"{decision} (made-up.py:2)"]
+    assert homeless("D", DECISIONS, made_up) == [f"{decision} (made-up.py:2)", f"{later} (made-up.py:2)"]
     assert {"token_anchors", "ProposalHead.forward", "Denoising.box_noise"} <= names()
     assert "no_such_function" not in names()
 

@@ -11,7 +11,7 @@ from steadydetr.boxes import inverse_sigmoid, to_xyxy
 from steadydetr.detectors import DINO
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.criterion import Criterion, Weights
-from steadydetr.objectives import Denoising, SetPrediction
+from steadydetr.objectives import Denoising, DenoisingObjective, DNDenoising, Objective, SetPrediction
 from steadydetr.objectives.denoising import (
     Draws,
     denoising_groups,
@@ -26,6 +26,7 @@ from steadydetr.objectives.method import Method
 from steadydetr.structures import Targets, Totals
 from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_stages, part_of
 from tests.reference.denoising import denoising_rows
+from tests.steps import assert_close, assert_parts_sum_to_the_whole, terms, wide
 
 COUNTS = [(2, 0, 3), (0, 0), (1,), (3, 3)]
 
@@ -42,7 +43,7 @@ def test_queries_equal_their_twin(counts: tuple[int, ...], spare: int) -> None:
     batch, detector, groups, most = make_batch(counts), dino(), 2, max(counts) + spare
     targets, draws = batch.targets, draw_noise(batch, groups, CLASSES)
     labels, boxes = noise_labels(targets.labels, draws, 0.9), noise_boxes(targets.boxes, draws, 0.4)
-    queries = noised_queries(detector, targets, labels, boxes, most)
+    queries = noised_queries(detector.embed, targets, labels, boxes, most)
     expected = denoising_rows(counts, targets.labels, targets.boxes, draws, 0.9, 0.4, most)
     assert queries.valid is not None and queries.content.shape[1] == max(2 * groups * most, 1)
     for image in range(len(counts)):
@@ -183,10 +184,47 @@ def test_weights_of_its_own() -> None:
     assert [weights[f"main/{kind}"] for kind in ("class", "l1", "giou")] == [1.0, 5.0, 2.0]
 
 
-@pytest.mark.parametrize("name", ["refine", "dab"])
-def test_denoising_needs_labelled_queries(name: str) -> None:
-    with pytest.raises(ValueError, match="denoising needs queries that carry a label"):
-        Method(DETECTORS[name].build(CLASSES), Criterion(), (SetPrediction(), Denoising()))
+def unlabelled(name: str, *objectives: Objective) -> Method:
+    torch.manual_seed(0)
+    return Method(DETECTORS[name].build(CLASSES), Criterion(), (SetPrediction(), *objectives)).double().eval()
+
+
+UNLABELLED = [name for name, config in DETECTORS.items() if not config.build(CLASSES).embeds_labels]
+
+
+@pytest.mark.parametrize("objective", [Denoising(number=4), DNDenoising(2)])
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_a_detector_without_labels_gets_layers_for_denoising(name: str, objective: DenoisingObjective) -> None:
+    """They are trained, and no part of the detector; what it learns of its own queries stays what it is, whoever denoises."""
+    method, batch = unlabelled(name, objective), wide(make_batch((2, 0, 3)))
+    plain = unlabelled(name)
+    assert method.student.state_dict().keys() == plain.student.state_dict().keys()
+    losses, expected = method(batch), Method(method.student, Criterion(), (SetPrediction(),)).double().eval()(batch)
+    assert_close({key: value for key, value in terms(losses).items() if not key.startswith("denoising/")}, terms(expected))
+    layers = dict(method.adapters["denoising"].named_parameters())
+    found = torch.autograd.grad(sum(v.sum() for k, v in terms(losses).items() if k.startswith("denoising/")), list(layers.values()))
+    assert "content.weight" in layers and all(gradient.isfinite().all() and gradient.any() for gradient in found)
+    if name in ("refine", "conditional"):
+        assert_parts_sum_to_the_whole(method)
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_queries_of_labels_and_boxes(name: str) -> None:
+    """Content of the label; the box, or its centre alone, as reference; a position vector, where it needs one, of the whole box."""
+    student = DETECTORS[name].build(CLASSES)
+    layers, boxes = student.new_labels(), torch.rand(2, 3, 4) * 0.2 + 0.4
+    labels = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    found = student.label_queries(layers, labels, boxes)
+    assert torch.equal(found.content, layers.content.weight[labels]) and torch.equal(found.reference, boxes)
+    assert found.sized == student.takes_boxes and (found.position is None) == (not student.positioned)
+    if found.position is not None:
+        wider = student.label_queries(layers, labels, boxes * torch.tensor([1, 1, 1.5, 1]))
+        assert wider.position is not None and (wider.position != found.position).any(-1).all()
+    if name == "two-stage":  # its own layer, which makes position vectors of proposals
+        memory = student.encode(torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool))
+        own = student.queries(memory)["main"]
+        again = student.label_queries(layers, torch.zeros(2, 12, dtype=torch.int64), own.reference)
+        assert own.position is not None and torch.equal(again.position, own.position) and layers.position is None
 
 
 def test_places_of_objects() -> None:

@@ -64,11 +64,6 @@ def test_padding_of_denoising_is_masked_or_counts_as_background() -> None:
         torch.testing.assert_close(masked["main/class"], original["main/class"])
 
 
-def test_denoising_needs_labelled_queries() -> None:
-    with pytest.raises(ValueError, match="denoising needs queries that carry a label"):
-        Method(DETECTORS["refine"].build(CLASSES), Criterion(), (SetPrediction(), Denoising()))
-
-
 def test_objectives_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="names of their own"):
         Method(DETECTORS["dino"].build(CLASSES), Criterion(), (SetPrediction(), SetPrediction()))

@@ -164,7 +164,7 @@ def test_join_equals_its_twin_whatever_the_match(own_is_optimal: bool) -> None:
             assert as_dicts(stages, targets, options.assign(given, table(taught, targets), stages, targets)) == expected_dicts(
                 stages, targets, own, taught, options
             )
-            joined = join_matches(own, taught, targets.image, 2, matched.cost)
+            joined = join_matches(given.match, taught, targets.image, 2, matched.cost)
             swapped += int((joined.boxes & (own >= 0) & ~joined.costlier).sum())
     assert (swapped == 0) == own_is_optimal
 
@@ -179,14 +179,15 @@ def test_the_query_that_only_the_teacher_chose_is_never_the_cheaper(seed: int) -
     image = torch.arange(3).repeat_interleave(whole(*counts))
     for _ in range(10):
         taught = random_queries(counts, 1, 7, generator)
-        joined = join_matches(own_queries(matched, some_targets(counts)), taught, image, 3, cost)
+        joined = join_matches(matched.match, taught, image, 3, cost)
         assert joined.costlier[joined.boxes].all()
 
 
 def joined(own: list[int], taught: list[int], cost: list[list[float]]) -> list[list[bool]]:
     """Of one image: classes, boxes, costlier."""
     image = torch.zeros(len(own), dtype=torch.int64)
-    found = join_matches(whole(*own), whole(*taught), image, 1, torch.tensor(cost).reshape(len(own), 3))
+    match = match_of(*((query, target) for target, query in enumerate(own) if query >= 0))
+    found = join_matches(match, whole(*taught), image, 1, torch.tensor(cost).reshape(len(own), 3))
     return [found.classes.tolist(), found.boxes.tolist(), found.costlier.tolist()]
 
 

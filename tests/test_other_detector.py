@@ -25,7 +25,7 @@ from steadydetr.learning.frozen import Average, Frozen
 from steadydetr.learning.predictions import match_batch
 from steadydetr.metrics.stability import compare_matches, match_dataset
 from steadydetr.nn.attention import SelfAttention
-from steadydetr.objectives import Denoising, MatchingDistillation, Objective, SetPrediction, TeacherInit
+from steadydetr.objectives import Denoising, MatchingDistillation, Objective, OneToMany, SetPrediction, TeacherInit
 from steadydetr.objectives.method import Method
 from steadydetr.structures import Batch, DecodedStages, Memory, Queries, QueryGroup, Stages
 from tests.conftest import CLASSES, DETECTORS, make_batch
@@ -171,15 +171,16 @@ def test_sampling_points_are_recorded_stage_by_stage() -> None:
 
 def test_what_it_does_not_declare_is_refused() -> None:
     class Unlabelled(PlainDetector):
-        embeds_labels = False
+        embeds_labels, extra_groups = False, MappingProxyType({})
         embed = Detector.embed
         new_group, group_queries = Detector.new_group, Detector.group_queries
 
     student = Unlabelled(PlainConfig(), CLASSES)
-    with pytest.raises(ValueError, match="denoising needs queries that carry a label, which Unlabelled has not"):
-        Method(student, Criterion(), (Denoising(),))
-    with pytest.raises(ValueError, match="the queries of Unlabelled carry no label"):
+    assert Method(student, Criterion(), (SetPrediction(), Denoising(4)))(make_batch((2, 1)))["denoising/l1"].all()  # by layers for it alone
+    with pytest.raises(ValueError, match="Unlabelled has no layer for labels of its own"):
         student.embed(torch.zeros(1, 1), torch.zeros(1, 1, 4))
+    with pytest.raises(ValueError, match="objective one-to-many: Unlabelled makes no further queries"):
+        Method(student, Criterion(), (SetPrediction(), OneToMany()))
     with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
         student.new_group()
     with pytest.raises(ValueError, match="Unlabelled makes no further groups"):

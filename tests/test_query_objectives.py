@@ -28,7 +28,7 @@ from tests.conftest import CLASSES, DETECTORS, make_batch, make_method, make_sta
 from tests.reference.denoising import centre_and_sides_moved, dn_denoising_rows
 from tests.reference.groups import repeated_losses
 from tests.reference.matching import best_assignment
-from tests.steps import assert_parts_sum_to_the_whole, gradients, terms, wide
+from tests.steps import assert_close, assert_parts_sum_to_the_whole, gradients, terms, wide
 
 COUNTS = [(2, 0, 1), (0, 0), (1,)]
 
@@ -99,6 +99,46 @@ def test_the_further_queries_are_the_next_best_tokens_and_go_in_evaluation() -> 
     assert list(alone) == ["main"] and alone["main"].content.shape[1] == 12
     losses = method(batch)
     assert {name.partition("/")[0] for name, _, _ in losses} == {"main", "proposals"}
+
+
+def test_the_group_is_that_of_h_deformable_detr() -> None:
+    """With the same parameters, a two-stage detector that gets further queries for training learns what one learns that has them itself."""
+    flags = {"mixed_selection": False, "look_forward_twice": False}
+    batch, hybrid = wide(make_batch((2, 0, 3))), method_of(DETECTORS["h-deformable"].changed(**flags), OneToMany(2, weight=0.5))
+    plain = method_of(DETECTORS["two-stage"], OneToMany(2, queries=20, weight=0.5))
+    plain.student.load_state_dict(hybrid.student.state_dict())
+    found = terms(plain(batch))
+    assert_close(found, terms(hybrid(batch)))
+    assert "one-to-many/l1" in found and not list(plain.adapters.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "h-deformable"])
+def test_further_queries_of_every_detector(name: str) -> None:
+    """As many as asked for, like its own but others; trained beside the detector, whose own queries learn the same as without."""
+    method, batch = method_of(DETECTORS[name], OneToMany(2, queries=20)), wide(make_batch((2, 3)))
+    alone = Method(method.student, Criterion(), (SetPrediction(),)).double()
+    losses, context = method(batch), method.step_context(batch)
+    assert_close({key: value for key, value in terms(losses).items() if not key.startswith("one-to-many/")}, terms(alone(batch)))
+    (group,) = OneToMany(2, queries=20).query_groups(context)
+    main, further = context.queries["main"], group.queries
+    assert further.content.shape == (2, 20, method.student.width) and further.sized == main.sized
+    assert (further.position is None) == (main.position is None) and losses["one-to-many/l1"].all()
+    if main.token is None:
+        assert len(list(method.adapters["one-to-many"].parameters())) > 0
+    else:
+        best = context.memory.dense.logits[..., 0] if "dab" not in name and "dino" not in name else context.memory.dense.logits.amax(-1)  # type: ignore[attr-defined]
+        assert torch.equal(torch.cat((main.token, further.token), 1), best.topk(32).indices)  # type: ignore[list-item]
+    found = gradients(method, losses.total)
+    assert all(value.isfinite().all() for value in found.values())
+    assert all(found[name].any() for name, _ in method.named_parameters() if name.startswith("adapters."))
+
+
+def test_a_detector_with_further_queries_of_its_own_has_their_number_itself() -> None:
+    with pytest.raises(ValueError, match=r"objectives.one-to-many.queries: HDeformableDETR .* --detector.one-to-many-queries"):
+        method_of(DETECTORS["h-deformable"], OneToMany(queries=20))
+    few = method_of(DETECTORS["dino"].changed(queries=84), OneToMany(queries=20))
+    with pytest.raises(ValueError, match=r"an image of 84 tokens has none left .* detector.queries = 84"):
+        few(wide(make_batch((1,))))
 
 
 @pytest.mark.parametrize("flags", [{}, {"mixed_selection": False}, {"mixed_selection": False, "two_stage": False}])
@@ -206,8 +246,6 @@ def test_what_a_detector_cannot_do_is_said() -> None:
         makes_groups = False
 
     student = Alone(DETECTORS["dino"], CLASSES)
-    with pytest.raises(ValueError, match="objective one-to-many needs a detector with further queries for it, which Alone has not"):
-        Method(student, Criterion(), (SetPrediction(), OneToMany()))
     with pytest.raises(ValueError, match="makes further groups of queries, as Alone does not"):
         Method(student, Criterion(), (SetPrediction(), GroupMatching()))
     for values, kind in (({"groups": 1}, GroupMatching), ({"repeats": 0}, OneToMany), ({"label_noise": 1.5}, DNDenoising)):
@@ -222,7 +260,7 @@ def test_queries_of_dn_denoising_equal_their_twin(counts: tuple[int, ...], spare
     batch, detector, most = make_batch(counts), DETECTORS["dn-dab"].build(CLASSES), max(counts) + spare
     targets, draws = batch.targets, draw_noise(batch, 2, detector.embedded_labels, copies=1)
     labels, boxes = noise_labels(targets.labels, draws, 1.6), noise_centres_and_sides(targets.boxes, draws, 0.4)
-    queries = noised_queries(detector, targets, labels, boxes, most)
+    queries = noised_queries(detector.embed, targets, labels, boxes, most)
     expected = dn_denoising_rows(counts, targets.labels, targets.boxes, draws, 0.8, 0.4, most)
     for image in range(len(counts)):
         for row in range(queries.content.shape[1]):

@@ -45,11 +45,11 @@ def read_cost_arguments(name: str, words: Sequence[str], description: str) -> Co
 
 def tables(cost: Cost) -> list[Table]:
     """A table of the models, and one of the parts of a training step."""
-    models = Table("model", "parameters, M", "trainable, M", "inference, GFLOPs")
+    models = Table("model", "parameters, M", "trainable, M", "GFLOPs", "of encoder")  # of inference
     for name, size in ({"student": cost.student} | cost.teachers).items():
-        models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference))
+        models.add_row(name, f"{size.parameters / 1e6:.2f}", f"{size.trainable / 1e6:.2f}", giga(size.inference), giga(size.encoder))
     if cost.adapters:
-        models.add_row("trained by objectives", f"{cost.adapters / 1e6:.2f}", f"{cost.adapters / 1e6:.2f}", "")
+        models.add_row("trained by objectives", f"{cost.adapters / 1e6:.2f}", f"{cost.adapters / 1e6:.2f}", "", "")
     step = Table("a training step", "GFLOPs", "share")
     step.add_row("teachers, forward", giga(cost.teaching), "")
     step.add_row("student and its own losses, forward", giga(cost.forward), "")
@@ -57,6 +57,8 @@ def tables(cost: Cost) -> list[Table]:
         step.add_row(f"{part}, forward", giga(added), f"{cost.share(part):.2%}")
     if len(cost.parts) > 1:
         step.add_row("all distillation, forward", giga(sum(cost.parts.values())), f"{cost.whole_share:.2%}")
+    for part, added in cost.parts_as_released.items():
+        step.add_row(f"{part} as released, with a second encoder pass", giga(added), f"{cost.share_of(added):.2%}")
     step.add_row("forward and backward", giga(cost.step), "")
     if cost.parts:
         step.add_row("the same without teachers and distillation", giga(cost.plain_step), "")

@@ -142,11 +142,17 @@ class AdaMixer(Detector):
 
     def _queries_of(self, memory: Memory, content: Tensor) -> Queries:
         images, normed = len(memory.tokens), F.layer_norm(content, (self.width,))
-        return Queries(normed.expand(images, -1, -1), self.query_box.expand(images, -1, -1))
+        boxes = self.query_box
+        if len(content) != len(boxes):  # further queries
+            boxes = boxes[torch.arange(len(content), device=boxes.device) % len(boxes)]
+        return Queries(normed.expand(images, -1, -1), boxes.expand(images, -1, -1))
 
     def new_group(self) -> nn.ModuleDict:
         """Content; boxes are the same for all groups."""
-        return nn.ModuleDict({"query_content": nn.Embedding(self.config.queries, self.width)})
+        return self.new_queries(self.config.queries)
+
+    def new_queries(self, count: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"query_content": nn.Embedding(count, self.width)})
 
     def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
         return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_content")).weight), None

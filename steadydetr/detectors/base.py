@@ -21,6 +21,8 @@ from steadydetr.detectors.configs.base import DetectorConfig as DetectorConfig  
 from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
+from steadydetr.nn.decoder import AnchorPosition
+from steadydetr.nn.labels import LabelLayers, anchor_position
 from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
 
 
@@ -39,7 +41,7 @@ class Detector(nn.Module, ABC):
     starts_from_masks: bool = False  # what its queries start from depends on masks
     mask_parameters: tuple[str, ...] = ()  # the names of those that only masks use
     undecoded_stages: int = 0  # of `stages`, the first ones, which are predicted before any layer of the decoder
-    embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
+    embeds_labels: bool = False  # `embed` makes queries of labels and boxes by layers of its own; others get them for denoising alone
     label_parameters: tuple[str, ...] = ()  # the names of those that `embed` alone uses
     positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference
     makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
@@ -143,7 +145,34 @@ class Detector(nn.Module, ABC):
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
         """Queries that say a class and a box: labels [B, N], boxes [B, N, 4]. Of detectors that `embeds_labels`."""
-        raise ValueError(f"the queries of {self.architecture} carry no label, which denoising needs")
+        raise ValueError(f"{self.architecture} has no layer for labels of its own")
+
+    def new_labels(self) -> LabelLayers:
+        """What `label_queries` needs of a detector that has no such layers itself, with start values: parameters for training alone."""
+        return LabelLayers(self.num_classes, self.width, self.new_position())
+
+    def label_queries(self, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
+        """As `embed`, by such layers: of detectors that not `embeds_labels`. Of a box, a query about a point has the centre (D-211)."""
+        content = layers.content(labels)
+        return Queries(content, boxes, self.takes_boxes, position=self.position_of(layers.position, boxes, content))
+
+    def new_position(self) -> AnchorPosition | None:
+        """The layer by which `position_of` makes position vectors, with start values; None: it needs none, or has one itself."""
+        return anchor_position(self.width) if self.positioned else None
+
+    def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
+        """The position vectors of queries that are about boxes [B, N, 4], of the width of their content; None: the decoder makes them."""
+        return None if layer is None else layer(0, content, boxes)
+
+    def new_queries(self, count: int) -> nn.Module:
+        """What so many further queries are made of, with start values: parameters for training alone, and none for many two-stage ones."""
+        raise ValueError(
+            f"objective one-to-many: {self.architecture} makes no further queries; --objectives.one-to-many none leaves it out"
+        )
+
+    def next_queries(self, memory: Memory, parts: nn.Module, count: int) -> Queries:
+        """The queries of what `new_queries` made; of two-stage detectors, of the next best `count` tokens after those of its own."""
+        return self.group_queries(memory, parts)[0]
 
     def new_group(self) -> nn.Module:
         """What further queries like its own are made of, with start values: parameters for training alone. Of those that `makes_groups`."""

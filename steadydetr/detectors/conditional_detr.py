@@ -91,7 +91,10 @@ class ConditionalDETR(Detector):
 
     def new_group(self) -> nn.ModuleDict:
         """Position vectors; the layer that makes points of them is that of all groups."""
-        return nn.ModuleDict({"query_position": nn.Embedding(self.config.queries, self.width)})
+        return self.new_queries(self.config.queries)
+
+    def new_queries(self, count: int) -> nn.ModuleDict:
+        return nn.ModuleDict({"query_position": nn.Embedding(count, self.width)})
 
     def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
         return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_position")).weight), None

@@ -20,6 +20,7 @@ from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
 
 
 class DABDeformableDETR(DeformableDetector):
+    config: DABDeformableDETRConfig | DNDABDeformableDETRConfig
     refine = True
     look_forward_twice = False
     eps = 1e-3
@@ -36,23 +37,23 @@ class DABDeformableDETR(DeformableDetector):
             self.label_content = nn.Embedding(num_classes + 1, width - 1)  # the last row stands for no class
             self.label_parameters = ("label_content.weight",)
 
-    def query_parts(self) -> dict[str, nn.Module]:
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
         if self.config.two_stage:
             return {"proposal_head": ProposalHead(self.width, self.num_classes)}
-        content = nn.Embedding(self.config.queries, self.width - self.config.embeds_labels)
-        anchor = nn.Embedding(self.config.queries, 4)  # before the sigmoid
+        content = nn.Embedding(count, self.width - self.config.embeds_labels)
+        anchor = nn.Embedding(count, 4)  # before the sigmoid
         if self.config.transformer.share_decoder:
             with torch.no_grad():  # as a bias of the shared head it would make the box smaller at every stage  # D-56
                 anchor.weight[:, 2:] += START_SIZE
         return {"query_content": content, "query_anchor": anchor}
 
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
         if not self.config.two_stage:
             images = memory.tokens.shape[0]
             content, anchor = (parts[name].weight.expand(images, -1, -1) for name in ("query_content", "query_anchor"))
             return Queries(pad(content, (0, 1)) if self.embeds_labels else content, anchor.sigmoid())
         dense = dense_proposals(memory)
-        token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
+        token, reference = select_tokens(dense, dense.logits.amax(-1), ranks)
         return Queries(take_rows(dense.content, token).detach(), reference, token=token)
 
     @property

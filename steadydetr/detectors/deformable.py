@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from steadydetr.boxes import shift
 from steadydetr.detectors.base import Detector
-from steadydetr.detectors.configs.deformable import TransformerConfig
+from steadydetr.detectors.configs.deformable import DeformableDetectorConfig, TransformerConfig
 from steadydetr.detectors.query_groups import Joined, join_groups
 from steadydetr.nn.anchors import token_anchors
 from steadydetr.nn.configs import BackboneConfig
@@ -80,6 +80,7 @@ class DeformableDetector(Detector):
     samples_points = True
     makes_groups = True
     start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
+    config: DeformableDetectorConfig
 
     def __init__(
         self,
@@ -148,31 +149,38 @@ class DeformableDetector(Detector):
         return TwoStageMemory.of(memory, head(memory))
 
     @abstractmethod
-    def query_parts(self) -> dict[str, nn.Module]:
-        """New modules with start weights that a group of queries has for itself, by the names of the detector's own."""
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
+        """New modules with start weights that a group of so many queries has for itself, by the names of the detector's own."""
 
     @abstractmethod
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
-        """The queries that are made of such modules."""
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
+        """The queries that are made of such modules. A two-stage detector makes them of the tokens of these ranks."""
 
     def add_query_parts(self) -> None:
         """Make the detector's own."""
-        for name, part in self.query_parts().items():
+        for name, part in self.query_parts(self.config.queries).items():
             setattr(self, name, part)
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
-        return {"main": self.queries_of(memory, dict(self.named_children()))}
+        return {"main": self.queries_of(memory, dict(self.named_children()), slice(self.config.queries))}
 
     def new_group(self) -> nn.ModuleDict:
-        return nn.ModuleDict(self.query_parts())
+        return nn.ModuleDict(self.query_parts(self.config.queries))
 
     def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
         """A group of a two-stage detector selects by a proposal head of its own; otherwise all groups would have the same boxes."""
         parts = dict(group.named_children())
         if "proposal_head" in parts:
             memory = self.with_proposals(memory, cast(TokenProjection, parts["proposal_head"]))
-        queries = self.queries_of(memory, parts)
+        queries = self.queries_of(memory, parts, slice(self.config.queries))
         return queries, self.proposals(memory, queries)
+
+    def new_queries(self, count: int) -> nn.ModuleDict:
+        return nn.ModuleDict({name: part for name, part in self.query_parts(count).items() if name != "proposal_head"})
+
+    def next_queries(self, memory: Memory, parts: nn.Module, count: int) -> Queries:
+        own = self.config.queries
+        return self.queries_of(memory, dict(parts.named_children()), slice(own, own + count))
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
         """Those that the queries come from, which are supervised with true labels."""
@@ -300,7 +308,18 @@ class ProposalHead(TokenProjection):
         return self.propose(memory, self.class_head, self.box_head)
 
 
-def select_tokens(dense: DenseProposals, score: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The best tokens by their score [B, L], at most `count`: token [B, K] and its box as a constant reference [B, K, 4]."""
-    token = score.topk(min(count, score.shape[1])).indices
+def select_tokens(dense: DenseProposals, score: Tensor, ranks: slice) -> tuple[Tensor, Tensor]:
+    """The tokens of these ranks by their score [B, L], the best first: token [B, K] and its box as a constant reference [B, K, 4]."""
+    tokens = score.shape[1]
+    require_tokens(tokens, ranks.start or 0)
+    token = score.topk(min(ranks.stop, tokens)).indices[:, ranks]
     return token, take_rows(dense.boxes_unsigmoid, token).detach().sigmoid()
+
+
+def require_tokens(tokens: int, taken: int) -> None:
+    """Raise ValueError where an image of so many tokens has none left for further queries."""
+    if tokens <= taken:
+        raise ValueError(
+            f"an image of {tokens} tokens has none left for the group one-to-many beside detector.queries = {taken}:"
+            " train on larger images or with fewer queries"
+        )

@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from steadydetr.detectors.configs.deformable import DeformableDETRConfig
 from steadydetr.detectors.deformable import START_SIZE, Decoder, DeformableDetector, ProposalHead, select_tokens
+from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.nn.positions import box_position
 from steadydetr.structures import Memory, Queries, Stages, dense_proposals
 
 
 class DeformableDETR(DeformableDetector):
+    config: DeformableDETRConfig
     look_forward_twice = False
     class_agnostic_proposals = True
     positioned = True
@@ -40,14 +42,14 @@ class DeformableDETR(DeformableDetector):
             else:
                 decoder.start_small()
 
-    def query_parts(self) -> dict[str, nn.Module]:
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
         if self.config.two_stage:
             return {"proposal_head": ProposalHead(self.width, self.num_classes)}
-        return {name: nn.Embedding(self.config.queries, self.width) for name in ("query_content", "query_position")}
+        return {name: nn.Embedding(count, self.width) for name in ("query_content", "query_position")}
 
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
         if self.config.two_stage:
-            return self.proposed(memory, self.config.queries)
+            return self.proposed(memory, ranks)
         return self.learned(len(memory.tokens), parts["query_content"].weight, parts["query_position"].weight)
 
     def learned(self, images: int, content: Tensor, position: Tensor) -> Queries:
@@ -62,16 +64,28 @@ class DeformableDETR(DeformableDetector):
         centre = self.query_reference(position).sigmoid()
         return torch.cat((centre, torch.zeros_like(centre)), -1)
 
-    def proposed(self, memory: Memory, count: int) -> Queries:
-        """The queries of the best tokens, at most so many. Position and content are both made of the box.
+    def proposed(self, memory: Memory, ranks: slice) -> Queries:
+        """The queries of the tokens of these ranks. Position and content are both made of the box.
 
         Tokens are ranked by the logit of class 0, which means "object" here.
         """
         dense = dense_proposals(memory)
-        token, reference = select_tokens(dense, dense.logits[..., 0], count)
-        sine = box_position(reference, self.transformer.width // 2).to(memory.tokens.dtype)
-        position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
+        token, reference = select_tokens(dense, dense.logits[..., 0], ranks)
+        position, content = self._placed(reference, memory.tokens.dtype)
         return Queries(content, reference, position=position, token=token)
+
+    def _placed(self, boxes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Position and content of the queries of boxes, [..., 4] -> [..., D] each. Two-stage only."""
+        sine = box_position(boxes, self.transformer.width // 2).to(dtype)
+        position, content = self.proposal_position_norm(self.proposal_position(sine)).chunk(2, -1)
+        return position, content
+
+    def new_position(self) -> AnchorPosition | None:
+        """The two-stage detector has such a layer."""
+        return None if self.config.two_stage else super().new_position()
+
+    def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
+        return self._placed(boxes, content.dtype)[0] if self.config.two_stage else super().position_of(layer, boxes, content)
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
         """The proposals of all tokens, which are supervised as class 0."""

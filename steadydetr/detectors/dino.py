@@ -15,6 +15,7 @@ from steadydetr.structures import Memory, Queries, dense_proposals, take_rows
 
 
 class DINO(DeformableDetector):
+    config: DINOConfig
     refine = True
     embeds_labels = True
     label_parameters = ("label_content.weight",)
@@ -29,10 +30,10 @@ class DINO(DeformableDetector):
         self.add_query_parts()
         self.label_content = nn.Embedding(num_classes + config.spare_label, width)
 
-    def query_parts(self) -> dict[str, nn.Module]:
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module] = {"proposal_head": ProposalHead(self.width, self.num_classes)}
         if self.config.mixed_selection:
-            content = nn.Embedding(self.config.queries, self.width)
+            content = nn.Embedding(count, self.width)
             nn.init.xavier_uniform_(content.weight)
             parts["query_content"] = content
         return parts
@@ -41,10 +42,10 @@ class DINO(DeformableDetector):
     def embedded_labels(self) -> int:
         return self.label_content.num_embeddings
 
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
-        """The best tokens by their largest class logit; learned content goes with them by rank."""
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
+        """Of tokens by their largest class logit; learned content goes with them by rank, the best of these first."""
         dense = dense_proposals(memory)
-        token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
+        token, reference = select_tokens(dense, dense.logits.amax(-1), ranks)
         if "query_content" in parts:
             content = parts["query_content"].weight[: token.shape[1]].expand(len(token), -1, -1)
         else:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from steadydetr.detectors.configs.h_deformable_detr import HDeformableDETRConfig
+from steadydetr.detectors.deformable import require_tokens
 from steadydetr.detectors.deformable_detr import DeformableDETR
 from steadydetr.structures import Memory, Queries
 
@@ -29,14 +30,14 @@ class HDeformableDETR(DeformableDETR):
             self.add_module(f"query_extra_{name}", nn.Embedding(config.one_to_many_queries, self.width))
         self.extra_groups = {GROUP: tuple(f"query_extra_{name}.weight" for name in names)}
 
-    def query_parts(self) -> dict[str, nn.Module]:
-        parts = super().query_parts()
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
+        parts = super().query_parts(count)
         if self.config.mixed_selection:
-            parts["query_content"] = nn.Embedding(self.config.queries, self.width)
+            parts["query_content"] = nn.Embedding(count, self.width)
         return parts
 
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
-        queries = super().queries_of(memory, parts)
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
+        queries = super().queries_of(memory, parts, ranks)
         return with_content(queries, parts["query_content"]) if self.config.mixed_selection else queries
 
     def queries(self, memory: Memory) -> dict[str, Queries]:
@@ -47,12 +48,8 @@ class HDeformableDETR(DeformableDETR):
             extra = self.learned(len(memory.tokens), parts["query_extra_content"].weight, parts["query_extra_position"].weight)
             return super().queries(memory) | {GROUP: extra}
         count = self.config.queries
-        both = self.proposed(memory, count + self.config.one_to_many_queries)
-        if both.content.shape[1] <= count:
-            raise ValueError(
-                f"an image of {both.content.shape[1]} tokens has none left for the group {GROUP} beside detector.queries = {count}:"
-                " train on larger images or with fewer queries"
-            )
+        both = self.proposed(memory, slice(count + self.config.one_to_many_queries))
+        require_tokens(both.content.shape[1], count)
         main, extra = rows(both, slice(count)), rows(both, slice(count, None))
         if self.config.mixed_selection:
             main, extra = with_content(main, parts["query_content"]), with_content(extra, parts["query_extra_content"])

@@ -38,6 +38,7 @@ from steadydetr.structures import (
 
 
 class MaskDINO(DeformableDetector):
+    config: MaskDINOConfig
     refine = True
     look_forward_twice = True
     embeds_labels = True
@@ -62,10 +63,10 @@ class MaskDINO(DeformableDetector):
         names = (name for name, _ in self.named_parameters() if name.startswith(("pixel_embedding.", "mask_head.")))
         self.mask_parameters = tuple(names)
 
-    def query_parts(self) -> dict[str, nn.Module]:
+    def query_parts(self, count: int) -> dict[str, nn.Module]:
         parts: dict[str, nn.Module] = {"proposal_head": TokenProjection(self.width)}
         if self.config.learned_content:
-            parts["query_content"] = nn.Embedding(self.config.queries, self.width)
+            parts["query_content"] = nn.Embedding(count, self.width)
         return parts
 
     @property
@@ -89,10 +90,10 @@ class MaskDINO(DeformableDetector):
     def with_proposals(self, memory: Memory, head: TokenProjection) -> MaskMemory:
         return replace(cast(MaskMemory, memory), dense=self.propose(memory, head))
 
-    def queries_of(self, memory: Memory, parts: Mapping[str, Any]) -> Queries:
+    def queries_of(self, memory: Memory, parts: Mapping[str, Any], ranks: slice) -> Queries:
         """The best tokens by their largest class logit; their boxes are those of their masks, if `box_init` says so."""
         dense = dense_proposals(memory)
-        token, reference = select_tokens(dense, dense.logits.amax(-1), self.config.queries)
+        token, reference = select_tokens(dense, dense.logits.amax(-1), ranks)
         content = take_rows(dense.content, token).detach()
         if self.config.box_init != "no":
             reference = self.mask_boxes(cast(MaskMemory, memory), content)

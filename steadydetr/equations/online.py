@@ -1,6 +1,6 @@
 """Online distillation (Wu et al. 2024, OD-DETR): the average of a detector's weights as its teacher.
 
-Legend: R problem rows (one for every stage and target), N queries, F folded images (stage * B + image), P pairs.
+Legend: R problem rows (one for every stage and target), N queries, F folded images (stage * B + image), P pairs of the student's match.
 """
 
 from __future__ import annotations
@@ -13,32 +13,41 @@ from steadydetr.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from steadydetr.structures import Match
+
 
 @dataclass(frozen=True)
 class AddedPairs:
-    """The pairs that the teacher's match adds to the student's, at most one for every target; [R] bool each."""
+    """The pairs that the teacher's match adds to the student's, at most one for every target."""
 
-    classes: Tensor  # the teacher's query is another than the student's own and learns the target's class too
-    boxes: Tensor  # it also learns the box, because it is matched to no target of its own
-    costlier: Tensor  # it costs as much as the student's own query or more; False where there is no own
+    classes: Tensor  # [R] bool: the teacher's query is none of the student's own and learns the target's class too
+    boxes: Tensor  # [R] bool: it also learns the box, because it is matched to no target of its own
+    costlier: Tensor  # [R] bool: it costs as much as each of the student's own queries or more; False where there is no own
+    own_costlier: Tensor  # [P] bool: the student's own pair is the costliest of its target, the added one included
+    both: Tensor  # [P] bool: the student's own pair is one of the teacher's match too
 
 
-def join_matches(own: Tensor, teacher_query: Tensor, image: Tensor, images: int, cost: Tensor) -> AddedPairs:
+def join_matches(own: Match, teacher_query: Tensor, image: Tensor, images: int, cost: Tensor) -> AddedPairs:
     """What the teacher's match of the same targets adds to the student's (OD-DETR Eq. 3, 4, Fig. 3).
 
     Args:
-        own: [R] query of the student's match, -1: none.
+        own: the student's match, in which a target may have several queries (D-213).
         teacher_query: [R] the student's query that is the counterpart of the one in the teacher's match, -1: none.
         image: [R] the folded image of each target.
         images: F.
         cost: [R, N] the student's.
     """
-    differ = (teacher_query >= 0) & (teacher_query != own)
-    matched = torch.zeros(images + 1, cost.shape[1], dtype=torch.bool, device=cost.device)  # the last row is for targets without a query
-    matched[torch.where(own >= 0, image, images), own.clamp(min=0)] = True
-    own_cost, other_cost = (cost.gather(1, query.clamp(min=0)[:, None])[:, 0] for query in (own, teacher_query))
-    costlier = differ & (own >= 0) & (other_cost >= own_cost)
-    return AddedPairs(differ, differ & ~matched[image, teacher_query.clamp(min=0)], costlier)
+    rows, column = len(teacher_query), teacher_query.clamp(min=0)
+    both = own.query == teacher_query[own.target]
+    agreed = torch.zeros(rows, dtype=torch.uint8, device=cost.device).scatter_reduce(0, own.target, both.byte(), "amax").bool()
+    differ = (teacher_query >= 0) & ~agreed
+    matched = torch.zeros(images, cost.shape[1], dtype=torch.bool, device=cost.device)
+    matched[own.image, own.query] = True
+    own_cost, other_cost = cost[own.target, own.query], cost.gather(1, column[:, None])[:, 0]
+    highest = cost.new_full((rows,), -torch.inf).scatter_reduce(0, own.target, own_cost, "amax")
+    costlier = differ & (highest > -torch.inf) & (other_cost >= highest)
+    own_costlier = (differ & ~costlier)[own.target] & (own_cost == highest[own.target])
+    return AddedPairs(differ, differ & ~matched[image, column], costlier, own_costlier, both)
 
 
 def task_weight(score: Tensor, iou: Tensor, alpha: float = 0.25, beta: float = 0.75) -> Tensor:

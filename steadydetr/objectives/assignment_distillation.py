@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class AssignmentDistillation(Objective):
     """Default: Teacher Assigned. The supplement's Table 4 also has `matching own` (Teacher Group) and `TeacherInit`.
 
-    The teacher's queries are constants; where its width differs, learned linear layers adapt content and position vectors.
+    The teacher's queries are constants; where its width differs, learned linear layers adapt content and position vectors. A student
+    whose queries bring position vectors gets a layer that makes them of boxes, where the teacher's bring none (D-214).
     """
 
     teacher: str = "teacher"
@@ -41,23 +42,26 @@ class AssignmentDistillation(Objective):
         require_teacher(self.name, self.teacher, teachers)
         teacher = teachers[self.teacher]
         ours, theirs = student.architecture, teacher.architecture
-        if student.positioned and not teacher.positioned:
-            raise ValueError(
-                f"objective assignment: every query of the student ({ours}) brings a position vector, which the queries of the teacher"
-                f" ({theirs}) have not; take a Deformable DETR for a teacher, or --objectives.assignment none"
-            )
         if self.reference == "student" and not student.makes_references:
             raise ValueError(
                 "objective assignment: reference student needs a layer that makes references of position vectors, as a one-stage"
                 f" Deformable DETR has; the student ({ours}) has none"
             )
+        if self.reference == "student" and not teacher.positioned:
+            raise ValueError(
+                f"objective assignment: reference student is made of the teacher's position vectors, which the queries of the teacher"
+                f" ({theirs}) have not: --objectives.assignment.reference teacher"
+            )
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.Module | None:
-        teacher = teachers[self.teacher]
-        if teacher.width == student.width:
-            return None
-        adapted = ("content", "position") if student.positioned else ("content",)
-        return nn.ModuleDict({part: nn.Linear(teacher.width, student.width) for part in adapted})
+        teacher, layers = teachers[self.teacher], nn.ModuleDict()
+        if teacher.width != student.width:
+            adapted = ("content", "position") if student.positioned and teacher.positioned else ("content",)
+            layers.update({part: nn.Linear(teacher.width, student.width) for part in adapted})
+        layer = None if teacher.positioned else student.new_position()
+        if layer is not None:
+            layers["position"] = layer
+        return layers or None
 
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         return [QueryGroup(self.name, self._queries(context))]
@@ -74,11 +78,13 @@ class AssignmentDistillation(Objective):
     def _queries(self, context: StepContext) -> Queries:
         """The teacher's queries. Their references have a size only where the student's own have, so that its first stage sees one kind."""
         given, student = context.teacher_outputs[self.teacher].queries, context.student
+        layers = dict(context.adapters[self.name].named_children()) if self.name in context.adapters else {}
         content, position = given.content, given.position if student.positioned else None
-        adapter = context.adapters.get(self.name)
-        if isinstance(adapter, nn.ModuleDict):
-            content = adapter["content"](content)
-            position = None if position is None else adapter["position"](position)
+        content = layers["content"](content) if "content" in layers else content
+        if position is None:
+            position = student.position_of(layers.get("position"), given.reference, content)
+        elif "position" in layers:
+            position = layers["position"](position)
         if self.reference == "student" and position is not None:
             return Queries(content, student.refer(position), sized=False, position=position)
         return Queries(content, given.reference, given.sized and context.queries["main"].sized, given.valid, position)
@@ -113,7 +119,7 @@ class TeacherInit(Objective):
             raise ValueError(
                 "objective assignment: Teacher Init needs learned queries of equal number and width in student and teacher, but"
                 f" the student ({student.architecture}) has {named_shapes(mine) or 'none'}, the teacher ({teacher.architecture})"
-                f" {named_shapes(given) or 'none'}"
+                f" {named_shapes(given) or 'none'}: --objectives.assignment assignment-distillation"
             )
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> None:

@@ -33,11 +33,6 @@ class Objective(ABC):
     def name(self) -> str: ...
 
     @property
-    def joins_matches(self) -> bool:
-        """Whether it joins the main match with another, which needs one query of every target: not with `criterion.matching`."""
-        return False
-
-    @property
     def distils(self) -> bool:
         """Whether it exists only together with a teacher. What a detector learns by itself may use a teacher too, but does not need it."""
         return self.teacher is not None

@@ -11,9 +11,10 @@ Legend: G objects of the batch, P pairs; copies = 2 * denoising groups, or their
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Self, cast
 
 from steadydetr.boxes import to_cxcywh, to_xyxy
 from steadydetr.config import check_within
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from steadydetr.detectors.base import Detector
+    from steadydetr.nn.labels import LabelLayers
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,13 @@ class DenoisingObjective(Objective):
     def name(self) -> str:
         return "denoising"
 
-    def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if not student.embeds_labels:
-            raise ValueError(
-                f"denoising needs queries that carry a label, which {student.architecture} has not: use DINO or DN-DAB-Deformable-DETR"
-            )
+    def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> LabelLayers | None:
+        """What makes queries of labels, of a student that cannot do so itself (D-211)."""
+        return None if student.embeds_labels else student.new_labels()
+
+    def _embed(self, context: StepContext, labels: Tensor, boxes: Tensor) -> Queries:
+        layers, student = context.adapters.get(self.name), context.student
+        return student.embed(labels, boxes) if layers is None else student.label_queries(cast("LabelLayers", layers), labels, boxes)
 
     def weighed(self, weights: Weights | None) -> Self:
         """The same with other weights."""
@@ -83,9 +87,9 @@ class DenoisingObjective(Objective):
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         batch, most = context.batch, context.batch.global_totals.most_objects
         labels, boxes = self.noised(batch, self.group_count(most), context.student)
-        queries = noised_queries(context.student, batch.targets, labels, boxes, most)
+        queries = noised_queries(partial(self._embed, context), batch.targets, labels, boxes, most)
         if most and not self.mask_padding:
-            queries = Queries(queries.content, queries.reference)
+            queries = replace(queries, valid=None)
         rows = queries.content.shape[1]
         blocks = torch.arange(rows, device=labels.device) // max(self.copies * most, 1)
         return [QueryGroup(self.name, queries, sees=("main",), blocks=blocks)]
@@ -236,10 +240,11 @@ def query_places(targets: Targets, copies: int, most: int) -> tuple[Tensor, Tens
     return targets.image, torch.arange(copies, device=counts.device)[:, None] * most + within
 
 
-def noised_queries(student: Detector, targets: Targets, labels: Tensor, boxes: Tensor, most: int) -> Queries:
+def noised_queries(embed: Callable[[Tensor, Tensor], Queries], targets: Targets, labels: Tensor, boxes: Tensor, most: int) -> Queries:
     """The queries of noised labels [copies, G] and boxes [copies, G, 4]; rows without an object are not valid.
 
-    Where the step has no objects there is one invalid row, so that every parameter still gets a gradient.
+    `embed` makes queries of labels [B, N] and boxes [B, N, 4]. Where the step has no objects there is one invalid row, so that every
+    parameter still gets a gradient.
     """
     images, copies = len(targets.counts), len(labels)
     rows = max(copies * most, 1)
@@ -249,8 +254,8 @@ def noised_queries(student: Detector, targets: Targets, labels: Tensor, boxes: T
     padded_boxes = boxes.new_full((images, rows, 4), 0.5)
     valid = torch.zeros(images, rows, dtype=torch.bool, device=labels.device)
     padded_labels[image, row], padded_boxes[image, row], valid[image, row] = labels, boxes, True
-    queries = student.embed(padded_labels, padded_boxes)
-    return Queries(torch.where(valid[..., None], queries.content, 0), queries.reference, valid=valid)
+    queries = embed(padded_labels, padded_boxes)
+    return replace(queries, content=torch.where(valid[..., None], queries.content, 0), valid=valid)
 
 
 def known_match(targets: Targets, groups: int, most: int, copies: int = 2) -> Match:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from steadydetr.equations.online import join_matches
@@ -39,27 +39,30 @@ class JoinedMatches:
     def assign(self, matched: MatchResult, teacher: MatchedQueries, stages: Stages, targets: Targets) -> Assignment:
         """The student's own match joined with the teacher's.
 
+        Where a target has several queries of the student's own, each learns its share; those of the teacher's match learn all (D-213).
+
         Args:
-            matched: of the student.
+            matched: of the student, with shares.
             teacher: the student's queries that are the counterparts of those in the teacher's match of the same stages.
             stages: the student's predictions; `targets` are those of one batch.
         """
         folded, match = targets.repeat_batch(len(stages.logits)), matched.match
         image, teacher_query = folded.image, teacher.query.flatten()
-        own = MatchedQueries.of(match, targets, len(stages.logits)).query.flatten()
-        added = join_matches(own, teacher_query, image, len(folded.counts), matched.cost)
-        chosen = added.classes & (self.classes != "none")
+        added = join_matches(match, teacher_query, image, len(folded.counts), matched.cost)
+        taken = torch.full_like(added.classes, self.classes != "none")
         if self.classes == "conditional":
             boxes = stages.flat[1].detach()[image, teacher_query.clamp(min=0)]
-            chosen = chosen & (paired_iou(boxes, folded.boxes.to(boxes.dtype)) > CONDITION)
-        own_is_costlier = added.classes & (own >= 0) & ~added.costlier
-        classes = (
-            weigh(match, chosen & own_is_costlier, self.class_weight),
-            weigh(teacher.pairs(chosen), added.costlier, self.class_weight),
-        )
-        chosen = added.boxes & self.boxes
-        own_boxes = weigh(match, chosen & own_is_costlier, self.box_weight)
-        return Assignment(classes, Match.cat((own_boxes, weigh(teacher.pairs(chosen), added.costlier, self.box_weight))))
+            taken = paired_iou(boxes, folded.boxes.to(boxes.dtype)) > CONDITION
+
+        def join(chosen: Tensor, taken: Tensor, weight: float) -> tuple[Match, Match]:
+            """The student's pairs, and the teacher's for the chosen targets; `taken` are those for which its match counts, [R] bool."""
+            own = whole_share(match, added.both & taken[match.target])
+            pairs = teacher.pairs(chosen)
+            return weigh(own, added.own_costlier & chosen[match.target], weight), weigh(pairs, added.costlier[pairs.target], weight)
+
+        classes = join(added.classes & taken, taken, self.class_weight)
+        taken = torch.full_like(taken, self.boxes)
+        return Assignment(classes, Match.cat(join(added.boxes & taken, taken, self.box_weight)))
 
 
 @register("matching-distillation")
@@ -72,10 +75,13 @@ class MatchingDistillation(JoinedMatches):
 
 
 def weigh(match: Match, costlier: Tensor, weight: float) -> Match:
-    """The match with `weight` for the targets ([R] bool) whose query is the costlier of two, and 1 for the others."""
-    if weight == 1:
-        return match
-    return Match(match.image, match.query, match.target, torch.where(costlier[match.target], weight, 1.0))
+    """The match with `weight` for the pairs ([P] bool) that are the costliest of their target, and 1 for the others."""
+    return match if weight == 1 else replace(match, weight=torch.where(costlier, weight, 1.0))
+
+
+def whole_share(match: Match, whole: Tensor) -> Match:
+    """The match, of which these pairs ([P] bool) learn all of their targets."""
+    return match if match.share is None else replace(match, share=torch.where(whole, 1.0, match.share))
 
 
 def teacher_queries(teacher_output: TeacherOutput, student: Queries, by: Counterparts) -> MatchedQueries:

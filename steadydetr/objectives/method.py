@@ -59,12 +59,6 @@ class Method(nn.Module):
         check_masks(student, criterion)
         self.teachers = nn.ModuleDict(dict(teachers or {}))
         for objective in objectives:
-            if objective.joins_matches and criterion.matching is not None:
-                raise ValueError(
-                    f"objective {objective.name} joins the student's match with a teacher's, which both give a target one query;"
-                    " criterion.matching gives it several, and only one rule can hold. Take --criterion.matching none"
-                    f" or --objectives.{objective.name}.teacher-match none"
-                )
             objective.check(student, self.teaching)
         made = {objective.name: objective.prepare(student, self.teaching) for objective in objectives}
         self.adapters = nn.ModuleDict({name: module for name, module in made.items() if module is not None})

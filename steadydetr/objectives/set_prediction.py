@@ -12,7 +12,7 @@ from steadydetr.learning.matching import Problem
 from steadydetr.learning.predictions import proposal_targets
 from steadydetr.objectives.base import Matched, Objective, Predicted, require_alike
 from steadydetr.objectives.matching_distillation import MatchingDistillation, teacher_queries
-from steadydetr.structures import Assignment, DecodedStages, Losses, MatchedQueries, MatchResult, QueryGroup
+from steadydetr.structures import Assignment, DecodedStages, Losses, MatchResult, QueryGroup
 
 if TYPE_CHECKING:
     from steadydetr.detectors.base import Detector
@@ -28,10 +28,6 @@ class SetPrediction(Objective):
     @property
     def name(self) -> str:
         return "main"
-
-    @property
-    def joins_matches(self) -> bool:
-        return self.teacher_match is not None
 
     @property
     def learns_from(self) -> tuple[str, ...]:
@@ -63,11 +59,12 @@ class SetPrediction(Objective):
 
     def _assign(self, losses: Losses, context: StepContext, stages: DecodedStages, matched: MatchResult) -> Assignment:
         """The student's own match, joined with the teacher's where there is one; with it, how far they agree is logged."""
+        own = context.criterion.shared(matched.match, stages, context.targets)
         if self.teacher_match is None:
-            return Assignment.of(context.criterion.shared(matched.match, stages, context.targets))
+            return Assignment.of(own)
         teacher_output = context.teacher_outputs[self.teacher_match.teacher]
         teacher = teacher_queries(teacher_output, context.queries["main"], self.teacher_match.counterparts)
-        own, rows = MatchedQueries.of(matched.match, context.targets, len(stages.logits)), max(teacher.query.numel(), 1)
-        losses.measure("main/same_query_as_teacher", ((teacher.query == own.query) & own.valid).sum() / rows)
+        rows = max(teacher.query.numel(), 1)
+        losses.measure("main/same_query_as_teacher", (teacher.query.flatten()[own.target] == own.query).sum() / rows)
         losses.measure("main/without_counterpart", (~teacher.valid).sum() / rows)
-        return self.teacher_match.assign(matched, teacher, stages, context.targets)
+        return self.teacher_match.assign(MatchResult(own, matched.cost), teacher, stages, context.targets)

@@ -7,6 +7,7 @@ products, convolutions, attention and sampling are counted.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -18,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from steadydetr.checkpoints.weights import read_weights
 from steadydetr.detectors import Detector, DetectorConfig
 from steadydetr.detectors.base import evaluating
-from steadydetr.objectives import Objective
+from steadydetr.objectives import AssignmentDistillation, Objective
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
@@ -55,6 +56,7 @@ class Size:
     parameters: int
     trainable: int  # of these
     inference: int  # multiplications with one image
+    encoder: int  # those of the encoder among them
 
 
 @dataclass(frozen=True)
@@ -67,18 +69,22 @@ class Cost:
     adapters: int  # parameters that objectives train besides the student
     forward: int  # the forward pass of a training step without distillation: the student and the losses that need no teacher
     parts: dict[str, int]  # what each distillation objective adds to that forward pass, by its name
+    parts_as_released: dict[str, int]  # the same where the released code does more: the assignment runs the student's encoder again (F-69)
     step: int  # the whole training step: forward and backward, teachers and distillation included
     plain_step: int  # the step without teachers and distillation
 
     def share(self, part: str) -> float:
         """What this part adds as a share of the forward passes of teachers, student and this part (DETRDistill's KD share)."""
-        return self.parts[part] / (self.teaching + self.forward + self.parts[part])
+        return self.share_of(self.parts[part])
+
+    def share_of(self, added: int) -> float:
+        """What this many multiplications are of these forward passes and themselves."""
+        return added / (self.teaching + self.forward + added)
 
     @property
     def whole_share(self) -> float:
         """The same share of all parts together."""
-        added = sum(self.parts.values())
-        return added / (self.teaching + self.forward + added)
+        return self.share_of(sum(self.parts.values()))
 
     def as_dict(self) -> dict[str, Any]:
         """All numbers, with the shares."""
@@ -88,9 +94,16 @@ class Cost:
 
 def count_multiplications(run: Callable[[], T]) -> tuple[int, T]:
     """The multiplications that a function does when it is run, and what it returns."""
+    by_module, result = count_by_module(run)
+    return by_module["Global"], result
+
+
+def count_by_module(run: Callable[[], T]) -> tuple[dict[str, int], T]:
+    """The same within each module that is run, by class and path ("DINO.encoder.layers.0"); "Global" is the whole."""
     with FlopCounterMode(display=False, custom_mapping=SAMPLING) as counter:
         result = run()
-    return int(counter.get_total_flops()) // 2, result
+    counts = {module: int(sum(operations.values())) // 2 for module, operations in counter.get_flop_counts().items()}
+    return defaultdict(int, counts), result
 
 
 def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: str = "", classes: int = 80) -> Cost:
@@ -123,12 +136,14 @@ def measure_cost(recipe: Recipe, size: tuple[int, int] = (800, 1333), teacher: s
     base, losses = forward(plain)
     plain_step = encoding + base + backward(losses)
     parts = {o.name: forward((*plain, o))[0] - base for o in method.objectives if o not in plain}
+    assigning = [o.name for o in method.objectives if isinstance(o, AssignmentDistillation) and student.encoder]
+    as_released = {name: parts[name] + student.encoder for name in assigning}
     step = plain_step
     if parts:
         whole, losses = forward(method.objectives)
         step = teaching + encoding + whole + backward(losses)
     adapters = count_parameters(method.adapters)[0]
-    return Cost(student, teachers, teaching, adapters, encoding + base, parts, step, plain_step)
+    return Cost(student, teachers, teaching, adapters, encoding + base, parts, as_released, step, plain_step)
 
 
 def without_distillation(objectives: Sequence[Objective]) -> tuple[Objective, ...]:
@@ -163,8 +178,8 @@ def detector_of(teacher: str) -> DetectorConfig:
 def measure_size(detector: Detector, batch: Batch) -> Size:
     """The size of a detector, whose inference is run on a batch of one image."""
     with torch.no_grad(), evaluating(detector):
-        inference, _ = count_multiplications(lambda: detector(batch.images, batch.padding))
-    return Size(*count_parameters(detector), inference)
+        by_module, _ = count_by_module(lambda: detector(batch.images, batch.padding))
+    return Size(*count_parameters(detector), by_module["Global"], by_module[f"{type(detector).__name__}.encoder"])
 
 
 def count_parameters(module: nn.Module) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def replayed_denoising(case: Case, targets: Targets, offset: float) -> QueryGrou
     most = max(targets.counts)
     draws = recorded_draws(case.tensors, "in.draw.", len(targets.labels), 0.5)
     labels, boxes = noise_labels(targets.labels, draws, 0.5), noise_boxes(targets.boxes, draws, 1.0, offset)
-    queries = noised_queries(case.detector, targets, labels, boxes, most)
+    queries = noised_queries(case.detector.embed, targets, labels, boxes, most)
     close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
     close(queries.reference, case.tensors["out.dn.query_bbox_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // (2 * most)
@@ -74,7 +74,7 @@ def replayed_dn_denoising(case: Case, targets: Targets) -> QueryGroup:
     most = max(targets.counts)
     draws = recorded_dn_draws(case.tensors, "in.draw.", len(targets.labels), 0.2)
     labels, boxes = noise_labels(targets.labels, draws, 0.4), noise_centres_and_sides(targets.boxes, draws, 0.4)
-    queries = noised_queries(case.detector, targets, labels, boxes, most)
+    queries = noised_queries(case.detector.embed, targets, labels, boxes, most)
     close(queries.content, case.tensors["out.dn.query_label"], atol=1e-6)
     close(queries.reference, case.tensors["out.dn.query_box_unsigmoid"].sigmoid(), atol=1e-6)
     blocks = torch.arange(queries.content.shape[1]) // most
@@ -251,7 +251,7 @@ def test_denoising_queries(path: Path) -> None:
             labels = noise_labels(targets.labels, draws, spec["label"])
             boxes = noise_boxes(targets.boxes, draws, spec["box"], negative_offset(spec.get("neg", "add:1.0")))
         assert (groups, copies * most) == (int(tensors[f"out.{name}.dn_num"]), int(tensors[f"out.{name}.single_padding"]))
-        queries = noised_queries(Embedding(table), targets, labels, boxes, most)  # type: ignore[arg-type]
+        queries = noised_queries(Embedding(table).embed, targets, labels, boxes, most)  # type: ignore[arg-type]
         close(queries.content, tensors[f"out.{name}.query_label"], atol=1e-6)
         close(queries.reference, tensors[f"out.{name}.query_box_unsigmoid"].sigmoid(), atol=1e-6)
         check_mask(queries, tensors[f"out.{name}.attn_mask"].bool(), copies * most, spec["nq"])

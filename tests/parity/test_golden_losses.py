@@ -170,7 +170,7 @@ def test_denoising_queries(path: Path) -> None:
     )
     labels = noise_labels(targets.labels, draws, config["label_noise"])
     boxes = noise_boxes(targets.boxes, draws, config["box_noise"])
-    queries = noised_queries(Embedding(tensors["in.label_enc"]), targets, labels, boxes, most)  # type: ignore[arg-type]
+    queries = noised_queries(Embedding(tensors["in.label_enc"]).embed, targets, labels, boxes, most)  # type: ignore[arg-type]
     torch.testing.assert_close(queries.content, tensors["out.query_label"], **TIGHT)
     torch.testing.assert_close(inverse_sigmoid(queries.reference, 1e-5), tensors["out.query_bbox"], rtol=1e-4, atol=2e-5)
     check_mask(queries, tensors["out.attn_mask"].bool(), rows // groups, config["nq"])

@@ -299,7 +299,7 @@ def denoising_of(case: Case, targets: Targets) -> tuple[QueryGroup, int, int]:
     prefix, noise = "in.draw.", {k: v for k, v in case.tensors.items() if k in {f"in.draw.{i}" for i in range(3)}}
     draws = recorded_dn_draws(noise, prefix, len(targets.labels), 0.2)
     labels, boxes = noise_labels(targets.labels, draws, 0.4), noise_centres_and_sides(targets.boxes, draws, 0.4)
-    queries = noised_queries(case.detector, targets, labels, boxes, most)
+    queries = noised_queries(case.detector.embed, targets, labels, boxes, most)
     assert (groups, queries.content.shape[1]) == tuple(int(case.tensors[f"out.train.dn_{name}"]) for name in ("scalar", "pad_size"))
     blocks = torch.arange(queries.content.shape[1]) // most
     return QueryGroup("denoising", Queries(queries.content, queries.reference), sees=("main",), blocks=blocks), groups, most

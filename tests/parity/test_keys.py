@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from steadydetr.checkpoints.convert import convert_state_dict
+from steadydetr.checkpoints.key_maps import recognise
 from steadydetr.detectors import (
     AdaMixerConfig,
     ConditionalDETRConfig,
@@ -113,6 +114,69 @@ def test_a_converted_checkpoint_is_the_detector_of_its_recipe(project: str, file
             state[key] = torch.full(state[key].shape, float(start))
     ours, wanted = convert_state_dict(state).config, find(recipe).detector
     assert replace(ours, backbone=wanted.backbone) == wanted
+
+
+# what detrex and mmdet 3 call the tensors of Conditional DETR's repository, by their code (detrex: projects/conditional_detr/converter.py)
+DETREX = {
+    r"^backbone\.0\.body\.(?=conv1|bn1)": "backbone.stem.",
+    r"^backbone\.0\.body\.layer(\d)": lambda m: f"backbone.res{int(m[1]) + 1}",
+    r"^(backbone.*)bn(\d)": r"\1conv\2.norm",
+    r"downsample\.0": "shortcut",
+    r"downsample\.1": "shortcut.norm",
+    r"(decoder.*)sa_([qk])(content|pos)_proj": r"\1attentions.0.\2_\3_proj",
+    r"(decoder.*)ca_([qk])(content|pos|pos_sine)_proj": r"\1attentions.1.\2_\3_proj",
+    r"\.q_(?=content|pos)": ".query_",
+    r"\.k_(?=content|pos)": ".key_",
+    r"sa_v_proj": "attentions.0.value_proj",
+    r"ca_v_proj": "attentions.1.value_proj",
+    r"(decoder.*)self_attn": r"\1attentions.0",
+    r"cross_attn": "attentions.1",
+    r"(encoder.*)self_attn": r"\1attentions.0.attn",
+    r"decoder\.norm\.": "decoder.post_norm_layer.",
+    r"norm([123])\.": lambda m: f"norms.{int(m[1]) - 1}.",
+    r"linear1": "ffns.0.layers.0.0",
+    r"linear2": "ffns.0.layers.1",
+}
+MMDET = {
+    r"^backbone\.0\.body": "backbone",
+    r"^input_proj": "neck.convs.0.conv",
+    r"^query_embed": "query_embedding",
+    r"^class_embed": "bbox_head.fc_cls",
+    r"^bbox_embed\.layers\.0": "bbox_head.reg_ffn.layers.0.0",
+    r"^bbox_embed\.layers\.1": "bbox_head.reg_ffn.layers.1",
+    r"^bbox_embed\.layers\.2": "bbox_head.fc_reg",
+    r"^transformer\.": "",
+    r"(encoder.*)self_attn": r"\1self_attn.attn",
+    r"sa_(\w+_proj)": r"self_attn.\1",
+    r"ca_(\w+_proj)": r"cross_attn.\1",
+    r"decoder\.norm\.": "decoder.post_norm.",
+    r"norm([123])\.": lambda m: f"norms.{int(m[1]) - 1}.",
+    r"linear1": "ffn.layers.0.0",
+    r"linear2": "ffn.layers.1",
+}
+
+
+@pytest.mark.parametrize(("names", "layout"), [(DETREX, "detrex"), (MMDET, "mmdet 3")], ids=["detrex", "mmdet"])
+def test_conditional_detr_of_other_toolboxes(names: dict[str, Any], layout: str) -> None:
+    """The same tensors under their names become the same detector, tensor by tensor; a key too much or too few is named."""
+    [path] = files("original/keys/conditional_detr_r50.json")
+    state = {key: torch.full(shape, float(number)) for number, (key, shape) in enumerate(json.loads(path.read_text()).items())}
+
+    def named(key: str) -> str:
+        for pattern, name in names.items():
+            key = re.sub(pattern, name, key)
+        return key
+
+    theirs = {named(key): value for key, value in state.items()}
+    assert len(theirs) == len(state) and recognise(theirs) == f"conditional detr of {layout}"
+    wanted, converted = convert_state_dict(state), convert_state_dict(theirs)
+    assert converted.config == wanted.config and converted.state.keys() == wanted.state.keys()
+    assert all(torch.equal(value, wanted.state[key]) for key, value in converted.state.items())
+    with pytest.raises(ValueError, match=r"left over.*surprise\.weight"):
+        convert_state_dict(theirs | {"surprise.weight": torch.empty(3)})
+    removed = next(key for key in theirs if "encoder.layers.1." in key and key.endswith("out_proj.bias"))
+    with pytest.raises(ValueError, match=r"missing: encoder\.layers\.1\.self_attention\.out_proj\.bias"):
+        convert_state_dict({key: value for key, value in theirs.items() if key != removed})
 
 
 @pytest.mark.parametrize(("path", "kind"), key_files())

@@ -6,10 +6,12 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+from steadydetr.objectives.matching_distillation import JoinedMatches
 from tests.reference.boxes import Box, iou_and_giou, l1
 from tests.reference.detection import cross_entropy, sigmoid
 
-Pair = tuple[int, int]  # a query and its target
+Pair = tuple[int, int]  # a query and its target, or class
+Learned = tuple[int, float, float]  # the target, the weight of the loss, the share of the target
 
 
 def queries_of_a_target(queries: int, targets: int, most: int) -> int:
@@ -48,6 +50,47 @@ def shares(values: Mapping[Pair, float], tau: float) -> dict[Pair, float]:
         return sum(values[o] > values[pair] or (values[o] == values[pair] and order.index(o) < order.index(pair)) for o in others)
 
     return {pair: math.exp(-rank(pair) / tau) for pair in order}
+
+
+def join(
+    own: Sequence[Sequence[int]],
+    taught: Sequence[int],
+    labels: Sequence[int],
+    cost: Sequence[Sequence[float]],
+    iou: Sequence[Sequence[float]],
+    share: Mapping[Pair, float],
+    options: JoinedMatches,
+) -> tuple[dict[Pair, Learned], dict[int, Learned]]:
+    """Eq. 3 and 4 of OD-DETR where a target has several queries of its own: what each (query, class) and each query's box learns.
+
+    `taught` is the teacher's query of every target (-1: none), cost and IoU are by [target][query]. The costliest of all queries of a
+    target has the other weight; what the teacher's match holds learns all of its target, other queries their share.
+    """
+    classes: dict[Pair, Learned] = {}
+    boxes: dict[int, Learned] = {}
+    accepted = [
+        options.classes == "union" or (options.classes == "conditional" and q >= 0 and iou[t][q] > 0.5) for t, q in enumerate(taught)
+    ]
+    for q in range(len(cost[0]) if cost else 0):
+        mine = next((t for t, queries in enumerate(own) if q in queries), None)
+        if mine is not None:
+            other = taught[mine]
+            added = other >= 0 and other not in own[mine]
+            costliest = added and all(cost[mine][q] >= cost[mine][o] for o in own[mine]) and cost[mine][q] > cost[mine][other]
+            idle = added and not any(other in queries for queries in own)
+            weight = options.class_weight if costliest and accepted[mine] else 1.0
+            classes[q, labels[mine]] = mine, weight, 1.0 if other == q and accepted[mine] else share[q, mine]
+            weight = options.box_weight if costliest and idle and options.boxes else 1.0
+            boxes[q] = mine, weight, 1.0 if other == q and options.boxes else share[q, mine]
+        for theirs, query in enumerate(taught):
+            if query != q or theirs == mine:
+                continue
+            costlier = len(own[theirs]) > 0 and all(cost[theirs][q] >= cost[theirs][o] for o in own[theirs])
+            if accepted[theirs]:
+                classes.setdefault((q, labels[theirs]), (theirs, options.class_weight if costlier else 1.0, 1.0))
+            if mine is None and options.boxes:
+                boxes[q] = theirs, options.box_weight if costlier else 1.0, 1.0
+    return classes, boxes
 
 
 def losses(

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from steadydetr.checkpoints.layouts import adamixer, conditional, conditional_hugging_face, detrex, hugging_face, maskdino, mmdet, original
+from steadydetr.checkpoints.layouts import (
+    adamixer,
+    conditional,
+    conditional_detrex,
+    conditional_hugging_face,
+    conditional_mmdet,
+    detrex,
+    hugging_face,
+    maskdino,
+    mmdet,
+    original,
+)
 from steadydetr.checkpoints.layouts.base import KeyLayout
 
 # a checkpoint is of the first layout whose mark one of its keys matches
 LAYOUTS: tuple[KeyLayout, ...] = (
     conditional_hugging_face.LAYOUT,
     conditional.LAYOUT,
+    conditional_detrex.LAYOUT,
+    conditional_mmdet.LAYOUT,
     hugging_face.LAYOUT,
     adamixer.LAYOUT,
     maskdino.LAYOUT,

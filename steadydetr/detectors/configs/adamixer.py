@@ -22,7 +22,7 @@ class AdaMixerConfig(BackboneDetectorConfig):
     """Defaults: the paper's detector with R50 and 100 queries."""
 
     lacks = MappingProxyType(  # no field: without an annotation
-        {"transformer": "AdaMixer has no encoder, so there is no memory to fuse; what else it has stands in --detector itself"}
+        {"transformer": "AdaMixer has no encoder, so there is no memory to fuse: leave it out; what else it has is in --detector itself"}
     )
     encoder_layers = 0
     backbone: BackboneConfig = TimmBackboneConfig(out_indices=(1, 2, 3, 4), train_affine=True)
