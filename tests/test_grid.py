@@ -44,11 +44,12 @@ def test_cell(detector: str, row: Row) -> None:
         return
     recipe = recipe_of(detector, row)
     method = start(recipe)
-    losses = method(make_batch((2, 3)))
+    losses = method(make_batch((2, 3), masks=recipe.criterion.masks is not None))
     losses.total.backward()
     names = {name.partition("/")[0] for name, _, _ in losses}
     own = {objective.name for objective in recipe.objectives if not isinstance(objective, TeacherInit)}
     assert own <= names <= own | {"proposals"}
+    assert any(name.endswith("/mask") for name, _, _ in losses) == (recipe.criterion.masks is not None)
     trained = {name: p.grad for name, p in method.named_parameters() if p.requires_grad}
     assert [name for name, grad in trained.items() if grad is None] == method.unused_parameters
     assert not [name for name, grad in trained.items() if grad is not None and not grad.isfinite().all()]

@@ -22,7 +22,8 @@ from steadydetr.checkpoints.card import DetectorCard
 from steadydetr.checkpoints.folder import save_detector
 from steadydetr.cli.training_arguments import override
 from steadydetr.config import check_savable
-from steadydetr.detectors import DetectorConfig
+from steadydetr.detectors import DetectorConfig, MaskDINOConfig
+from steadydetr.learning.mask_terms import MaskTerms
 from steadydetr.objectives import SetPrediction
 from steadydetr.objectives.method import Method
 from steadydetr.recipes import Recipe, find
@@ -48,6 +49,7 @@ COLUMNS = {  # what is called otherwise on the page than in the tests
     "dino-shared-decoder": "DINO, one decoder layer",
     "conditional": "Conditional DETR",
     "adamixer": "AdaMixer",
+    "maskdino": "MaskDINO",
 }
 
 
@@ -93,6 +95,7 @@ ROWS = (
     Row("detection"),
     Row("denoising of DINO", DENOISING),
     Row("denoising of DN-DETR", "--objectives.denoising dn-denoising --objectives.denoising.groups 2"),
+    Row("denoising of MaskDINO", "--objectives.denoising mask-denoising --objectives.denoising.number 6"),
     Row("one-to-many", ONE_TO_MANY),
     Row("groups", GROUPS),
     Row("Align-DETR", method="align"),
@@ -141,7 +144,11 @@ def recipe_of(detector: str, row: Row) -> Recipe:
     """The recipe that the command of a cell makes."""
     config = DETECTORS[detector]
     apart = row.method is None and "--detector" not in row.flags and "one-to-many" not in row.flags
-    return replace(flagged("dino", row), detector=config, **teachers_of(detector, row)) if apart else flagged(detector, row)
+    recipe = replace(flagged("dino", row), detector=config, **teachers_of(detector, row)) if apart else flagged(detector, row)
+    if not isinstance(config, MaskDINOConfig):
+        return recipe
+    masks = replace(recipe.criterion, masks=MaskTerms(points=16))
+    return replace(recipe, criterion=masks, detector=recipe.detector.changed(box_init="mask2box"))
 
 
 def teachers_of(detector: str, row: Row) -> dict[str, object]:
