@@ -28,6 +28,7 @@ class Sample:
     image: Tensor  # [3, H, W] uint8
     boxes_xyxy: Tensor  # [n, 4] pixels
     labels: Tensor  # [n]
+    masks: Tensor | None = None  # [n, H, W] uint8, 1 inside of the object; None: not read
 
 
 class Transform(ABC):
@@ -101,7 +102,7 @@ class DetrTransform(TrainTransform):
             steps.append(v2.RandomZoomOut(dict.fromkeys((tv_tensors.Image,), CANVAS), (1.0, self.zoom_out)))
         if self.zoom < 1:
             steps += [RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.0, 0.3, 1.0]), v2.SanitizeBoundingBoxes()]
-        steps += [v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        steps += [v2.RandomHorizontalFlip(self.flip), scaled, *_usable_objects(self.crop or self.zoom < 1)]
         if self.photometric:
             steps.append(v2.RandomPhotometricDistort(p=self.photometric))  # last, where images are smallest
         return v2.Compose(steps)
@@ -136,8 +137,34 @@ class FixedSizeTransform(TrainTransform):
             steps.append(v2.RandomApply([Transpose()], self.transpose))
         if self.zoom < 1:
             steps.append(RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
-        steps += [v2.Resize((self.height, self.width)), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        steps += [v2.Resize((self.height, self.width)), *_usable_objects(self.zoom < 1)]
         return v2.Compose(steps)
+
+
+@register("large-scale-jitter-transform", "large-scale-jitter")
+@dataclass(frozen=True)
+class LargeScaleJitter(TrainTransform):
+    """That of Mask2Former and MaskDINO: flip, resize by a random scale, and a window of fixed size, grey where the image ends (D-201)."""
+
+    side: int = 1024
+    least: float = 0.1  # scales, where 1 is the largest size that fits into the window
+    most: float = 2.0
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_within("data.transform", self, side=SIDE, least=(0.01, 10), most=(0.01, 10), flip=(0, 1))
+        if self.least > self.most:
+            raise ValueError(f"data.transform.least = {self.least:g} must not be above data.transform.most = {self.most:g}")
+
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+        scale = self.side / sizes.max(1) * self.most
+        return np.stack((scale, scale), 1)
+
+    def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomCropOrPad, ScaleJitter
+
+        steps = ScaleJitter(self.side, self.least, self.most), RandomCropOrPad(self.side)
+        return v2.Compose([v2.RandomHorizontalFlip(self.flip), *steps, *_usable_objects(cut=True)])
 
 
 @register("shortest-side")
@@ -172,12 +199,31 @@ class FixedSize(EvalTransform):
         return v2.Resize((self.height, self.width))
 
 
+def _usable_objects(cut: bool) -> list[v2.Transform]:
+    """The last steps of a training transform: boxes end where images do, and objects of which less than a pixel is left are dropped.
+
+    Args:
+        cut: whether images may have been cropped, so that of objects at the border a part may be missing.
+    """
+    from steadydetr.data.transform_steps import BoxesOfCutMasks, ObjectsWithPixels
+
+    tighten = [BoxesOfCutMasks()] if cut else []
+    return [v2.ClampBoundingBoxes(), *tighten, v2.SanitizeBoundingBoxes(min_size=1), ObjectsWithPixels()]  # D-200
+
+
 def apply(transform: v2.Transform, sample: Sample) -> Sample:
-    """The transformed sample. Random numbers come from torch's generator."""
+    """The transformed sample. Random numbers come from torch's generator, and are the same with masks and without."""
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
-    out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
-    return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
+    given = {"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels}
+    if sample.masks is None:
+        out = transform(given)
+        return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
+    from steadydetr.data.transform_steps import ObjectMasks
+
+    out = transform(given | {"masks": ObjectMasks(sample.masks)})
+    image, corners, masks = (out[name].as_subclass(torch.Tensor) for name in ("image", "boxes", "masks"))
+    return Sample(image, corners, out["labels"], masks)
 
 
 @contextmanager
