@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from steadydetr.data.transforms import (
     ShortestSide,
     TrainTransform,
     Transform,
+    _usable_objects,
     apply,
     seeded,
 )
@@ -55,9 +57,8 @@ def blobs(seed: int, count: int = 3) -> Tensor:
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(count):
-        angles = (
-            np.sort(rng.uniform(0, 2 * np.pi, rng.integers(8, 16))) if rng.random() < 0.5 else rng.uniform(0, 7) + np.arange(4) * np.pi / 2
-        )
+        turned = rng.uniform(0, 7) + np.arange(4) * np.pi / 2
+        angles = turned if rng.random() < 0.5 else np.sort(rng.uniform(0, 2 * np.pi, rng.integers(8, 16)))
         radii, centre = rng.uniform(12, 35, 2), rng.uniform((15, 15), (WIDTH - 15, HEIGHT - 15))
         polygon = np.stack((np.cos(angles) * radii[0] + centre[0], np.sin(angles) * radii[1] + centre[1]), 1).flatten()
         found.append(reference.decode(reference.frPyObjects([polygon.tolist()], HEIGHT, WIDTH))[:, :, 0])
@@ -124,9 +125,8 @@ def test_resized_masks_are_not_moved(size: tuple[int, int]) -> None:
 def test_each_mask_is_transformed_as_if_it_were_alone(seed: int, transform: Transform) -> None:
     """Whatever the others are: random ones of single pixels and none at all among them."""
     generator = torch.Generator().manual_seed(seed)
-    masks = torch.cat(
-        (blobs(seed, 2), (torch.rand(1, HEIGHT, WIDTH, generator=generator) < 0.3).byte(), torch.zeros(1, HEIGHT, WIDTH).byte())
-    )
+    single, none = (torch.rand(1, HEIGHT, WIDTH, generator=generator) < share for share in (0.3, 0.0))
+    masks = torch.cat((blobs(seed, 2), single.byte(), none.byte()))
     boxes = torch.tensor([0.0, 0, WIDTH, HEIGHT]).expand(4, 4)
     with seeded(seed):
         together = apply(transform.build(), Sample(masks[:3], boxes, torch.arange(4), masks))
@@ -141,21 +141,23 @@ def test_each_mask_is_transformed_as_if_it_were_alone(seed: int, transform: Tran
         assert 3 not in together.labels.tolist()  # no pixel is left of it
 
 
+class Window(v2.Transform):
+    """44 rows from the 17th on, of the left half."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        return self._call_kernel(v2.functional.crop, inpt, 16, 0, 44, 60)
+
+
 def test_an_object_without_a_pixel_left_is_dropped_and_a_cut_one_gets_the_box_of_its_rest() -> None:
     """A frame with a disc at its right: of a window of the left half the disc's box, but no pixel, is in it."""
     masks = torch.zeros(2, 60, 120, dtype=torch.uint8)
     masks[0, 10:20, 100:110] = 1
     masks[1, 5:15, 20:110] = masks[1, 5:50, 20:30] = 1  # an angle, whose lower part is left of the cut
     boxes = torch.tensor([[10.0, 10, 110, 20], [20, 5, 110, 50]])  # the first one far too wide
-    window = v2.Lambda(
-        lambda value: v2.functional.crop(value, 16, 0, 44, 60) if isinstance(value, torch.Tensor) and value.ndim > 1 else value
-    )
-    from steadydetr.data.transforms import _usable_objects
-
     sample = Sample(torch.zeros(3, 60, 120, dtype=torch.uint8), boxes, torch.tensor([7, 8]), masks)
-    after = apply(v2.Compose([window, *_usable_objects(cut=True)]), sample)
+    after = apply(v2.Compose([Window(), *_usable_objects(cut=True)]), sample)
     assert after.labels.tolist() == [8] and after.boxes_xyxy.tolist() == [[20, 0, 30, 34]]
-    plain = apply(v2.Compose([window, *_usable_objects(cut=True)]), replace(sample, masks=None))
+    plain = apply(v2.Compose([Window(), *_usable_objects(cut=True)]), replace(sample, masks=None))
     assert plain.labels.tolist() == [7, 8] and plain.boxes_xyxy.tolist() == [[10, 0, 60, 4], [20, 0, 60, 34]]
 
 
@@ -266,14 +268,8 @@ def test_of_a_reduced_image_masks_are_reduced_too(tmp_path: Path) -> None:
     data = yolo_folder(tmp_path, labels, (90, 61), "a.jpg")
     exact, fast = (Samples(data, FixedSizeTransform(20, 15, flip=0.0), reduce, True)._load(0) for reduce in (False, True))
     assert exact.masks is not None and fast.masks is not None and fast.image.shape[1:] == (23, 16) == fast.masks.shape[1:]
-    assert torch.equal(
-        fast.masks[0], exact.masks[0][2::4][:, 2::4][:23, :16] if exact.masks.shape[1:] == (92, 64) else reduced(exact.masks[0])
-    )
-
-
-def reduced(mask: Tensor) -> Tensor:
-    rows, columns = ((torch.arange(-(-side // 4)) * 4 + 2).clamp(max=side - 1) for side in mask.shape)
-    return mask[rows][:, columns]
+    rows, columns = ((torch.arange(-(-side // 4)) * 4 + 2).clamp(max=side - 1) for side in (90, 61))
+    assert torch.equal(fast.masks[0], exact.masks[0][rows][:, columns])
 
 
 # YOLO

@@ -110,9 +110,8 @@ def test_perfect_masks(shared: Path) -> None:
     kept = index.keep_rows(~index.crowd)
     masks = EncodedMasks.cat([EncodedMasks.of(kept.decode_masks(position)) for position in range(len(kept))])
     count = len(kept.labels)
-    perfect = Results(
-        kept.image_ids[kept.image_of_row], np.zeros((count, 4), np.float32), np.ones(count, np.float32), kept.labels.astype(np.int64), masks
-    )
+    boxes, scores = np.zeros((count, 4), np.float32), np.ones(count, np.float32)
+    perfect = Results(kept.image_ids[kept.image_of_row], boxes, scores, kept.labels.astype(np.int64), masks)
     found = evaluate(perfect, index)
     assert found.segm_ap == pytest.approx(100) and found.segm_ar_small == pytest.approx(100) and found.ap < 1
     elsewhere = replace(perfect, image_ids=perfect.image_ids + 10**9)

@@ -17,4 +17,4 @@ def mask_quality(logits: Tensor) -> Tensor:
     """
     inside = logits > 0
     total = (logits.sigmoid() * inside).flatten(1).sum(1)
-    return total / (inside.flatten(1).sum(1) + EMPTY)
+    return total / (inside.flatten(1).sum(1).to(total.dtype) + EMPTY)
