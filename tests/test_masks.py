@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -344,14 +343,6 @@ def test_an_image_of_too_many_pixels_is_not_filled(tmp_path: Path) -> None:
     data = open_data(tmp_path, limits=Limits(max_pixels=47), masks=True)
     with pytest.raises(ValueError, match=r"1.png is annotated with 8 x 6 pixels, more than max_pixels = 47"):
         data.masks(0)  # type: ignore[attr-defined]
-
-
-def test_without_pycocotools_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pycocotools", None)
-    index = index_of(tmp_path, content_with(SQUARE))
-    with pytest.raises(ImportError, match=r"pip install 'steadydetr\[masks\]'"):
-        index.decode_masks(0)
-    assert index_of(tmp_path, content_with(RUNS)).decode_masks(0).sum() == 8
 
 
 def test_no_mask_and_no_annotation(tmp_path: Path) -> None:

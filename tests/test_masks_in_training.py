@@ -20,7 +20,7 @@ from steadydetr.data import DataConfig, EvalLoader, TrainLoader, open_data
 from steadydetr.data.check import check_data
 from steadydetr.data.dataset import for_training
 from steadydetr.data.loading import Samples, collate, pad_batch
-from steadydetr.data.masks import EncodedMasks, Masks
+from steadydetr.data.masks import EncodedMasks, Masks, fill_polygons
 from steadydetr.data.transforms import (
     DetrTransform,
     FixedSize,
@@ -245,6 +245,20 @@ def test_runs_and_texts_of_masks(sizes: list[tuple[int, int, float]], seed: int)
     assert encoded.take(order).as_coco() == encoded.as_coco()[::-1]
 
 
+@given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 10**6))
+@settings(max_examples=60, deadline=None)
+def test_polygons_are_filled_as_by_pycocotools(height: int, width: int, seed: int) -> None:
+    """Crossing themselves, on the grid, of one point, far outside, several in one mask."""
+    rng = np.random.default_rng(seed)
+    polygons = [
+        rng.random(2 * rng.integers(3, 9)) * rng.choice([1, 60, 3000]) - rng.choice([0, 30, 1500]) for _ in range(rng.integers(1, 4))
+    ]
+    for shaped in (polygons, [p.round() for p in polygons], [(5 * p).round() / 5 for p in polygons], [np.tile(p[:2], 3) for p in polygons]):
+        plain = [p.astype(np.float32).astype(float).tolist() for p in shaped]
+        expected = reference.decode(reference.merge(reference.frPyObjects(plain, height, width)))
+        assert (fill_polygons(plain, height, width) == expected).all()
+
+
 @dataclass(frozen=True)
 class Forgetful(TrainTransform):
     """Puts together a sample of its own, as a mosaic does."""
@@ -324,6 +338,14 @@ def test_lines_that_are_left_out_take_their_polygons_along(tmp_path: Path) -> No
 def test_keypoints_of_yolo_are_no_polygon(tmp_path: Path) -> None:
     data = yolo_folder(tmp_path, "0 .5 .5 .25 .5 .1 .1 .2 .2 .3 .3\n", keypoints="kpt_shape: [3, 2]\n")
     assert data.index.masks.present.tolist() == [False]
+
+
+def test_a_polygon_that_would_take_all_memory_is_refused(tmp_path: Path) -> None:
+    """Corners far apart in a very wide image; a triangle there is none."""
+    many = " ".join(f"{k % 2} 0.{k % 9}" for k in range(300))
+    with pytest.raises(ValueError, match=r"a\.txt: line 2: it is a polygon of more than 1048576 pixels"):
+        yolo_folder(tmp_path / "many", f"0 0.1 0.1 0.9 0.1 0.5 1\n0 {many}\n", (10, 6000))
+    assert yolo_folder(tmp_path / "one", "0 0.1 0.1 0.9 0.1 0.5 1\n", (10, 6000)).masks(0).any()
 
 
 def test_data_of_boxes_alone_cannot_be_trained_on_with_masks(tmp_path: Path) -> None:

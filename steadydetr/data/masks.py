@@ -59,10 +59,7 @@ class Masks:
         return Masks(np.concatenate([part.state for part in parts]), *lists)
 
     def decode(self, rows: slice, height: int, width: int) -> NDArray[np.bool_]:
-        """[G, height, width] the masks of G annotations of one image of that size; no pixel of one that has none.
-
-        Raises ImportError without pycocotools, where there are polygons.
-        """
+        """[G, height, width] the masks of G annotations of one image of that size; no pixel of one that has none."""
         found = np.zeros((rows.stop - rows.start, height, width), bool)
         for mask, row in zip(found, range(rows.start, rows.stop), strict=True):
             if self.state[row] != PRESENT:
@@ -159,12 +156,12 @@ def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def fill_polygons(polygons: Sequence[ArrayLike], height: int, width: int) -> NDArray[np.uint8]:
-    """[height, width] 1 within any of the polygons, each x, y, x, y, ... in pixels."""
-    try:
-        from pycocotools import mask
-    except ImportError as error:
-        raise ImportError("masks need the package pycocotools: pip install 'steadydetr[masks]'") from error
-    filled: NDArray[np.uint8] = mask.decode(mask.merge(mask.frPyObjects(list(polygons), height, width)))
+    """[height, width] 1 within any of the polygons, each x, y, x, y, ... in pixels."""  # D-207
+    from hotcoco import mask
+
+    filled: NDArray[np.uint8] = mask.decode(
+        mask.merge(mask.frPyObjects([np.asarray(polygon, float).tolist() for polygon in polygons], height, width))
+    )
     return filled
 
 
