@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from steadydetr.data.config import DataConfig
-from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, ShortestSide
+from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, LargeScaleJitter, ShortestSide
 from steadydetr.lazy import public_names
 from steadydetr.limits import Limits
 
@@ -23,6 +23,7 @@ __all__ = [
     "EvalLoader",
     "FixedSize",
     "FixedSizeTransform",
+    "LargeScaleJitter",
     "Limits",
     "ShortestSide",
     "TrainLoader",

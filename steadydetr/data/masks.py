@@ -156,7 +156,7 @@ def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
 
 
 def fill_polygons(polygons: Sequence[ArrayLike], height: int, width: int) -> NDArray[np.uint8]:
-    """[height, width] 1 within any of the polygons, each x, y, x, y, ... in pixels."""  # D-207
+    """[height, width] 1 within any of the polygons, each x, y, x, y, ... in pixels."""  # D-201
     from hotcoco import mask
 
     filled: NDArray[np.uint8] = mask.decode(

@@ -12,8 +12,6 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-GREY = 128  # what images are filled with in large-scale jitter, as in detectron2
-
 
 class ObjectMasks(tv_tensors.Mask):
     """[n, H, W] masks that are resized to the nearest pixel by its centre, as images are, not by its corner as torchvision's."""
@@ -31,6 +29,14 @@ def resize_masks(masks: Tensor, size: list[int], max_size: int | None = None, **
 
 class RandomShortestSize(v2.RandomShortestSize):
     """The one of torchvision, which leaves nothing of the shorter side of a line scan: at least a pixel stays."""
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        params = super().make_params(flat_inputs)
+        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+
+class ScaleJitter(v2.ScaleJitter):
+    """The same for the one of torchvision."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         params = super().make_params(flat_inputs)
@@ -73,40 +79,6 @@ class RandomSizeCrop(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         return _dense(self._call_kernel(F.crop, inpt, **params))
-
-
-class ScaleJitter(v2.Transform):
-    """Resize an image to `low` to `high` times the largest size within `side` x `side` that keeps its proportions."""
-
-    def __init__(self, side: int, low: float, high: float) -> None:
-        super().__init__()
-        self.side, self.low, self.high = side, low, high
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2._utils.query_size(flat_inputs)
-        scale = self.side / max(height, width) * torch.empty(()).uniform_(self.low, self.high).item()
-        return {"size": [max(1, round(scale * length)) for length in (height, width)]}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        return self._call_kernel(F.resize, inpt, **params, antialias=True)
-
-
-class RandomCropOrPad(v2.Transform):
-    """A random window of `side` x `side` pixels; what an image lacks is filled with grey at the right and at the bottom."""
-
-    def __init__(self, side: int) -> None:
-        super().__init__()
-        self.side = side
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        height, width = v2._utils.query_size(flat_inputs)
-        top, left = (_draw(0, max(length - self.side, 0)) for length in (height, width))
-        return {"top": top, "left": left, "height": min(height, self.side), "width": min(width, self.side)}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        cropped = _dense(self._call_kernel(F.crop, inpt, **params))
-        fill = [GREY] if isinstance(inpt, tv_tensors.Image) else 0
-        return self._call_kernel(F.pad, cropped, [0, 0, self.side - params["width"], self.side - params["height"]], fill=fill)
 
 
 class BoxesOfCutMasks(v2.Transform):

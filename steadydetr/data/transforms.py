@@ -108,6 +108,31 @@ class DetrTransform(TrainTransform):
         return v2.Compose(steps)
 
 
+@register("large-scale-jitter", "large-scale-jitter", "lsj")
+@dataclass(frozen=True)
+class LargeScaleJitter(TrainTransform):
+    """Flip, resize by a random factor, and crop what is larger than a square (Ghiasi et al. 2021)."""
+
+    side: int = 1024  # of the square; an image that just fits into it has scale 1
+    least: float = 0.1  # scales
+    most: float = 2.0
+    flip: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_within("data.transform", self, side=SIDE, least=(1e-2, 10), most=(self.least, 10), flip=(0, 1))
+
+    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
+        scale = self.most * self.side / sizes.max(1)
+        return np.stack((scale, scale), 1)
+
+    def build(self) -> v2.Transform:
+        from steadydetr.data.transform_steps import RandomSizeCrop, ScaleJitter
+
+        jitter = ScaleJitter((self.side, self.side), (self.least, self.most))
+        steps = [v2.RandomHorizontalFlip(self.flip), jitter, RandomSizeCrop(self.side, self.side)]
+        return v2.Compose([*steps, *_usable_objects(cut=True)])
+
+
 @register("fixed-size-transform", "fixed-size")
 @dataclass(frozen=True)
 class FixedSizeTransform(TrainTransform):
@@ -139,32 +164,6 @@ class FixedSizeTransform(TrainTransform):
             steps.append(RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
         steps += [v2.Resize((self.height, self.width)), *_usable_objects(self.zoom < 1)]
         return v2.Compose(steps)
-
-
-@register("large-scale-jitter-transform", "large-scale-jitter")
-@dataclass(frozen=True)
-class LargeScaleJitter(TrainTransform):
-    """That of Mask2Former and MaskDINO: flip, resize by a random scale, and a window of fixed size, grey where the image ends (D-201)."""
-
-    side: int = 1024
-    least: float = 0.1  # scales, where 1 is the largest size that fits into the window
-    most: float = 2.0
-    flip: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_within("data.transform", self, side=SIDE, least=(0.01, 10), most=(0.01, 10), flip=(0, 1))
-        if self.least > self.most:
-            raise ValueError(f"data.transform.least = {self.least:g} must not be above data.transform.most = {self.most:g}")
-
-    def largest_scale(self, sizes: NDArray[np.int32]) -> NDArray[np.float64]:
-        scale = self.side / sizes.max(1) * self.most
-        return np.stack((scale, scale), 1)
-
-    def build(self) -> v2.Transform:
-        from steadydetr.data.transform_steps import RandomCropOrPad, ScaleJitter
-
-        steps = ScaleJitter(self.side, self.least, self.most), RandomCropOrPad(self.side)
-        return v2.Compose([v2.RandomHorizontalFlip(self.flip), *steps, *_usable_objects(cut=True)])
 
 
 @register("shortest-side")
