@@ -38,13 +38,13 @@ class Detector(nn.Module, ABC):
     std: Tensor
 
     # capabilities
+    predicts_masks: bool = False  # its stages have `masks`
     embeds_labels: bool = False  # `embed` makes queries of labels and boxes, which denoising needs
     label_parameters: tuple[str, ...] = ()  # the names of those that `embed` alone uses
     positioned: bool = False  # every query brings a position vector; False: the decoder makes it from the reference
     makes_references: bool = False  # `refer` makes references of the position vectors of learned queries
     takes_boxes: bool = True  # a query's reference may be a box; False: it is a point for good, which has no size
     samples_points: bool = False  # its decoder samples the image at points, which `record_sampling_points` gives
-    predicts_masks: bool = False  # its stages have masks, which a data set with masks (`data.masks`) measures
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
     # the query groups that `queries` gives besides "main", in training alone, and the names of the parameters that each alone uses
     extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})
