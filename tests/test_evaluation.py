@@ -144,5 +144,6 @@ def test_what_is_written_keeps_its_names_and_order() -> None:
 def test_every_metric_has_one_name_and_one_label() -> None:
     for metrics in (METRICS, CLASS_METRICS):
         assert len({metric.label for metric in metrics}) == len({metric.name for metric in metrics}) == len(metrics)
-    assert SUMMARY_NAMES == ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")
-    assert {*SUMMARY_NAMES, "ap_small", "ap_medium", "ap_large", "ar100"} == set(REQUIRED_NAMES)
+    of_boxes = ("ap", "ap50", "ap75", "voc_ap50", "voc07_ap50", "per_class")
+    assert list(SUMMARY_NAMES) == [*of_boxes[:-1], "segm_ap", "segm_ap50", "segm_ap75", "per_class", "segm_per_class"]
+    assert {*of_boxes, "ap_small", "ap_medium", "ap_large", "ar100"} == set(REQUIRED_NAMES)

@@ -24,6 +24,7 @@ from steadydetr.data.dataset import FolderDataset
 from steadydetr.data.images import FORMATS, open_picture
 from steadydetr.data.layouts import Finding
 from steadydetr.data.transforms import DetrTransform, FixedSize, FixedSizeTransform, Sample, ShortestSide, Transform, apply, seeded
+from steadydetr.detectors import Prediction
 from steadydetr.drawing.run_pictures import draw_predictions
 from steadydetr.limits import Limits
 from steadydetr.recipes import find
@@ -347,7 +348,7 @@ def test_line_scans_keep_a_pixel(shape: tuple[int, int], transform: Transform) -
 def test_line_scans_are_drawn(tmp_path: Path) -> None:
     coco_folder(tmp_path, coco_with(image={"width": 3000, "height": 2}, category={"name": HOSTILE}))
     picture(tmp_path / "train" / "1.png", (3000, 2))
-    nothing = torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long)
+    nothing = Prediction(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.long))
     draw_predictions(opened(tmp_path), [0], [nothing], tmp_path / "drawn.png")
     assert open_picture(tmp_path / "drawn.png").width > 300
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from steadydetr.data import AnnotationIndex
+from steadydetr.detectors import Prediction
 from steadydetr.metrics.coco import ground_truth
 from steadydetr.metrics.evaluation import collect, evaluate, prediction_function
 from steadydetr.metrics.low_ap import explain_low_ap
@@ -44,9 +45,9 @@ def found(*rows: tuple[int, list[float], int, float]) -> Results:
 
 
 def test_results_from_predictions() -> None:
-    one = (torch.tensor([[1.0, 2, 3, 5]]), torch.tensor([0.5]), torch.tensor([2]))
-    none = (torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    two = (torch.tensor([[0.0, 0, 1, 1], [5, 5, 9, 7]]), torch.tensor([0.9, 0.1]), torch.tensor([0, 1]))
+    one = Prediction(torch.tensor([[1.0, 2, 3, 5]]), torch.tensor([0.5]), torch.tensor([2]))
+    none = Prediction(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    two = Prediction(torch.tensor([[0.0, 0, 1, 1], [5, 5, 9, 7]]), torch.tensor([0.9, 0.1]), torch.tensor([0, 1]))
     for results in (Results.of([4, 6, 5], [one, none, two]), Results.cat([Results.of([4, 6], [one, none]), Results.of([5], [two])])):
         rows = results.coco_rows((5, 7, 9))
         expected = [[4, 1, 2, 2, 3, 0.5, 9], [5, 0, 0, 1, 1, 0.9, 5], [5, 5, 5, 4, 2, 0.1, 7]]
@@ -208,7 +209,8 @@ def test_predictions_of_batches() -> None:
     batch = replace(batch, original_sizes=((100, 200), (10, 20)))
     for top, nms, count in ((2, None, 2), (300, None, 3), (300, 0.5, 2)):
         predict = prediction_function(Three(), "cpu", top, nms)  # type: ignore[arg-type]
-        boxes, scores, _ = predict(batch)[0]
+        found = predict(batch)[0]
+        boxes, scores = found.boxes_xyxy, found.scores
         assert len(boxes) == count and boxes[0].tolist() == pytest.approx([50, 25, 150, 75]) and not scores.requires_grad
     results = collect(prediction_function(Three(), "cpu"), [batch, replace(batch, image_ids=(5, 9))])  # type: ignore[arg-type]
     assert results.image_ids.tolist() == [0] * 3 + [1] * 3 + [5] * 3 + [9] * 3

@@ -13,7 +13,8 @@ from tests.conftest import CLASSES, make_stages
 
 def test_the_best_of_queries_times_classes() -> None:
     stages = make_stages(3, 2, 6)
-    for image, (boxes, scores, labels) in enumerate(postprocess(stages, [(100, 200), (50, 40)], top=8)):
+    for image, found in enumerate(postprocess(stages, [(100, 200), (50, 40)], top=8)):
+        boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
         table = stages.logits[-1, image].sigmoid()
         best = sorted(((float(table[q, c]), q, c) for q in range(6) for c in range(CLASSES)), reverse=True)[:8]
         height, width = [(100, 200), (50, 40)][image]
@@ -26,7 +27,8 @@ def test_the_best_of_queries_times_classes() -> None:
 
 def test_fewer_candidates_than_asked_for_and_boxes_beyond_the_image() -> None:
     stages = Stages(torch.zeros(1, 1, 2, 3), torch.tensor([[[[0.0, 0.5, 0.4, 0.2], [1.0, 1.0, 1.0, 1.0]]]]))
-    boxes, scores, labels = postprocess(stages, [(10, 10)], top=300)[0]
+    found = postprocess(stages, [(10, 10)], top=300)[0]
+    boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
     assert len(boxes) == len(scores) == len(labels) == 6
     assert boxes.min() == -2 and boxes.max() == 15  # not clipped
 
@@ -37,9 +39,11 @@ def test_suppression_is_class_wise() -> None:
     logits = torch.full((1, 1, 3, 2), -9.0)
     logits[0, 0, 0, 0], logits[0, 0, 1, 0], logits[0, 0, 1, 1], logits[0, 0, 2, 0] = 3.0, 2.0, 1.0, 0.0
     stages = Stages(logits, boxes)
-    _, scores, labels = postprocess(stages, [(10, 10)], top=4)[0]
+    found = postprocess(stages, [(10, 10)], top=4)[0]
+    scores, labels = found.scores, found.labels
     assert labels.tolist() == [0, 0, 1, 0]
-    _, kept, labels = postprocess(stages, [(10, 10)], top=4, nms=0.7)[0]
+    found = postprocess(stages, [(10, 10)], top=4, nms=0.7)[0]
+    kept, labels = found.scores, found.labels
     assert labels.tolist() == [0, 1, 0]  # the second of class 0 is gone, class 1 on the same place is not
     assert torch.equal(kept, scores[[0, 2, 3]])
 
@@ -47,5 +51,5 @@ def test_suppression_is_class_wise() -> None:
 def test_an_infinite_score_is_not_certain() -> None:
     stages = Stages(torch.zeros(1, 1, 3, 2), torch.full((1, 1, 3, 4), 0.5))
     stages.logits[0, 0, 1, 0], stages.logits[0, 0, 2, 1] = math.inf, -math.inf
-    ((_, scores, _),) = postprocess(stages, [(10, 10)])
+    scores = postprocess(stages, [(10, 10)])[0].scores
     assert scores[0].isnan() and scores[1:].isfinite().all() and scores[-1] == 0

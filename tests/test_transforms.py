@@ -164,8 +164,9 @@ def test_defaults() -> None:
 
 def test_what_is_not_asked_for_is_not_among_the_steps() -> None:
     kinds = {zoom: [type(step).__name__ for step in FixedSizeTransform(zoom=zoom).build().transforms] for zoom in (1.0, 0.5)}
-    assert kinds[1.0] == ["RandomHorizontalFlip", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes"]
-    assert kinds[0.5] == ["RandomHorizontalFlip", "RandomIoUCrop", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes"]
+    assert kinds[1.0] == ["RandomHorizontalFlip", "Resize", "ClampBoundingBoxes", "SanitizeBoundingBoxes", "ObjectsWithPixels"]
+    tail = ["Resize", "ClampBoundingBoxes", "BoxesOfCutMasks", "SanitizeBoundingBoxes", "ObjectsWithPixels"]
+    assert kinds[0.5] == ["RandomHorizontalFlip", "RandomIoUCrop", *tail]
     zoom = FixedSizeTransform(zoom=0.5).build().transforms[1]
     assert (zoom.min_scale, zoom.options) == (0.5, [0.5, 0.9, 1.0])  # windows keep at least half of some object
 
@@ -260,9 +261,9 @@ def test_photometric_changes_leave_boxes_alone() -> None:
 
 
 def test_without_options_nothing_is_added() -> None:
-    """What DETR's augmentation was before there were any: its steps draw the same numbers."""
+    """What DETR's augmentation was before there were any: its steps draw the same numbers. Those of masks draw none."""
     assert [type(step).__name__ for step in DetrTransform().build().transforms] == [
-        "RandomHorizontalFlip", "RandomChoice", "ClampBoundingBoxes", "SanitizeBoundingBoxes"
+        "RandomHorizontalFlip", "RandomChoice", "ClampBoundingBoxes", "BoxesOfCutMasks", "SanitizeBoundingBoxes", "ObjectsWithPixels"
     ]  # fmt: skip
 
 

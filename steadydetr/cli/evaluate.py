@@ -18,7 +18,8 @@ from steadydetr.config import check_within
 from steadydetr.files import printable, refuse_existing
 from steadydetr.limits import Limits
 
-DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes, of LVIS data LVIS's.
+DESCRIPTION = """COCO and VOC metrics of a checkpoint on a data set with the same classes, of LVIS data LVIS's; also of masks, where the
+detector predicts them and the data has them.
 
   steadydetr eval runs/quickstart --data shapes
   steadydetr eval runs/mine/last --data path/to/coco --split val --output metrics.json
@@ -62,9 +63,10 @@ def run(words: Sequence[str]) -> None:
     console = PlainConsole(soft_wrap=True)
     options = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(arguments)}
     evaluation = evaluate_checkpoint(**options, say=console.print)
-    at_ious = [iou_metrics(iou) for iou in arguments.iou]
-    numbers = {metric.name: metric.label for metric in (*METRICS, *(overall for overall, _ in at_ious)) if metric.name in evaluation.values}
-    by_class = {metric.name: metric.label for metric in (*CLASS_METRICS, *(each for _, each in at_ious))}
+    overall, each = zip(*map(iou_metrics, arguments.iou), strict=True) if arguments.iou else ((), ())
+    measured = evaluation.values
+    numbers = {metric.name: metric.label for metric in (*METRICS, *overall) if metric.name in measured}
+    by_class = {metric.name: metric.label for metric in (*CLASS_METRICS, *each) if metric.name in measured}
     table = Table("metric", "%")
     for name, label in numbers.items():
         table.add_row(label, percent(getattr(evaluation, name), 2))

@@ -36,9 +36,11 @@ class PredictArguments:
     image_folder: Path | None = None
     """Where the images of a COCO image list are; beside it if not given."""
     threshold: float = 0.3
-    """Least score that is drawn; results.json holds all."""
+    """Least score that is drawn and put on maps of masks; results.json holds all."""
     draw: bool = True
     """Whether to draw pictures."""
+    masks: bool = True
+    """Whether to write masks/NAME.png, of a detector that predicts masks: 16 bits a pixel, 0 or the number of its detection, from 1 on."""
     batch_size: int = 4
     """Images in one forward pass."""
     device: str = "auto"
@@ -65,6 +67,7 @@ def run(words: Sequence[str]) -> None:
         image_folder=arguments.image_folder,
         threshold=arguments.threshold,
         draw=arguments.draw,
+        masks=arguments.masks,
         batch_size=arguments.batch_size,
         overwrite=arguments.overwrite,
         limits=arguments.limits,

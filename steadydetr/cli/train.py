@@ -86,7 +86,8 @@ def show_result(folder: Path) -> None:
     table = Table("weights", *columns, box=SIMPLE, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))  # fits a terminal of 40 columns
     table.add_row("epoch", *(str(record["epoch"]) for record in columns.values()))
     for label, name in AP_COLUMNS.items():
-        table.add_row(label, *(percent(record[name]) for record in columns.values()))
+        if any(name in record for record in columns.values()):
+            table.add_row(label, *(percent(record.get(name, -1)) for record in columns.values()))
     console = PlainConsole(soft_wrap=True, highlight=False)
     console.print("", table, "", sep="\n")
     pictures = [path.name for path in sorted(folder.glob("*.png"))]

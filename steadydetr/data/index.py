@@ -147,7 +147,6 @@ class AnnotationIndex:
 
         Raises:
             ValueError: the masks were not asked for.
-            ImportError: there are polygons, and pycocotools is not installed.
         """
         if self.masks is None:
             raise ValueError("the masks were not read: open the data with masks=True, or train with --data.masks")

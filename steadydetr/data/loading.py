@@ -52,6 +52,7 @@ class Samples:
     dataset: Dataset
     transform: Transform
     reduce: bool = False  # JPEG files to train on are decoded at 1/2, 1/4 or 1/8 of their size where the transform needs no more
+    masks: bool = False  # with the masks of objects
 
     def batch(self, keys: Sequence[Key]) -> Batch:
         """The batch of these images; loading processes call this."""
@@ -67,6 +68,8 @@ class Samples:
         try:
             with seeded(seed):
                 sample = apply(transform.build(), transform.gather(self._load, position, len(index)))
+            if self.masks and (sample.masks is None or len(sample.masks) != len(sample.labels)):
+                raise TypeError(f"{type(transform).__name__} leaves out the masks of objects, or some of them: its `Sample` must have them")
         except Exception as error:
             file, message = index.file(position), " ".join(str(error).split())
             if isinstance(error, ValueError) and file in message:
@@ -80,7 +83,19 @@ class Samples:
         index, rows = self.dataset.index, self.dataset.index.rows(position)
         pixels, reduction = self._pixels(position)
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]) / reduction, torch.from_numpy(index.labels[rows]).long())
+        masks = self._masks(position, reduction, pixels.shape[:2]) if self.masks else None
+        return Sample(image, torch.from_numpy(index.boxes_xyxy[rows]) / reduction, torch.from_numpy(index.labels[rows]).long(), masks)
+
+    def _masks(self, position: int, reduction: int, shape: tuple[int, ...]) -> Tensor:
+        """[n, *shape] uint8: the masks of an image's objects, of a reduced one the middle of what each pixel stands for."""
+        masks = self.dataset.index.decode_masks(position).view(np.uint8)
+        if reduction > 1:
+            rows, columns = (
+                np.minimum(np.arange(side) * reduction + reduction // 2, whole - 1)
+                for side, whole in zip(shape, masks.shape[1:], strict=True)
+            )
+            masks = masks[:, rows[:, None], columns]
+        return torch.from_numpy(masks)
 
     def _pixels(self, position: int) -> tuple[NDArray[np.uint8], int]:
         """The pixels [H, W, 3] of an image, and of how many rows and columns of the file each of them is."""
@@ -146,10 +161,26 @@ def collate(samples: list[LoadedSample]) -> Batch:
     return Batch(
         images=images,
         padding=padding,
-        targets=Targets(torch.cat([s.sample.labels for s in samples]), torch.cat(boxes), tuple(len(b) for b in boxes)),
+        targets=Targets(
+            torch.cat([s.sample.labels for s in samples]),
+            torch.cat(boxes),
+            tuple(len(b) for b in boxes),
+            _padded_masks(samples, height, width),
+        ),
         image_ids=tuple(s.image_id for s in samples),
         original_sizes=tuple(s.original_size for s in samples),
     )
+
+
+def _padded_masks(samples: Sequence[LoadedSample], height: int, width: int) -> Tensor | None:
+    """[G, height, width] the masks of all samples, padded as their images are; None where one has none."""
+    masks = [s.sample.masks for s in samples if s.sample.masks is not None]
+    if len(masks) < len(samples):
+        return None
+    padded = masks[0].new_zeros(sum(map(len, masks)), height, width)
+    for part, some in zip(padded.split([len(some) for some in masks]), masks, strict=True):
+        part[:, : some.shape[1], : some.shape[2]] = some
+    return padded
 
 
 def batches_of_one_size(sizes: Iterable[tuple[int, int]], batch_size: int) -> list[list[int]]:
@@ -172,21 +203,25 @@ def pad_batch(batch: Batch, height: int, width: int) -> Batch:
     bottom, right = height - batch.images.shape[2], width - batch.images.shape[3]
     if not bottom and not right:
         return batch
-    pad = (0, right, 0, bottom)
-    return replace(batch, images=F.pad(batch.images, pad), padding=F.pad(batch.padding, pad, value=True))
+    pad, masks = (0, right, 0, bottom), batch.targets.masks
+    targets = batch.targets if masks is None else replace(batch.targets, masks=F.pad(masks, pad))
+    return replace(batch, images=F.pad(batch.images, pad), padding=F.pad(batch.padding, pad, value=True), targets=targets)
 
 
 class Loader:
     """Loads batches, in processes that live as long as the loader does, or until it is closed; they are started when first needed."""
 
-    def __init__(self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int, pin: bool = False) -> None:
+    def __init__(
+        self, dataset: Dataset, transform: Transform, config: DataConfig, batches: int, pin: bool = False, masks: bool = False
+    ) -> None:
         """
         Args:
             batches: how many are loaded in one pass.
             pin: into page-locked memory, from which a GPU copies while the host goes on.
+            masks: whether the targets have masks, where the data set does.
         """
         self.dataset, self.config, self.pin = dataset, config, pin
-        self.samples = Samples(dataset, transform, config.decode == "fast")
+        self.samples = Samples(dataset, transform, config.decode == "fast", masks and dataset.index.masks is not None)
         self.workers = min(config.workers, batches, cpu_share())
         self.processes: LoadingProcesses[Sequence[Key], Batch] | None = None
         if self.workers:
@@ -243,7 +278,7 @@ class TrainLoader(Loader):
         self.batch_size, self.accumulation, self.rank, self.world, self.seed = batch_size, accumulation, rank, world, seed
         self.steps_per_pass = len(dataset.index) // batch_size
         self.steps_per_epoch = epoch_steps or self.steps_per_pass
-        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation, pin)
+        super().__init__(dataset, config.transform, config, self.steps_per_epoch * accumulation, pin, masks=True)
 
     def epoch(self, number: int, start_step: int = 0, stopped: Callable[[], bool] = lambda: False) -> Iterator[list[Batch]]:
         """This rank's micro-batches of every step of epoch `number` from `start_step` on; earlier ones are not loaded.
@@ -295,12 +330,21 @@ class TrainLoader(Loader):
 class EvalLoader(Loader):
     """Every image once, dealt to the ranks in turn, in batches of images of one size; it can be gone through again."""
 
-    def __init__(self, dataset: Dataset, config: DataConfig, batch_size: int = 8, rank: int = 0, world: int = 1, pin: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int = 8,
+        rank: int = 0,
+        world: int = 1,
+        pin: bool = False,
+        masks: bool = False,
+    ) -> None:
         resized = cache(config.resize.resized)
         positions = range(rank, len(dataset.index), world)
         sizes = [resized((height, width)) for height, width in dataset.index.sizes[rank::world].tolist()]
         self.keys = [[(positions[i], 0) for i in batch] for batch in batches_of_one_size(sizes, batch_size)]
-        super().__init__(dataset, config.resize, config, len(self.keys), pin)
+        super().__init__(dataset, config.resize, config, len(self.keys), pin, masks)
 
     @property
     def positions(self) -> list[int]:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from steadydetr.data.index import AnnotationIndex
+from steadydetr.data.masks import Masks
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
@@ -54,10 +55,14 @@ class ShapePatch:
 
 
 class ShapesDataset:
-    def __init__(self, config: ShapesConfig, split: str) -> None:
+    def __init__(self, config: ShapesConfig, split: str, masks: bool = False) -> None:
+        """
+        Args:
+            masks: whether the index has the masks of objects: their visible pixels.
+        """
         if split not in SPLITS:
             raise ValueError(f"shapes has the splits {', '.join(SPLITS)}, not {split!r}")
-        self.config, self.split = config, split
+        self.config, self.split, self.masks = config, split, masks
         self.name = f"shapes-{split}"
         self.images = config.images or (3200 if split == "train" else 400)
 
@@ -76,6 +81,7 @@ class ShapesDataset:
             areas=np.array([patch.mask.sum() for patch in patches], dtype=np.float32),
             classes=CLASSES[: self.config.classes],
             category_ids=tuple(range(1, self.config.classes + 1)),
+            masks=Masks.of_pixels(_on_canvas(patch, self.config.size) for patch in patches) if self.masks else None,
         )
 
     def load_image(self, position: int) -> NDArray[np.uint8]:
@@ -164,6 +170,14 @@ def _visible(owner: NDArray[np.int16], number: int, label: int, top: int, left: 
 def _box(patch: ShapePatch) -> tuple[int, int, int, int]:
     height, width = patch.mask.shape
     return patch.left, patch.top, patch.left + width, patch.top + height
+
+
+def _on_canvas(patch: ShapePatch, size: int) -> NDArray[np.bool_]:
+    """[size, size] the visible pixels of an object."""
+    left, top, right, bottom = _box(patch)
+    canvas = np.zeros((size, size), bool)
+    canvas[top:bottom, left:right] = patch.mask
+    return canvas
 
 
 def _contrasting(rng: np.random.Generator, behind: NDArray[np.float32]) -> NDArray[np.float64]:

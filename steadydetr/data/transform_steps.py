@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision import tv_tensors
+from torchvision.ops import masks_to_boxes
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+
+
+class ObjectMasks(tv_tensors.Mask):
+    """[n, H, W] masks that are resized to the nearest pixel by its centre, as images are, not by its corner as torchvision's."""
+
+
+@F.register_kernel(F.resize, ObjectMasks)
+def resize_masks(masks: Tensor, size: list[int], max_size: int | None = None, **of_images: object) -> Tensor:
+    """[n, H, W] -> [n, h, w]; sizes mean what they do for images."""
+    blank = masks.as_subclass(Tensor).new_zeros(1).expand(1, *masks.shape[-2:])
+    height, width = F.resize(tv_tensors.Mask(blank), size, max_size=max_size).shape[-2:]
+    found = masks.as_subclass(Tensor)
+    resized = interpolate(found[None], (height, width), mode="nearest-exact")[0] if len(found) else found.new_zeros(0, height, width)
+    return tv_tensors.wrap(resized, like=masks)
 
 
 class RandomShortestSize(v2.RandomShortestSize):
@@ -64,6 +81,37 @@ class RandomSizeCrop(v2.Transform):
         return _dense(self._call_kernel(F.crop, inpt, **params))
 
 
+class BoxesOfCutMasks(v2.Transform):
+    """After crops: the box of an object at the border ends where its mask does. Without masks it stays as the border has cut it."""
+
+    def forward(self, sample: dict[str, Any]) -> dict[str, Any]:
+        if "masks" not in sample:
+            return sample
+        masks, boxes = sample["masks"].as_subclass(Tensor), sample["boxes"].as_subclass(Tensor)
+        height, width = masks.shape[-2:]
+        cut = (boxes[:, :2] <= 0).any(1) | (boxes[:, 2:] >= boxes.new_tensor((width, height))).any(1)
+        cut &= (boxes[:, 2:] > boxes[:, :2]).all(1)  # RandomIoUCrop gives those that it drops a box without area
+        rows = cut.nonzero()[:, 0]
+        rows = rows[masks[rows].flatten(1).amax(1) > 0] if len(rows) else rows
+        if len(rows):
+            tight = masks_to_boxes(masks[rows])
+            tight[:, 2:] += 1  # it gives the last pixel, not where that ends
+            boxes = boxes.clone()
+            boxes[rows] = torch.cat((torch.maximum(boxes[rows, :2], tight[:, :2]), torch.minimum(boxes[rows, 2:], tight[:, 2:])), 1)
+        return sample | {"boxes": tv_tensors.wrap(boxes, like=sample["boxes"])}
+
+
+class ObjectsWithPixels(v2.Transform):
+    """Objects of whose mask no pixel is left are dropped. Without masks all stay."""
+
+    def forward(self, sample: dict[str, Any]) -> dict[str, Any]:
+        if "masks" not in sample:
+            return sample
+        kept = sample["masks"].as_subclass(Tensor).flatten(1).any(1).bool()
+        boxes, masks = (tv_tensors.wrap(sample[name].as_subclass(Tensor)[kept], like=sample[name]) for name in ("boxes", "masks"))
+        return sample | {"boxes": boxes, "masks": masks, "labels": sample["labels"][kept]}
+
+
 class Transpose(v2.Transform):
     """Swap x and y."""
 
@@ -71,7 +119,7 @@ class Transpose(v2.Transform):
         if isinstance(inpt, tv_tensors.BoundingBoxes):
             height, width = inpt.canvas_size
             return tv_tensors.BoundingBoxes(inpt[:, [1, 0, 3, 2]], format=inpt.format, canvas_size=(width, height))  # type: ignore[call-overload]
-        if not isinstance(inpt, tv_tensors.Image):
+        if not isinstance(inpt, tv_tensors.Image | tv_tensors.Mask):
             return inpt
         swapped = inpt.transpose(-1, -2)
         if 1 in swapped.shape:  # torch crashes where it resizes a long image of one column that lies in memory like a row

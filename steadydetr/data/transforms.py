@@ -28,6 +28,7 @@ class Sample:
     image: Tensor  # [3, H, W] uint8
     boxes_xyxy: Tensor  # [n, 4] pixels
     labels: Tensor  # [n]
+    masks: Tensor | None = None  # [n, H, W] uint8, 1 inside of the object; None: not read
 
 
 class Transform(ABC):
@@ -101,7 +102,7 @@ class DetrTransform(TrainTransform):
             steps.append(v2.RandomZoomOut(dict.fromkeys((tv_tensors.Image,), CANVAS), (1.0, self.zoom_out)))
         if self.zoom < 1:
             steps += [RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.0, 0.3, 1.0]), v2.SanitizeBoundingBoxes()]
-        steps += [v2.RandomHorizontalFlip(self.flip), scaled, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        steps += [v2.RandomHorizontalFlip(self.flip), scaled, *_usable_objects(self.crop or self.zoom < 1)]
         if self.photometric:
             steps.append(v2.RandomPhotometricDistort(p=self.photometric))  # last, where images are smallest
         return v2.Compose(steps)
@@ -129,7 +130,7 @@ class LargeScaleJitter(TrainTransform):
 
         jitter = ScaleJitter((self.side, self.side), (self.least, self.most))
         steps = [v2.RandomHorizontalFlip(self.flip), jitter, RandomSizeCrop(self.side, self.side)]
-        return v2.Compose([*steps, v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)])
+        return v2.Compose([*steps, *_usable_objects(cut=True)])
 
 
 @register("fixed-size-transform", "fixed-size")
@@ -161,7 +162,7 @@ class FixedSizeTransform(TrainTransform):
             steps.append(v2.RandomApply([Transpose()], self.transpose))
         if self.zoom < 1:
             steps.append(RandomIoUCrop(min_scale=self.zoom, sampler_options=[0.5, 0.9, 1.0]))
-        steps += [v2.Resize((self.height, self.width)), v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(min_size=1)]
+        steps += [v2.Resize((self.height, self.width)), *_usable_objects(self.zoom < 1)]
         return v2.Compose(steps)
 
 
@@ -197,12 +198,31 @@ class FixedSize(EvalTransform):
         return v2.Resize((self.height, self.width))
 
 
+def _usable_objects(cut: bool) -> list[v2.Transform]:
+    """The last steps of a training transform: boxes end where images do, and objects of which less than a pixel is left are dropped.
+
+    Args:
+        cut: whether images may have been cropped, so that of objects at the border a part may be missing.
+    """
+    from steadydetr.data.transform_steps import BoxesOfCutMasks, ObjectsWithPixels
+
+    tighten = [BoxesOfCutMasks()] if cut else []
+    return [v2.ClampBoundingBoxes(), *tighten, v2.SanitizeBoundingBoxes(min_size=1), ObjectsWithPixels()]  # D-200
+
+
 def apply(transform: v2.Transform, sample: Sample) -> Sample:
-    """The transformed sample. Random numbers come from torch's generator."""
+    """The transformed sample. Random numbers come from torch's generator, and are the same with masks and without."""
     height, width = sample.image.shape[-2:]
     boxes = tv_tensors.BoundingBoxes(sample.boxes_xyxy, format="XYXY", canvas_size=(height, width))  # type: ignore[call-overload]
-    out = transform({"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels})
-    return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
+    given = {"image": tv_tensors.Image(sample.image), "boxes": boxes, "labels": sample.labels}
+    if sample.masks is None:
+        out = transform(given)
+        return Sample(out["image"].as_subclass(torch.Tensor), out["boxes"].as_subclass(torch.Tensor), out["labels"])
+    from steadydetr.data.transform_steps import ObjectMasks
+
+    out = transform(given | {"masks": ObjectMasks(sample.masks)})
+    image, corners, masks = (out[name].as_subclass(torch.Tensor) for name in ("image", "boxes", "masks"))
+    return Sample(image, corners, out["labels"], masks)
 
 
 @contextmanager

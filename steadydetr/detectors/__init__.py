@@ -20,7 +20,7 @@ from steadydetr.lazy import public_names
 
 if TYPE_CHECKING:
     from steadydetr.detectors.adamixer import AdaMixer
-    from steadydetr.detectors.base import Detector, postprocess
+    from steadydetr.detectors.base import Detector, Prediction, postprocess
     from steadydetr.detectors.conditional_detr import ConditionalDETR
     from steadydetr.detectors.dab_deformable_detr import DABDeformableDETR
     from steadydetr.detectors.deformable_detr import DeformableDETR
@@ -47,6 +47,7 @@ __all__ = [
     "MaskDINO",
     "MaskDINOConfig",
     "PlainTransformerConfig",
+    "Prediction",
     "TransformerConfig",
     "postprocess",
 ]
@@ -54,7 +55,7 @@ __all__ = [
 __getattr__ = public_names(
     __name__,
     adamixer=("AdaMixer",),
-    base=("Detector", "postprocess"),
+    base=("Detector", "Prediction", "postprocess"),
     conditional_detr=("ConditionalDETR",),
     dab_deformable_detr=("DABDeformableDETR",),
     deformable_detr=("DeformableDETR",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Self
 
@@ -17,13 +18,15 @@ from torch import Tensor, nn
 from torchvision.ops import batched_nms
 
 from steadydetr.boxes import to_xyxy
+from steadydetr.data.masks import EncodedMasks
 from steadydetr.detectors.configs.base import DetectorConfig as DetectorConfig  # a detector of another package imports both from here
+from steadydetr.detectors.instance_masks import ImageSizes, image_sizes, instance_masks
 from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
 from steadydetr.nn.decoder import AnchorPosition
 from steadydetr.nn.labels import LabelLayers, anchor_position
-from steadydetr.structures import DecodedStages, Memory, Queries, QueryGroup, Stages, take_rows
+from steadydetr.structures import DecodedStages, MaskPredictions, Memory, Queries, QueryGroup, Stages, take_rows
 
 
 class Detector(nn.Module, ABC):
@@ -219,15 +222,38 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def postprocess(
-    stages: Stages, sizes: Sequence[tuple[int, int]], top: int = 300, nms: float | None = None
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The last stage as (boxes_xyxy in pixels [K, 4], scores [K], labels [K]) of each image, scores descending.
+@dataclass(frozen=True)
+class Prediction:
+    """What is detected in one image, the highest score first."""
 
-    The `top` best of queries x classes by sigmoid score, then, if `nms` is an IoU, class-wise suppression. Boxes are not clipped.
+    boxes_xyxy: Tensor  # [K, 4] pixels
+    scores: Tensor  # [K]
+    labels: Tensor  # [K]
+    masks: EncodedMasks | None = None  # of the size of the image; of detectors that predict them, where they are asked for
+
+    def take(self, rows: Tensor) -> Prediction:
+        """The detections in these rows, in that order."""
+        masks = None if self.masks is None else self.masks.take(rows.cpu().numpy())
+        return Prediction(self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], masks)
+
+
+def postprocess(
+    stages: Stages,
+    sizes: Sequence[tuple[int, int]],
+    top: int = 300,
+    nms: float | None = None,
+    padding: Tensor | None = None,
+    masks: bool = True,
+) -> list[Prediction]:
+    """The detections of the last stage in each image, scores descending, boxes in pixels.
+
+    The `top` best of queries x classes by sigmoid score; of a detector that predicts masks, their scores are then multiplied by the
+    quality of the masks (D-204). Then, if `nms` is an IoU, class-wise suppression. Boxes are not clipped.
 
     Args:
         sizes: (height, width) in pixels that the normalised boxes of each image span.
+        padding: [B, H, W] of the images; needed of a detector that predicts masks.
+        masks: whether masks are wanted, besides their quality.
     """
     logits = stages.logits[-1].float()
     scores = logits.sigmoid().masked_fill(
@@ -238,8 +264,18 @@ def postprocess(
     labels, rows = index % classes, index // classes
     scale = torch.tensor([(w, h, w, h) for h, w in sizes], device=scores.device, dtype=torch.float32)
     boxes = take_rows(to_xyxy(stages.boxes[-1].float()), rows) * scale[:, None]
-    results = []
-    for image_boxes, image_scores, image_labels in zip(boxes, best, labels, strict=True):
-        keep = slice(None) if nms is None else batched_nms(image_boxes, image_scores, image_labels, nms)
-        results.append((image_boxes[keep], image_scores[keep], image_labels[keep]))
-    return results
+    found = [Prediction(*of_image) for of_image in zip(boxes, best, labels, strict=True)]
+    if stages.masks is not None:
+        if padding is None:
+            raise ValueError("the masks of a detector are over padded images: postprocess needs their padding")
+        every = image_sizes(padding, sizes)
+        found = [_with_masks(one, stages.masks, i, rows[i], every[i], masks) for i, one in enumerate(found)]
+    if nms is None:
+        return found
+    return [one.take(batched_nms(one.boxes_xyxy, one.scores, one.labels, nms)) for one in found]
+
+
+def _with_masks(found: Prediction, masks: MaskPredictions, image: int, queries: Tensor, sizes: ImageSizes, wanted: bool) -> Prediction:
+    quality, encoded = instance_masks(masks, image, queries, sizes, wanted)
+    scores = found.scores * quality
+    return replace(found, scores=scores, masks=encoded).take(scores.argsort(descending=True, stable=True))

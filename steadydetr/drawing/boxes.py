@@ -1,12 +1,39 @@
-"""Boxes with captions, drawn on an image by Pillow."""
+"""Boxes with captions, and masks, drawn on an image."""
 
 from __future__ import annotations
 
 import colorsys
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from steadydetr.data.masks import EncodedMasks
+
 Rectangle = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+COVER = 0.45  # share of a class's colour within its masks
+
+
+def draw_masks(image: Image.Image, masks: EncodedMasks, labels: list[int]) -> Image.Image:
+    """A copy of the image with a colour over every mask and a line along the inside of its edge, the first mask above the others.
+
+    Args:
+        masks: K, of the size of the image, or of the one that it was resized from.
+        labels: K classes, which the colours are of.
+    """
+    pixels = np.array(image.convert("RGB"))
+    width = max(1, round(max(image.size) / 400))
+    for mask, label in zip(masks.take(np.arange(len(masks))[::-1]), reversed(labels), strict=True):
+        if mask.shape != pixels.shape[:2]:
+            mask = np.asarray(Image.fromarray(mask).resize(image.size, Image.Resampling.NEAREST))
+        inner = np.pad(mask, width)
+        for axis in (0, 1):
+            inner = inner & np.roll(inner, width, axis) & np.roll(inner, -width, axis)
+        colour = np.array(class_colour(label))
+        pixels[mask] = (pixels[mask] * (1 - COVER) + colour * COVER).astype(np.uint8)
+        pixels[mask & ~inner[width:-width, width:-width]] = colour
+    return Image.fromarray(pixels)
 
 
 def draw_boxes(image: Image.Image, boxes_xyxy: list[list[float]], labels: list[int], captions: list[str]) -> Image.Image:

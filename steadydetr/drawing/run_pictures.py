@@ -10,17 +10,18 @@ from PIL import Image, ImageDraw
 
 from steadydetr.data import Dataset
 from steadydetr.data.images import as_picture
-from steadydetr.drawing.boxes import draw_boxes
+from steadydetr.data.masks import EncodedMasks
+from steadydetr.detectors import Prediction
+from steadydetr.drawing.boxes import draw_boxes, draw_masks
 from steadydetr.drawing.colours import COLOURS
 from steadydetr.files import replacing
-from steadydetr.metrics.results import Prediction
 from steadydetr.metrics.table import LABELS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 STROKES = {"class": "-", "l1": "--", "giou": ":"}
-AP_COLOURS = {"ap50": "#e07a5f", "ap": "#3d405b", "ap75": "#81b29a"}
+AP_COLOURS = {"ap50": "#e07a5f", "ap": "#3d405b", "ap75": "#81b29a", "segm_ap": "#b8860b"}
 
 
 def draw_curves(metrics: Iterable[dict[str, Any]], output: Path) -> None:
@@ -73,10 +74,10 @@ def _plot_ap(axes: Axes, evaluations: list[dict[str, Any]]) -> None:
     for weights, style in (("model", "-"), ("ema", "--")):
         chosen = [r for r in evaluations if r["weights"] == weights]
         for metric, colour in AP_COLOURS.items():
-            if chosen:
+            if measured := [r for r in chosen if metric in r]:
                 label = f"{LABELS[metric]}{'' if weights == 'model' else ' (average)'}"
-                values = [r[metric] for r in chosen]
-                axes.plot([r["step"] for r in chosen], values, style, color=colour, marker="o", markersize=3, label=label)
+                values = [r[metric] for r in measured]
+                axes.plot([r["step"] for r in measured], values, style, color=colour, marker="o", markersize=3, label=label)
     axes.set_title("AP on held-out images")
     axes.set_ylim(0, 100)
     if evaluations:
@@ -92,28 +93,36 @@ def draw_predictions(
     side: int = 320,
     whose: str = "detections",
 ) -> None:
-    """One PNG: each column an image, ground truth above, detections at or above `threshold` below, with the name of what found them."""
+    """One PNG: each column an image, ground truth above, detections at or above `threshold` below, with the name of what found them.
+
+    Masks are drawn where there are any.
+    """
     margin, title = 6, 18
     tallest = max((min(1.0, data.index.sizes[position][0] / data.index.sizes[position][1]) for position in positions), default=1.0)
     row = round(side * tallest) + title
     sheet = Image.new("RGB", (len(positions) * (side + margin) + margin, 2 * row + margin), "white")
-    for column, (position, (boxes, scores, labels)) in enumerate(zip(positions, predictions, strict=True)):
+    for column, (position, found) in enumerate(zip(positions, predictions, strict=True)):
         index = data.index
         image = as_picture(data.load_image(position))
         scale = side / max(image.size)
         image = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), Image.Resampling.BILINEAR)
         rows = index.rows(position)
-        true_labels = index.labels[rows].tolist()
-        truth = draw_boxes(image, (index.boxes_xyxy[rows] * scale).tolist(), true_labels, [index.classes[k] for k in true_labels])
-        keep = scores >= threshold
-        found = labels[keep].tolist()
-        captions = [f"{index.classes[k]} {s:.2f}" for k, s in zip(found, scores[keep].tolist(), strict=True)]
-        drawn = draw_boxes(image, (boxes[keep] * scale).tolist(), found, captions)
+        labels, boxes = index.labels[rows].tolist(), (index.boxes_xyxy[rows] * scale).tolist()
+        masks = None if index.masks is None else EncodedMasks.of(index.decode_masks(position))
+        truth = draw_boxes(_with_masks(image, masks, labels), boxes, labels, [index.classes[k] for k in labels])
+        shown = found.take((found.scores >= threshold).nonzero()[:, 0])
+        labels = shown.labels.tolist()
+        captions = [f"{index.classes[k]} {s:.2f}" for k, s in zip(labels, shown.scores.tolist(), strict=True)]
+        drawn = draw_boxes(_with_masks(image, shown.masks, labels), (shown.boxes_xyxy * scale).tolist(), labels, captions)
         left = margin + column * (side + margin)
         sheet.paste(_with_title(truth, "ground truth", side, title), (left, 0))
-        sheet.paste(_with_title(drawn, f"{whose}, {len(found)} of score {threshold:g} or more", side, title), (left, row))
+        sheet.paste(_with_title(drawn, f"{whose}, {len(labels)} of score {threshold:g} or more", side, title), (left, row))
     with replacing(output) as file:
         sheet.save(file, "PNG")
+
+
+def _with_masks(image: Image.Image, masks: EncodedMasks | None, labels: list[int]) -> Image.Image:
+    return image if masks is None else draw_masks(image, masks, labels)
 
 
 def _with_title(image: Image.Image, text: str, side: int, height: int) -> Image.Image:

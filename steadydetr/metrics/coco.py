@@ -10,6 +10,7 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import hotcoco
 import numpy as np
@@ -66,7 +67,11 @@ def measure_coco(results: Results, index: AnnotationIndex) -> Values:
 
     Of federated data they are LVIS's, which has no AR of less than 300 detections: -1.
     """
-    evaluator = run_coco(results, index)
+    return evaluator_values(run_coco(results, index), index)
+
+
+def evaluator_values(evaluator: hotcoco.COCOeval, index: AnnotationIndex) -> Values:
+    """The metrics of an evaluator after its run, by the names of those of boxes."""
     if index.federated is None:
         values = {metric.name: _percent(value) for metric, value in zip(COCO_METRICS, evaluator.stats, strict=True)}
     else:
@@ -98,15 +103,20 @@ def measure_at(results: Results, index: AnnotationIndex, ious: Sequence[float]) 
     return values
 
 
-def run_coco(results: Results, index: AnnotationIndex, ious: Sequence[float] = ()) -> hotcoco.COCOeval:
+def run_coco(
+    results: Results, index: AnnotationIndex, ious: Sequence[float] = (), kind: Literal["bbox", "segm"] = "bbox"
+) -> hotcoco.COCOeval:
     """The evaluator after its run; its `stats` are the twelve numbers between 0 and 1, of federated data LVIS's thirteen.
 
     Args:
         ious: at which IoUs detections are matched; COCO's ten if empty. Its `stats` are then missing.
+        kind: whether by their boxes or by their masks, which both must have.
     """
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = ground_truth(index)
-        evaluator = hotcoco.COCOeval(truth, truth.load_res(_rows(results, index)), "bbox", lvis_style=index.federated is not None)
+        truth = ground_truth(index, masks=kind == "segm")
+        rows, masks = _rows(results, index, kind == "segm")
+        found = truth.load_res(rows, segmentation=masks)
+        evaluator = hotcoco.COCOeval(truth, found, kind, lvis_style=index.federated is not None)
         if ious:
             evaluator.params.iou_thrs = list(ious)
         evaluator.evaluate()
@@ -122,11 +132,20 @@ def _precision(evaluator: hotcoco.COCOeval) -> NDArray[np.float64]:
     return found
 
 
-def _rows(results: Results, index: AnnotationIndex) -> NDArray[np.float64]:
-    """[K, 7] as `Results.coco_rows`, with the evaluator's numbers; without detections on images of other data."""
+def _rows(results: Results, index: AnnotationIndex, masks: bool) -> tuple[NDArray[np.float64], list[Any] | None]:
+    """[K, 7] as `Results.coco_rows`, with the evaluator's numbers, and the masks, if asked for; without detections on images of other data.
+
+    Whether an object is small is told by the area of its mask, where masks are measured, as by pycocotools from results without boxes. The
+    evaluator takes it from the box, so this has that area then.
+    """
     positions = find_ids(index.image_ids, results.image_ids)
-    numbered = replace(results, image_ids=_image_numbers(index)[positions])
-    return numbered.coco_rows(range(1, len(index.classes) + 1))[positions >= 0]
+    numbered = replace(results, image_ids=_image_numbers(index)[positions]).take(positions >= 0)
+    rows = numbered.coco_rows(range(1, len(index.classes) + 1))
+    if not masks or numbered.masks is None:
+        return rows, None
+    rows[:, 1:5] = 0, 0, 0, 1
+    rows[:, 3] = numbered.masks.areas
+    return rows, numbered.masks.as_coco()
 
 
 def _image_numbers(index: AnnotationIndex) -> NDArray[np.int64]:
@@ -137,8 +156,12 @@ def _image_numbers(index: AnnotationIndex) -> NDArray[np.int64]:
     return numbers
 
 
-def ground_truth(index: AnnotationIndex) -> hotcoco.COCO:
-    """The index as the evaluator's data set, crowd regions included. Images and classes have numbers from 1 instead of their ids."""
+def ground_truth(index: AnnotationIndex, masks: bool = False) -> hotcoco.COCO:
+    """The index as the evaluator's data set, crowd regions included. Images and classes have numbers from 1 instead of their ids.
+
+    Args:
+        masks: with the masks of objects, which were read.
+    """
     boxes = index.boxes_xyxy.astype(np.float64)
     numbers = _image_numbers(index)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -150,7 +173,16 @@ def ground_truth(index: AnnotationIndex) -> hotcoco.COCO:
             boxes=np.column_stack((boxes[:, :2], boxes[:, 2:] - boxes[:, :2])),
             area=index.areas.astype(np.float64),
             iscrowd=index.crowd.astype(np.int64),
+            segmentation=_segmentations(index) if masks else None,
         )
+
+
+def _segmentations(index: AnnotationIndex) -> list[Any]:
+    """[A] the mask of every annotation as COCO writes it."""
+    if index.masks is None:
+        return []
+    sizes = index.sizes[index.image_of_row].tolist()
+    return [index.masks.as_coco(row, height, width) for row, (height, width) in enumerate(sizes)]
 
 
 def _images(index: AnnotationIndex, numbers: NDArray[np.int64]) -> list[dict[str, object]]:

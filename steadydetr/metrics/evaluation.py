@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.detectors import Detector, postprocess
+from steadydetr.detectors import Detector, Prediction, postprocess
 from steadydetr.finite import NotFiniteError, images_named
 from steadydetr.metrics.base import Values
 from steadydetr.metrics.coco import measure_at
-from steadydetr.metrics.low_ap import explain_limit, explain_low_ap
-from steadydetr.metrics.results import Prediction, Results
+from steadydetr.metrics.low_ap import explain_limit, explain_low_ap, explain_masks
+from steadydetr.metrics.results import Results
 from steadydetr.metrics.table import MEASURERS
 from steadydetr.structures import Batch
 
@@ -48,19 +48,20 @@ class Evaluation:
 
 
 def prediction_function(
-    detector: Detector, device: torch.device | str, top: int = 300, nms: float | None = None
+    detector: Detector, device: torch.device | str, top: int = 300, nms: float | None = None, masks: bool = False
 ) -> Callable[[Batch], list[Prediction]]:
     """A function that gives the detections of a batch, in pixels of the original images.
 
     Args:
         top: most detections of an image.
         nms: IoU above which overlapping detections of a class are suppressed; None: no suppression.
+        masks: whether masks are wanted, of a detector that predicts them.
     """
 
     @torch.no_grad()
     def predict(batch: Batch) -> list[Prediction]:
         stages = detector(batch.images.to(device, non_blocking=True), batch.padding.to(device, non_blocking=True))
-        return postprocess(stages, batch.original_sizes, top, nms)
+        return postprocess(stages, batch.original_sizes, top, nms, batch.padding, masks)
 
     return predict
 
@@ -89,4 +90,4 @@ def evaluate(results: Results, index: AnnotationIndex, ious: Sequence[float] = (
         values = {**values, **{name: value for name, value in measure_at(results, index, ious).items() if name not in values}}
     evaluation = Evaluation(values, len(index))
     low = explain_low_ap(results, index) if evaluation.ap50 < LOW_AP50 else ()
-    return replace(evaluation, warnings=(*low, *explain_limit(index)))
+    return replace(evaluation, warnings=(*low, *explain_limit(index), *explain_masks(results, index)))

@@ -22,6 +22,16 @@ def explain_limit(index: AnnotationIndex) -> tuple[str, ...]:
     )
 
 
+def explain_masks(results: Results, index: AnnotationIndex) -> tuple[str, ...]:
+    """A sentence where masks are measured against objects of which some have none."""
+    without = int((index.without_mask & ~index.crowd).sum())
+    if results.masks is None or index.masks is None or not without:
+        return ()
+    if without == int((~index.crowd).sum()):
+        return ("no annotation has a mask, so that masks are not measured",)
+    return (f"{without} of {len(index.labels)} annotations have no mask: no detected mask can find them",)
+
+
 def explain_low_ap(results: Results, index: AnnotationIndex) -> tuple[str, ...]:
     """Likely reasons why the detections match no object; empty where they look as they should."""
     if not (~index.crowd).any():

@@ -12,12 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from steadydetr.data.columns import Ids, id_array
+from steadydetr.data.masks import EncodedMasks
+from steadydetr.detectors.base import Prediction
 from steadydetr.files import write_json
-
-Prediction = tuple[Tensor, Tensor, Tensor]  # boxes_xyxy in pixels, scores, labels of one image
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class Results:
     boxes_xyxy: NDArray[np.float32]  # [K, 4] pixels of the original image
     scores: NDArray[np.float32]  # [K]
     labels: NDArray[np.int64]  # [K] index into the classes
+    masks: EncodedMasks | None = None  # of all K, of the original size of their images; None: there are none
 
     @staticmethod
     def of(image_ids: Sequence[int | str], predictions: Sequence[Prediction]) -> Results:
@@ -35,17 +35,26 @@ class Results:
         if not predictions:
             empty = np.zeros(0)
             return Results(empty.astype(np.int64), np.zeros((0, 4), np.float32), empty.astype(np.float32), empty.astype(np.int64))
-        boxes, scores, labels = (torch.cat(parts).cpu().numpy() for parts in zip(*predictions, strict=True))
-        ids = id_array(image_ids)[np.repeat(np.arange(len(image_ids)), [len(scores) for _, scores, _ in predictions])]
-        return Results(ids, boxes.astype(np.float32).reshape(-1, 4), scores.astype(np.float32), labels.astype(np.int64))
+        columns = ([getattr(one, name) for one in predictions] for name in ("boxes_xyxy", "scores", "labels"))
+        boxes, scores, labels = (torch.cat(column).cpu().numpy() for column in columns)
+        ids = id_array(image_ids)[np.repeat(np.arange(len(image_ids)), [len(one.scores) for one in predictions])]
+        masks = _joined([one.masks for one in predictions])
+        return Results(ids, boxes.astype(np.float32).reshape(-1, 4), scores.astype(np.float32), labels.astype(np.int64), masks)
 
     @staticmethod
     def cat(parts: Sequence[Results]) -> Results:
         """All detections of several `Results`, one after the other."""
+        parts = [part for part in parts if len(part.scores)]
         if not parts:
             return Results.of([], [])
         names = ("image_ids", "boxes_xyxy", "scores", "labels")
-        return Results(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+        columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return Results(**columns, masks=_joined([part.masks for part in parts]))
+
+    def take(self, rows: NDArray[np.bool_]) -> Results:
+        """Only the detections that `rows` [K] chooses."""
+        masks = None if self.masks is None else self.masks.take(np.flatnonzero(rows))
+        return Results(self.image_ids[rows], self.boxes_xyxy[rows], self.scores[rows], self.labels[rows], masks)
 
     @property
     def boxes_xywh(self) -> NDArray[np.float64]:
@@ -59,6 +68,12 @@ class Results:
         return np.column_stack((self.image_ids, self.boxes_xywh, self.scores.astype(np.float64), categories))
 
 
+def _joined(parts: Sequence[EncodedMasks | None]) -> EncodedMasks | None:
+    """None unless all parts have masks."""
+    known = [part for part in parts if part is not None]
+    return EncodedMasks.cat(known) if known and len(known) == len(parts) else None
+
+
 def coco_results(results: Results, category_ids: Sequence[int]) -> Iterator[dict[str, object]]:
     """Detections as entries of a file of COCO results, as evaluation servers take it. Ids are those of the data set, to the last digit.
 
@@ -66,8 +81,9 @@ def coco_results(results: Results, category_ids: Sequence[int]) -> Iterator[dict
         category_ids: those of the data set's own file, by label.
     """
     columns = results.image_ids.tolist(), results.labels.tolist(), results.boxes_xywh.tolist(), results.scores.astype(np.float64).tolist()
-    for image_id, label, box, score in zip(*columns, strict=True):
-        yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+    masks = [{}] * len(results.scores) if results.masks is None else [{"segmentation": mask} for mask in results.masks.as_coco()]
+    for image_id, label, box, score, mask in zip(*columns, masks, strict=True):
+        yield {"image_id": image_id, "category_id": category_ids[label], "bbox": box, "score": score} | mask
 
 
 def write_results(path: Path, results: Results, category_ids: Sequence[int]) -> None:

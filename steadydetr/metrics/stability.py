@@ -57,7 +57,7 @@ def held_out(dataset: Dataset, images: int | None) -> Dataset:
 
 def match_dataset(detector: Detector, criterion: Criterion, dataset: Dataset, config: DataConfig, batch_size: int) -> DatasetMatches:
     """Match every image of `dataset` at every stage, in evaluation mode, in the order of the data."""
-    return match_batches(detector, criterion, EvalLoader(dataset, config, batch_size))
+    return match_batches(detector, criterion, EvalLoader(dataset, config, batch_size, masks=True))
 
 
 def match_batches(detector: Detector, criterion: Criterion, loader: EvalLoader) -> DatasetMatches:
@@ -134,7 +134,7 @@ def measure_models(
     Returns:
         The measures, and each model's matches at the last stage, which are `before` of the next measurement.
     """
-    with closing(EvalLoader(dataset, config, batch_size)) as loader:
+    with closing(EvalLoader(dataset, config, batch_size, masks=True)) as loader:
         matches = {name: match_batches(model, criterion, loader) for name, model in models.items()}
     found = {}
     for name, matched in matches.items():

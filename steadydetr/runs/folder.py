@@ -358,10 +358,12 @@ def run_criterion(checkpoint: Path, otherwise: Criterion | None = None) -> Crite
     return run.read_config().criterion() if run.holds_run else otherwise or Criterion()
 
 
-def run_divisions(checkpoint: Path) -> tuple[HoldOut, list[Division]]:
-    """How the run that a checkpoint folder lies in divides data, and how it has divided its own; the defaults where it lies in none."""
+def run_divisions(checkpoint: Path) -> tuple[HoldOut, list[Division], bool]:
+    """How the run that a checkpoint folder lies in divides data, how it has divided its own, and whether it reads masks: what `open_data`
+    takes. The defaults where it lies in none."""
     run = RunFolder(checkpoint.parent)
     if not run.holds_run:
-        return HoldOut(), []
+        return HoldOut(), [], False
     data = from_plain(run.read_config().plain_recipe.get("data"), f"{run.path / CONFIG}: recipe.data")
-    return data if isinstance(data, DataConfig) else HoldOut(), run.read_splits()
+    known = isinstance(data, DataConfig)
+    return data if known else HoldOut(), run.read_splits(), known and data.masks

@@ -232,10 +232,12 @@ def comparison_table(outcomes: Mapping[str, Sequence[Outcome]]) -> list[list[str
         "ap": LABELS["ap"],
         "ap50": LABELS["ap50"],
         "ema_ap": f"EMA {LABELS['ap']}",
+        "segm_ap": LABELS["segm_ap"],
+        "ema_segm_ap": f"EMA {LABELS['segm_ap']}",
         "unstable_score": "unstable score, last layer, %",
     }
     names = [name for name in titles if name in known]
-    compared = [name for name in ("ap", "ema_ap") if name in known]
+    compared = [name for name in ("ap", "ema_ap", "segm_ap", "ema_segm_ap") if name in known]
     rows = [["recipe", "seeds", *(titles[n] for n in names), *(f"{titles[n]} difference" for n in compared), "seconds"]]
     baseline = next(iter(outcomes.values()))
     for label, found in outcomes.items():

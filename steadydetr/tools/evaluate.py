@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from torch import Tensor
 from steadydetr.checkpoints.card import DetectorCard, read_card
 from steadydetr.checkpoints.finding import find_checkpoint
 from steadydetr.data import DataConfig, EvalLoader, open_data
-from steadydetr.data.dataset import in_channels
+from steadydetr.data.dataset import Dataset, in_channels
+from steadydetr.data.division import Division
+from steadydetr.data.hold_out import HoldOut
+from steadydetr.data.layouts import NoMasks
 from steadydetr.files import refuse_existing, write_json
 from steadydetr.finite import prefix_errors
 from steadydetr.learning.criterion import Criterion
@@ -62,11 +66,14 @@ def evaluate_checkpoint(
         if not 0 < value <= 1:
             raise ValueError(f"--iou {value:g} must lie above 0 and up to 1: it is an IoU")
     loaded = load(checkpoint, device)
-    dataset = open_data(data, split, limits, say, *run_divisions(find_checkpoint(Path(checkpoint).expanduser())))
+    hold_out, divisions, _ = run_divisions(find_checkpoint(Path(checkpoint).expanduser()))
+    opened = open_with_masks if loaded.detector.predicts_masks else open_data
+    dataset = opened(data, split, limits, say, hold_out, divisions)
     index = align_classes(dataset.index.classes, loaded.card)
     config = DataConfig(resize=loaded.card.resize, workers=workers)
     images = in_channels(dataset, loaded.detector.image_channels)
-    predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms)
+    masks = dataset.index.masks is not None or output is not None
+    predict = prediction_function(loaded.detector, loaded.device, loaded.card.top, loaded.card.nms if nms is None else nms, masks)
     with prefix_errors(checkpoint):
         results = collect(predict, track(EvalLoader(images, config, batch_size), description="evaluate"))
     results = relabel(results, index)
@@ -75,6 +82,18 @@ def evaluate_checkpoint(
         write_json(output, evaluation.as_dict())
         write_results(output.with_suffix(RESULTS), results, dataset.index.category_ids)
     return evaluation
+
+
+def open_with_masks(
+    data: str, split: str, limits: Limits, say: Callable[[str], None] | None, hold_out: HoldOut, divisions: Sequence[Division]
+) -> Dataset:
+    """The data set with its masks; without them, which is said, where its layout has none."""
+    try:
+        return open_data(data, split, limits, say, hold_out, divisions, masks=True)
+    except NoMasks as error:
+        if say:
+            say(f"masks are not measured: {error}")
+        return open_data(data, split, limits, say, hold_out, divisions)
 
 
 def measure_checkpoint(
@@ -146,5 +165,4 @@ def relabel(results: Results, index: Sequence[int]) -> Results:
         index: what `align_classes` gives.
     """
     labels = np.asarray(index, dtype=np.int64)[results.labels]
-    keep = labels >= 0
-    return Results(results.image_ids[keep], results.boxes_xyxy[keep], results.scores[keep], labels[keep])
+    return replace(results, labels=labels).take(labels >= 0)

@@ -1,4 +1,4 @@
-"""Detections of many image files: COCO results, and a picture of each."""
+"""Detections of many image files: COCO results, a picture of each, and a map of its masks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from steadydetr.data.images import IMAGE_SUFFIXES, open_picture
 from steadydetr.data.picture_inputs import is_address
 from steadydetr.data.reading import Name, decode_json, expanded, is_file_name, is_hidden, name_on_disk, read_file
 from steadydetr.data.video import VIDEO_SUFFIXES, frames, is_video
+from steadydetr.detectors import Prediction
 from steadydetr.files import claim_folder, printable, replacing
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 from steadydetr.metrics.results import Results, coco_results
 from steadydetr.tools.detections import THRESHOLD, Detections
 from steadydetr.tools.predictor import Predictor
 
-RESULTS = "results.json"
+RESULTS, MASKS = "results.json", "masks"
 LONGEST_NAME = 255  # bytes of a file's name, on all usual file systems
 
 
@@ -124,11 +125,13 @@ def predict_files(
     image_folder: Path | None = None,
     threshold: float = THRESHOLD,
     draw: bool = True,
+    masks: bool = True,
     batch_size: int = 4,
     overwrite: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> PredictionReport:
-    """Write the detections of many images into the folder `output`: `results.json` (COCO results) and a picture of each image.
+    """Write the detections of many images into the folder `output`: `results.json` (COCO results) and a picture of each image; of a
+    detector that predicts masks also `masks/NAME.png`, a map of 16 bits of the masks that the picture shows (`Detections.label_map`).
 
     An image that cannot be read is named in the report, and the others are done. `results.json` appears when all are.
 
@@ -137,6 +140,7 @@ def predict_files(
         image_folder: where the images of COCO image lists are.
         threshold: least score that is drawn; the results have all scores.
         draw: whether to draw pictures.
+        masks: whether to write maps of masks, where the detector predicts masks.
         limits: what may be read: whether listed images outside the folder, and how large.
         overwrite: whether `output` may hold files already. Those of the same names are replaced, but never an image that is read.
 
@@ -149,7 +153,9 @@ def predict_files(
         if os.path.realpath(path) == os.path.realpath(output / RESULTS):
             raise FileExistsError(f"{printable(path)} would be replaced by the results: choose another --output")
     claim_folder(output, "predict", overwrite=overwrite)
-    todo = list(zip(sources, picture_names([_named(source.path) for source in sources], output), strict=True))
+    named = [_named(source.path) for source in sources]
+    names = zip(picture_names(named, output), picture_names(named, output / MASKS), strict=True)
+    todo = list(zip(sources, names, strict=True))
     failures: list[str] = []
     images = written = shown = 0
     with replacing(output / RESULTS) as file:
@@ -158,7 +164,8 @@ def predict_files(
         readable = _readable(track(todo, description="detect"), limits, failures, frame_ids)
         while pictures := list(islice(readable, batch_size)):
             images += len(pictures)
-            for (source, name, picture), found in zip(pictures, loaded.predict([picture for *_, picture in pictures], 0), strict=True):
+            detected = loaded.predict([picture for *_, picture in pictures], 0)
+            for (source, (name, map_name), picture), found in zip(pictures, detected, strict=True):
                 for row in _rows(source, found, loaded.card):
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
                     written += 1
@@ -166,6 +173,9 @@ def predict_files(
                     shown += len(found.above(threshold))
                     with replacing(output / name) as drawn:
                         found.draw(picture, threshold).save(drawn, "PNG")
+                if masks and found.masks is not None:
+                    with replacing(output / MASKS / map_name) as mapped:
+                        Image.fromarray(found.above(threshold).label_map()).save(mapped, "PNG")
         file.write(b"\n]\n" if written else b"[]\n")
     return PredictionReport(images, written, shown, tuple(failures))
 
@@ -198,26 +208,27 @@ def _is_free_name(name: str, taken: Collection[str]) -> bool:
 
 def _rows(source: ImageFile, found: Detections, card: DetectorCard) -> Iterator[dict[str, object]]:
     """The detections of one image as COCO results, with the image's file (and frame) and the class's name beside the ids."""
-    results = Results.of([source.image_id], [(found.boxes_xyxy, found.scores, found.labels)])
+    results = Results.of([source.image_id], [Prediction(found.boxes_xyxy, found.scores, found.labels, found.masks)])
     frame = {"frame": source.frame} if source.frame else {}
     for row, label in zip(coco_results(results, card.category_ids), found.labels.tolist(), strict=True):
         yield row | {"file_name": source.name, **frame, "category_name": card.classes[label]}
 
 
 def _readable(
-    todo: Iterable[tuple[ImageFile, str]], limits: Limits, failures: list[str], frame_ids: Iterator[int]
-) -> Iterator[tuple[ImageFile, str, Image.Image]]:
-    """The images that can be read, with their pictures' names; why the others cannot is added to `failures`.
+    todo: Iterable[tuple[ImageFile, tuple[str, str]]], limits: Limits, failures: list[str], frame_ids: Iterator[int]
+) -> Iterator[tuple[ImageFile, tuple[str, str], Image.Image]]:
+    """The images that can be read, with the names of their pictures and maps of masks; why others cannot is added to `failures`.
 
     The frames of a video have ids of their own, after those of all images, and their pictures lie in a folder of the video's name.
     """
-    for source, name in todo:
+    for source, names in todo:
         try:
             if is_video(source.path):
                 for number, picture in enumerate(frames(Path(source.path), limits), 1):
                     frame = replace(source, image_id=next(frame_ids), frame=number)
-                    yield frame, f"{name.removesuffix('.png')}_frames/{number:06d}.png", picture
+                    name, map_name = (f"{name.removesuffix('.png')}_frames/{number:06d}.png" for name in names)
+                    yield frame, (name, map_name), picture
             else:
-                yield source, name, open_picture(source.path, limits)
+                yield source, names, open_picture(source.path, limits)
         except ValueError as error:
             failures.append(str(error))

@@ -16,7 +16,8 @@ from steadydetr.recipes.base import Recipe
 from steadydetr.runs.folder import RunFolder
 from steadydetr.tools.compare import compare_recipes
 
-METRICS = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}  # by columns
+OF_BOXES = {"AP": "ap", "AP50": "ap50", "AP75": "ap75", "APs": "ap_small", "APm": "ap_medium", "APl": "ap_large"}
+METRICS = OF_BOXES | {"box AP": "ap"} | {f"mask {column}": f"segm_{name}" for column, name in OF_BOXES.items()}  # by columns
 DEEPEST = 4  # folders below the one in which runs are looked for
 
 

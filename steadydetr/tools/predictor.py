@@ -103,12 +103,13 @@ class Predictor:
         if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
             raise ValueError(f"threshold {threshold!r:.80} must be a number in 0 to 1: it is a score")
         samples = [self._sample(open_pixels(picture, self.detector.image_channels)) for picture in pictures]
-        predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms)
+        predict_batch = prediction_function(self.detector, self.device, self.card.top, self.card.nms, masks=True)
         found: dict[int, Detections] = {}
         with evaluating(self.detector):
             for batch in batches_of_one_size((sample.size for sample in samples), len(samples)):
-                for number, (b, s, l) in zip(batch, predict_batch(collate([samples[number] for number in batch])), strict=True):
-                    found[number] = Detections(b.cpu(), s.cpu(), l.cpu(), self.names, samples[number].original_size)
+                for number, one in zip(batch, predict_batch(collate([samples[number] for number in batch])), strict=True):
+                    columns = (one.boxes_xyxy.cpu(), one.scores.cpu(), one.labels.cpu())
+                    found[number] = Detections(*columns, self.names, samples[number].original_size, one.masks)
         detections = [found[number] for number in range(len(samples))]
         for number, (picture, of_one) in enumerate(zip(pictures, detections, strict=True), first):
             if not (of_one.boxes_xyxy.isfinite().all() and of_one.scores.isfinite().all()):

@@ -42,7 +42,7 @@ def draw_first_predictions(run: Run, path: Path, count: int = 6) -> None:
     """Predictions of `best` beside ground truth for the first `count` validation images that have objects."""
     data = first_images(run.val_data, 4 * count)
     detector, whose = best_detector(run)
-    predict = prediction_function(detector, run.accelerator.device, run.recipe.top, run.recipe.nms)
+    predict = prediction_function(detector, run.accelerator.device, run.recipe.top, run.recipe.nms, masks=True)
     loader = EvalLoader(data, run.recipe.data, run.recipe.training.eval_batch_size)
     with evaluating(detector):
         found = dict(zip(loader.positions, (prediction for batch in loader for prediction in predict(batch)), strict=True))

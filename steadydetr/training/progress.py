@@ -153,7 +153,7 @@ class ConsoleWriter(SinkWriter):
 
     def _write_evaluation(self, record: Record) -> None:
         self.best_ap = max(self.best_ap, record["ap"])
-        metrics = ", ".join(f"{label} {percent(record[name])}" for label, name in AP_COLUMNS.items())
+        metrics = ", ".join(f"{label} {percent(record[name])}" for label, name in AP_COLUMNS.items() if name in record)
         self.say(f"epoch {record['epoch']} ({WEIGHTS_LABELS[record['weights']]} weights): {metrics}")
         for warning in record["warnings"]:
             self.say(f"  AP is low: {warning}")

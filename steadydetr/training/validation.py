@@ -39,7 +39,9 @@ def evaluate_detector(run: Run, detector: Detector) -> Evaluation | None:
         for buffer in detector.buffers():
             torch.distributed.broadcast(buffer, src=0)
     with autocast(run.recipe.training, accelerator.device), evaluating(detector):
-        predict = prediction_function(detector, accelerator.device, run.recipe.top, run.recipe.nms)
+        predict = prediction_function(
+            detector, accelerator.device, run.recipe.top, run.recipe.nms, masks=run.val_data.index.masks is not None
+        )
         found: Results | NotFiniteError
         try:
             found = collect(predict, run.progress.track(until_stopped(run), f"evaluating the {weights} weights", len(loader)))

@@ -225,7 +225,8 @@ def test_decoder(path: Path) -> None:
         close(to_xyxy(stages.boxes[k]) * sizes[:, None], tensors[f"out.stage{k}.boxes_xyxy"], atol=5e-4, rtol=1e-5, name=f"boxes {k}")
         if k:
             assert torch.equal(stages.reference[k], stages.boxes[k - 1])
-    for i, (boxes, scores, labels) in enumerate(postprocess(stages, batch.original_sizes, config["max_per_img"])):
+    for i, found in enumerate(postprocess(stages, batch.original_sizes, config["max_per_img"])):
+        boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
         ours = torch.cat((labels[:, None], scores[:, None], boxes), 1)
         theirs = torch.cat((tensors[f"out.det{i}.labels"][:, None], tensors[f"out.det{i}.boxes_scores"][:, [4, 0, 1, 2, 3]]), 1)
         ours, theirs = (rows[rows[:, 1].argsort(descending=True)] for rows in (ours, theirs))

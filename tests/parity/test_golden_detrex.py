@@ -211,7 +211,8 @@ def test_evaluation(path: Path) -> None:
     top = len(tensors["out.eval.det.0.scores"])
     for mode in sorted({key.removesuffix(".det.0.scores") for key in tensors if key.endswith(".det.0.scores")}):
         nms = float(mode.removeprefix("out.eval_nms")) if "_nms" in mode else None
-        for i, (boxes, scores, labels) in enumerate(postprocess(stages, sizes, top, nms)):
+        for i, found in enumerate(postprocess(stages, sizes, top, nms)):
+            boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
             close(scores, tensors[f"{mode}.det.{i}.scores"], atol=2 * noise(config))
             assert torch.equal(labels, tensors[f"{mode}.det.{i}.classes"])
             height, width = sizes[i]

@@ -126,7 +126,8 @@ def test_postprocess(path: Path) -> None:
     stages = Stages(tensors["in.logits"][None], tensors["in.boxes"][None])
     variants = config.get("variants") or {"": {"nms": -1, "num_select": config["num_select"], "test": False}}
     for name, variant in variants.items():
-        for i, (boxes, scores, labels) in enumerate(postprocess(stages, sizes, top=variant["num_select"])):
+        for i, found in enumerate(postprocess(stages, sizes, top=variant["num_select"])):
+            boxes, scores, labels = found.boxes_xyxy, found.scores, found.labels
             if variant["nms"] > 0:  # the original's suppression is class-agnostic, ours class-wise: D-12
                 keep = nms(boxes, scores, variant["nms"])
                 boxes, scores, labels = boxes[keep], scores[keep], labels[keep]

@@ -1,6 +1,6 @@
 """The layouts of data that are known: each is one class, which recognises, reads and checks it."""
 
-from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, NoSplit, Report, fault, stop
+from steadydetr.data.layouts.base import ALL, ENCODING, DataLayout, Finding, NoMasks, NoSplit, Report, fault, stop
 from steadydetr.data.layouts.coco import Coco, Roboflow
 from steadydetr.data.layouts.coco_json import CocoJson
 from steadydetr.data.layouts.cvat import Cvat
@@ -30,6 +30,7 @@ __all__ = [
     "LabelStudio",
     "Labelme",
     "Lvis",
+    "NoMasks",
     "NoSplit",
     "OpenImages",
     "Report",

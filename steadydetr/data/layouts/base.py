@@ -40,6 +40,10 @@ def stop(finding: Finding) -> None:
         raise ValueError(f"{finding}. `steadydetr check` lists every finding")
 
 
+class NoMasks(ValueError):
+    """The layout of the place has no masks."""
+
+
 class NoSplit(ValueError):
     """The place has no such split."""
 
@@ -87,12 +91,12 @@ class DataLayout(ABC):
         return self.open(where, split)
 
     def asked_for_masks(self, where: str) -> DataLayout:
-        """The layout, which will read masks. Raises ValueError where it has none; names those that have."""
+        """The layout, which will read masks. Raises NoMasks where it has none; names those that have."""
         if not self.gives_masks:
             layouts: list[DataLayout] = [kind() for kind in options(DataLayout).values()]
             able = listed((layout.looked_for.partition(":")[0] for layout in layouts if layout.gives_masks), 20)
             this = self.looked_for.partition(":")[0] or type(self).__name__
-            raise ValueError(f"data {printable(where)}: masks are read of {able}; this is {this}")
+            raise NoMasks(f"data {printable(where)}: masks are read of {able}; this is {this}")
         return replace(self, masks=True)
 
     def folder(self, where: str) -> DataFolder:

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import msgspec
 
 from steadydetr.data.columns import Lists
-from steadydetr.data.masks import EMPTY, LINES, MISSING, OTHER_SIZE, PRESENT, Masks, as_float32
+from steadydetr.data.masks import EMPTY, FARTHEST, LINES, MISSING, OTHER_SIZE, PRESENT, Masks, as_float32, outline_length
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FARTHEST = 2**20  # pixels that a coordinate may be from 0, and an outline may be long: filling takes 80 bytes of memory for each
 CORNERS = 3  # of a polygon, at least; parts of fewer are points and lines, which hold no pixel
 DIGITS = 7  # that a number has in a text of run lengths, at most, of 5 bits each
 
@@ -91,14 +90,9 @@ def _check_polygon(polygon: list[float], name: str) -> None:
     if count % 2:
         raise ValueError(f"{name} has {count} numbers: a polygon has x and y of every corner")
     low, high = min(polygon, default=0), max(polygon, default=0)
-    if not -FARTHEST < low <= high < FARTHEST or (count * (high - low) > FARTHEST and _outline(polygon) > FARTHEST):
+    within = -FARTHEST < low <= high < FARTHEST
+    if not within or (count * (high - low) > FARTHEST and outline_length(np.array(polygon).reshape(-1, 2)) > FARTHEST):
         raise ValueError(f"{name} is too large: coordinates and outline must be below {FARTHEST} pixels")
-
-
-def _outline(polygon: Sequence[float]) -> float:
-    """How long a polygon's outline is, in pixels, where a step to a diagonal neighbour is one."""
-    corners = np.array(polygon).reshape(-1, 2)
-    return float(np.abs(corners - np.roll(corners, 1, 0)).max(1).sum())
 
 
 class MaskColumn:

@@ -14,13 +14,14 @@ from steadydetr.kinds import register
 class Shapes(DataLayout):
     """`shapes`, with options after a colon."""
 
+    gives_masks = True
     looked_for = "shapes: the word itself, as in shapes or shapes:size=128,images=2000,seed=0"
 
     def recognises(self, where: str) -> bool:
         return where == "shapes" or where.startswith("shapes:")
 
     def open(self, where: str, split: str) -> ShapesDataset:
-        return ShapesDataset(parse_shapes(where), split)
+        return ShapesDataset(parse_shapes(where), split, self.masks)
 
 
 def parse_shapes(text: str) -> ShapesConfig:

@@ -54,6 +54,7 @@ A_LABEL = re.compile(rb"\s*\d+(\.0*)?([ \t]+[-+.,\deE]+){4,}\s*")
 class Yolo(InspectedLayout):
     """A place may be the YAML file, the folder with it, or one above it."""
 
+    gives_masks = True
     looked_for = (
         "YOLO: data.yaml (or that file itself), or obj.data, or classes.txt with images/ and labels/, or with a .txt beside each image"
     )
@@ -83,7 +84,7 @@ class Yolo(InspectedLayout):
             raise ValueError(f"{printable(data.file)}: split {split!r} has no image that can be used")
         pixels = sizes[sizes[:, 0] > 0].astype(np.int64)
         label_files = list(_label_files(files, images, source, remarks))
-        labels = read_labels(label_files, pixels, len(data.classes), data.keypoints, source, report, remarks)
+        labels = read_labels(label_files, pixels, len(data.classes), data.keypoints, source, report, remarks, self.masks)
         index = AnnotationIndex.build(
             image_ids=ids_of_names([os.path.splitext(file)[0] for file in files]),
             files=files,
@@ -93,6 +94,7 @@ class Yolo(InspectedLayout):
             labels=labels.classes,
             classes=data.classes,
             category_ids=tuple(range(len(data.classes))),
+            masks=labels.masks,
         )
         remarks.tell(data.file, report)
         return FolderDataset(index, data.root, f"{data.root.name}-{name}", source)

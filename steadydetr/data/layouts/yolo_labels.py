@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from steadydetr.data.columns import Lists, offsets_of
 from steadydetr.data.folder import DataFolder
 from steadydetr.data.layouts.base import Report, fault
 from steadydetr.data.layouts.common import BOXED, Remarks
+from steadydetr.data.masks import FARTHEST, Masks, outline_length
 from steadydetr.data.reading import decode_text, read_file
 from steadydetr.files import printable
 from steadydetr.lazy import np
@@ -34,6 +36,7 @@ class Labels:
     counts: NDArray[np.int64]
     classes: NDArray[np.int32]  # [A]
     boxes: NDArray[np.float32]  # [A, 4] xyxy in pixels
+    masks: Masks | None = None  # of all A, where they were asked for; a line that is no polygon has none
 
 
 def read_labels(
@@ -44,6 +47,7 @@ def read_labels(
     source: DataFolder,
     report: Report,
     remarks: Remarks,
+    masks: bool = False,
 ) -> Labels:
     """Read a label file for each image, or None for an image without one.
 
@@ -53,25 +57,41 @@ def read_labels(
         keypoints: numbers after a box that are its keypoints.
         report: takes what is wrong with a line, which is then left out: of each file the first line, and how many more.
         remarks: takes what is made of lines that are no boxes.
+        masks: whether polygons are kept as masks.
     """
     parts = list[Labels]()
     for start in range(0, len(files), FILES):
         some = files[start : start + FILES]
-        image, labels, boxes = _parse(some, classes, keypoints, source, report, remarks)
+        of_masks = sizes[start : start + FILES] if masks else None
+        image, labels, boxes, polygons = _parse(some, classes, keypoints, source, report, remarks, of_masks)
         if (repeated := _repeated(image, labels, boxes)).any():
             first = some[image[repeated][0]]
             what, where = "lines that repeat another of their file", str(first and first.path)
             remarks.add("repeated lines", what, "are left out", where, int(repeated.sum()))
             image, labels, boxes = image[~repeated], labels[~repeated], boxes[~repeated]
+            polygons = polygons.take(np.flatnonzero(~repeated))
         pixels = boxes * sizes[start + image][:, [1, 0, 1, 0]]
-        parts.append(Labels(np.bincount(image, minlength=len(some)), labels.astype(np.int32), pixels.astype(np.float32)))
-    return Labels(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("counts", "classes", "boxes")))
+        found = Masks.of_polygons(polygons) if masks else None
+        parts.append(Labels(np.bincount(image, minlength=len(some)), labels.astype(np.int32), pixels.astype(np.float32), found))
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("counts", "classes", "boxes")}
+    of_parts = [part.masks for part in parts if part.masks is not None]
+    return Labels(**columns, masks=of_parts[0].joined(of_parts[1:]) if of_parts else None)
 
 
 def _parse(
-    files: Sequence[LabelFile | None], classes: int, keypoints: int, source: DataFolder, report: Report, remarks: Remarks
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Position of the image, class, and box in shares of the image, of every line that can be used."""
+    files: Sequence[LabelFile | None],
+    classes: int,
+    keypoints: int,
+    source: DataFolder,
+    report: Report,
+    remarks: Remarks,
+    sizes: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], Lists]:
+    """Position of the image, class, box in shares of the image, and polygon in pixels, of every line that can be used.
+
+    Args:
+        sizes: [files, 2] (h, w) of the images in pixels, where polygons are wanted; else there are none.
+    """
     texts = [_read(file, source, report) for file in files]
     try:
         values, columns = _numbers(texts)
@@ -83,6 +103,7 @@ def _parse(
     first_value = np.cumsum(columns) - columns
     labels, boxes = np.zeros(len(columns)), np.zeros((len(columns), 4))
     wrong = np.full(len(columns), "", dtype=object)  # what is wrong with a line
+    corners = np.zeros(len(columns), np.int64)  # numbers of a line that are its polygon
 
     def place(line: int) -> str:
         file = files[file_of_line[line]]
@@ -96,6 +117,9 @@ def _parse(
         what, made, boxes[lines] = _to_boxes(rows, keypoints)
         if what == "":
             wrong[lines] = f"has {width} columns: a line is class x y width height, or class x1 y1 x2 y2 x3 y3 ..."
+        elif sizes is not None and (numbers := _numbers_of_polygon(width, keypoints)):
+            corners[lines] = numbers
+            wrong[lines[_too_long(rows[:, 1 : 1 + numbers], sizes[file_of_line[lines]])]] = f"is a polygon of more than {FARTHEST} pixels"
         elif made:
             remarks.add(BOXED, what, made, place(int(lines[0])), len(lines))
     for file in np.unique(file_of_line[wrong != ""]).tolist():
@@ -103,7 +127,18 @@ def _parse(
         more = f"; and {len(lines) - 1} more lines are wrong" if len(lines) > 1 else ""
         _report_line(files[file], int(lines[0] - first_line[lines[0]]) + 1, f"{wrong[lines[0]]}{more}", report)
     used = np.flatnonzero((columns > 0) & (wrong == ""))
-    return file_of_line[used], labels[used].astype(np.int64), boxes[used]
+    taken = np.repeat(first_value[used] + 1, corners[used]) + _counted_up(corners[used])
+    polygons = Lists(values[taken], offsets_of(corners[used]))
+    if sizes is not None:
+        of_line = sizes[np.repeat(file_of_line[used], corners[used])]
+        polygons = replace(polygons, values=polygons.values * np.where(_counted_up(corners[used]) % 2, of_line[:, 0], of_line[:, 1]))
+    return file_of_line[used], labels[used].astype(np.int64), boxes[used], polygons
+
+
+def _counted_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """0, 1, ..., count - 1 for every count."""
+    starts = offsets_of(counts)
+    return np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
 
 
 def _to_boxes(rows: NDArray[np.float64], keypoints: int) -> tuple[str, str, NDArray[np.float64]]:
@@ -116,9 +151,23 @@ def _to_boxes(rows: NDArray[np.float64], keypoints: int) -> tuple[str, str, NDAr
         return "lines with a sixth column, a confidence" if made else "boxes", made, _corners(rows[:, 1:5])
     if width < 5:
         return "", "", np.zeros((len(rows), 4))
-    points = rows[:, 1 : width - (width + 1) % 2].reshape(len(rows), -1, 2)  # an even number of columns ends with a confidence
+    points = rows[:, 1 : 1 + _numbers_of_polygon(width, keypoints)].reshape(len(rows), -1, 2)
     kind = "oriented boxes or polygons of four corners" if points.shape[1] == 4 else "polygons"
     return kind, "are taken as the boxes around them", np.concatenate((points.min(1), points.max(1)), 1)
+
+
+def _numbers_of_polygon(width: int, keypoints: int) -> int:
+    """How many numbers of a line of so many columns are a polygon, after the class; 0 where it is a box, or nothing."""
+    if width < 7 or (keypoints and width == 5 + keypoints):
+        return 0
+    return width - 1 - (width + 1) % 2  # an even number of columns ends with a confidence
+
+
+def _too_long(shares: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[n] whether the polygons [n, numbers] are too large in images of these sizes [n, 2] (h, w) to be filled in little memory."""
+    corners = shares.reshape(len(shares), -1, 2) * sizes[:, None, ::-1]
+    too_long: NDArray[np.bool_] = (outline_length(corners) > FARTHEST) | (np.abs(corners) >= FARTHEST).any((1, 2))
+    return too_long
 
 
 def _corners(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

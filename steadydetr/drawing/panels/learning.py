@@ -16,9 +16,10 @@ NOT_EVALUATED = "not evaluated yet"
 
 
 def metric_by_step(metric: Metric, runs: Sequence[Records]) -> list[Panel]:
-    """One metric over the steps. Runs of older versions have no values of metrics that were added since."""
-    needs = NOT_EVALUATED if metric.required else f"{NOT_EVALUATED}, or by a version without this metric"
-    return [Panel(f"{metric.label}, %", "step", over_measurements(runs, "eval", "step", lambda record: record.get(metric.name)), needs)]
+    """One metric over the steps; no panel of one that not every run has, as AP of masks, where none does."""
+    needs = NOT_EVALUATED if metric.required else f"{NOT_EVALUATED}, or without this metric"
+    lines = over_measurements(runs, "eval", "step", lambda record: record.get(metric.name))
+    return [Panel(f"{metric.label}, %", "step", lines, needs)] if metric.required or lines else []
 
 
 def ap_around_drop(runs: Sequence[Records]) -> list[Panel]:
