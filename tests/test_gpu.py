@@ -39,7 +39,7 @@ def test_a_step_is_that_of_the_cpu(name: str, monkeypatch: pytest.MonkeyPatch) -
     points = mask_terms.random_points
     monkeypatch.setattr(mask_terms, "random_points", lambda shape, device, *seed: points(shape, torch.device("cpu"), *seed).to(device))
     monkeypatch.setattr(
-        deformable, "token_anchors", lambda memory: token_anchors(replace(memory, valid_ratios=memory.valid_ratios.double()))
+        deformable, "token_anchors", lambda memory, *rest: token_anchors(replace(memory, valid_ratios=memory.valid_ratios.double()), *rest)
     )
     here = perturbed(name).double()
     there = deepcopy(here).cuda()
