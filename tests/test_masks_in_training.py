@@ -36,6 +36,7 @@ from steadydetr.data.transforms import (
 )
 from steadydetr.structures import Targets
 from tests.data_folders import picture
+from tests.test_layouts_b import labelme_with, shape
 from tests.test_trainable import said
 
 TRANSFORMS: list[Transform] = [
@@ -344,3 +345,25 @@ def test_data_of_boxes_alone_cannot_be_trained_on_with_masks(tmp_path: Path) -> 
     yolo_folder(tmp_path, "0 .5 .5 .25 .5\n")
     with pytest.raises(ValueError, match="has no object to train on: of its 1 annotations 1 are without a mask"):
         said(tmp_path, masks=True, val_split="train", same_images="allow")
+
+
+# labelme
+
+
+def test_polygons_of_labelme_are_masks(tmp_path: Path) -> None:
+    """Turned rectangles too; rectangles and circles have none. Boxes are what they are without masks."""
+    triangle, turned = [(10, 20), (30, 10), (20, 50.5)], [(10, 0), (20, 10), (10, 20), (0, 10)]
+    shapes = [shape("nut", "rectangle", (30, 40), (10, 20)), shape("nut", "polygon", *triangle), shape("nut", "circle", (50, 50), (53, 54))]
+    labelme_with(tmp_path, *shapes, shape("nut", "oriented_rectangle", *turned))
+    data, plain = (open_data(tmp_path, "all", masks=masks) for masks in (True, False))
+    assert (data.index.boxes_xyxy == plain.index.boxes_xyxy).all() and plain.index.masks is None
+    height, width = data.index.sizes[0].tolist()
+    masks = data.index.decode_masks(0)
+    for row, corners in ((1, triangle), (3, turned)):
+        polygon = [[float(value) for corner in corners for value in corner]]
+        assert (masks[row] == reference.decode(reference.frPyObjects(polygon, height, width))[:, :, 0]).all() and masks[row].any()
+    assert data.index.masks is not None and data.index.masks.present.tolist() == [False, True, False, True]
+    labelme_with(tmp_path, shape("nut", "polygon", (0, 0), (2.0**21, 0), (5, 5)))
+    with pytest.raises(ValueError, match=r"photo\.json: shapes\[0\] \(nut\) is too large for a mask"):
+        open_data(tmp_path, "all", masks=True)
+    assert len(open_data(tmp_path, "all").index.labels) == 1

@@ -40,7 +40,7 @@ class CheckArguments:
     splits: tuple[str, ...] = ("train", "val", "test")
     """Splits to look at, those that are there."""
     masks: bool = False
-    """Look at the masks of objects too (COCO, LVIS, YOLO's polygons), as train --data.masks reads them."""
+    """Look at the masks of objects too (COCO, LVIS, polygons of YOLO and labelme), as train --data.masks reads them."""
     output: Path | None = None
     """JSON file for every finding; the console shows the first of each kind."""
     overwrite: Overwrite = False

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from steadydetr.data.columns import Lists
 from steadydetr.data.images import IMAGE_SUFFIXES
 from steadydetr.data.index import AnnotationIndex
 from steadydetr.data.layouts.base import ALL, STANDARD, Finding, NoSplit, Report, fault
+from steadydetr.data.masks import Masks
 from steadydetr.data.reading import LONGEST, is_hidden, parts_in_common
 from steadydetr.files import listed, printable
 from steadydetr.lazy import np
@@ -358,10 +360,11 @@ class AnnotatedImage:
     labels: list[str]
     boxes: list[Box]
     difficult: list[bool] | None = None
+    polygons: list[list[float]] | None = None  # x, y, x, y, ... in pixels of every object, empty where it is none; None: not asked for
 
 
-def build_index(images: Sequence[AnnotatedImage], classes: tuple[str, ...]) -> AnnotationIndex:
-    """The index of images whose labels are all among `classes`."""
+def build_index(images: Sequence[AnnotatedImage], classes: tuple[str, ...], masks: bool = False) -> AnnotationIndex:
+    """The index of images whose labels are all among `classes`; with their polygons as masks, if asked for."""
     label_of = {label: position for position, label in enumerate(classes)}
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
         boxes = np.array([box for image in images for box in image.boxes], dtype=np.float64).reshape(-1, 4).astype(np.float32)
@@ -375,6 +378,7 @@ def build_index(images: Sequence[AnnotatedImage], classes: tuple[str, ...]) -> A
         classes=classes,
         category_ids=tuple(range(1, len(classes) + 1)),
         difficult=[hard for image in images for hard in image.difficult or [False] * len(image.labels)],
+        masks=Masks.of_polygons(Lists.of([one for image in images for one in image.polygons or ()], "float64")) if masks else None,
     )
 
 

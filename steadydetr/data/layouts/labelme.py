@@ -29,12 +29,16 @@ from steadydetr.data.layouts.common import (
     some_files,
     splits_of,
 )
+from steadydetr.data.masks import FARTHEST, outline_length
 from steadydetr.data.reading import decode_json, expanded, is_file_name
 from steadydetr.files import printable
 from steadydetr.kinds import register
+from steadydetr.lazy import np
 
 LOOKED_AT = 8  # JSON files of a folder, one of which must be labelme's
 BOXED = {"polygon": 3, "oriented_rectangle": 4, "rotation": 4, "circle": 2, "mask": 2}  # points that each needs; the box is around it
+
+CORNERED = ("polygon", "oriented_rectangle", "rotation")  # whose points are those of a polygon
 
 
 @register("labelme-layout")
@@ -42,6 +46,7 @@ BOXED = {"polygon": 3, "oriented_rectangle": 4, "rotation": 4, "circle": 2, "mas
 class Labelme(InspectedLayout):
     """JSON files beside their images or elsewhere below the folder; folders called train, val or test are splits."""
 
+    gives_masks = True
     looked_for = "labelme: a *.json beside each image, with shapes (folders called train, val and test are splits)"
 
     def recognises(self, where: str) -> bool:
@@ -58,7 +63,7 @@ class Labelme(InspectedLayout):
         chosen, remarks, images, names = splits[name], Remarks(), list[AnnotatedImage](), set[str]()
         for files in splits.values():
             for file in files:
-                annotated = _read(root, file, source, report if files is chosen else None, remarks)
+                annotated = _read(root, file, source, report if files is chosen else None, remarks, self.masks)
                 if annotated is not None:
                     names.update(annotated.labels)
                     images += [annotated] * (files is chosen)
@@ -67,7 +72,7 @@ class Labelme(InspectedLayout):
         remarks.tell(root, report)
         folder = name if all(file.startswith(f"{name}/") for file in chosen) else ""
         _report_without(root, folder, {image.file for image in images}, report)
-        return FolderDataset(build_index(images, tuple(sorted(names))), root, f"{root.name}-{split}", source)
+        return FolderDataset(build_index(images, tuple(sorted(names)), self.masks), root, f"{root.name}-{split}", source)
 
 
 def _is_labelme(path: Path) -> bool:
@@ -103,28 +108,32 @@ class AnnotationFile(msgspec.Struct):
     imageWidth: float | None = None
 
 
-def _read(root: Path, file: str, source: DataFolder, report: Report | None, remarks: Remarks) -> AnnotatedImage | None:
+def _read(root: Path, file: str, source: DataFolder, report: Report | None, remarks: Remarks, masks: bool) -> AnnotatedImage | None:
     """The image of an annotation file; None where it cannot be used, which is reported.
 
     Args:
         report: None for a file of another split, of which only the classes matter.
+        masks: whether polygons are kept as masks.
     """
     path = root / file
     try:
         found = decode_json(source.read_entry(path), path, AnnotationFile)
         image = _image_of(root, file, found.imagePath or "")
         size = annotated_size(found.imageHeight, found.imageWidth)
-        labels, boxes, difficult = list[str](), list[Box](), list[bool]()
+        labels, boxes, difficult, polygons = list[str](), list[Box](), list[bool](), list[list[float]]()
         for number, shape in enumerate(found.shapes):
             entry = f"shapes[{number}] ({printable(shape.label)[:80]})"
-            box = _box(shape, entry, file, remarks if report else Remarks())
+            polygon = _polygon(shape, entry) if masks else []
+            box = _box(shape, entry, file, remarks if report else Remarks(), bool(polygon))
             if box is not None:
                 labels.append(shape.label)
                 boxes.append(box)
                 difficult.append(bool(shape.difficult))
+                polygons.append(polygon)
         if report is None:
             return AnnotatedImage(file, image, size or (0, 0), labels, boxes, difficult)
-        return AnnotatedImage(os.path.splitext(image)[0], image, size or source.picture_size(root / image), labels, boxes, difficult)
+        size = size or source.picture_size(root / image)
+        return AnnotatedImage(os.path.splitext(image)[0], image, size, labels, boxes, difficult, polygons if masks else None)
     except (msgspec.ValidationError, ValueError) as error:  # what a JSON file that is something else raises too
         if report is not None:
             report(fault("unreadable annotation file", path, "", str(error)))
@@ -149,8 +158,23 @@ def _image_of(root: Path, file: str, written: str) -> str:
     )
 
 
-def _box(shape: Shape, entry: str, file: str, remarks: Remarks) -> Box | None:
-    """The box of a shape; None, counted, where it has none. Raises ValueError for a shape that cannot be read; names it."""
+def _polygon(shape: Shape, entry: str) -> list[float]:
+    """x, y, x, y, ... of a shape with corners; empty where it is another. Raises ValueError for one that is too large; names it."""
+    if (shape.shape_type or "polygon") not in CORNERED or len(shape.points) < 3:
+        return []
+    corners = np.array(shape.points)
+    if not ((np.abs(corners) < FARTHEST).all() and outline_length(corners) <= FARTHEST):
+        raise ValueError(f"{entry} is too large for a mask: coordinates and outline must be below {FARTHEST} pixels")
+    found: list[float] = corners.flatten().tolist()
+    return found
+
+
+def _box(shape: Shape, entry: str, file: str, remarks: Remarks, masked: bool = False) -> Box | None:
+    """The box of a shape; None, counted, where it has none. Raises ValueError for a shape that cannot be read; names it.
+
+    Args:
+        masked: the shape itself is kept as a mask.
+    """
     kind, points = shape.shape_type or "polygon", shape.points
     if not shape.label.strip():
         raise ValueError(f"{entry} has no label")
@@ -161,7 +185,7 @@ def _box(shape: Shape, entry: str, file: str, remarks: Remarks) -> Box | None:
         raise ValueError(f"{entry} is a {printable(kind)} of {len(points)} points")
     if not all(math.isfinite(value) for point in points for value in point):
         raise ValueError(f"{entry} has coordinates that are not finite")
-    if kind != "rectangle":
+    if kind != "rectangle" and not masked:
         remarks.boxed(f"shapes of the kind {kind}", f"{file}, {entry}")
     if kind == "circle":  # its centre and a point on it
         (x, y), radius = points[0], math.dist(*points[:2])
