@@ -26,6 +26,7 @@ from steadydetr.recipes.align import align
 from steadydetr.recipes.base import Recipe, recipe
 from steadydetr.recipes.distill import distilled
 from steadydetr.recipes.group import grouped
+from steadydetr.recipes.maskdino import MASKDINO_CRITERION
 from steadydetr.recipes.online import online
 from steadydetr.recipes.stable import stable
 from steadydetr.runs.training_config import TrainingConfig
@@ -196,7 +197,7 @@ def small_maskdino() -> Recipe:
         start,
         name="small-maskdino",
         detector=MaskDINOConfig(SmallBackboneConfig(fine_map=True), transformer, queries=40),
-        criterion=replace(start.criterion, masks=MaskTerms(points=512)),
+        criterion=replace(MASKDINO_CRITERION, masks=MaskTerms(points=512)),
         objectives=(SetPrediction(), MaskDenoising(number=40)),
         data=replace(start.data, masks=True),
         notes="MaskDINO at the size of the quickstart",
