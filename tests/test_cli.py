@@ -130,7 +130,10 @@ def test_shorthands() -> None:
         (["train", "--data", "shapes"], "name a recipe first"),
         (["train", "quickstart", "--data.transform", "fixed"], "did you mean 'fixed-size'"),
         (["train", "quickstart", "--data", "no/such/folder"], "there is no such folder"),
-        (["train", "quickstart", "--detector", "deformable-detr", "--detector.backbone", "small-backbone", "--data", SHAPES], "denoising"),
+        (
+            ["train", "quickstart", "--detector", "conditional-detr", "--detector.backbone", "small-backbone", "--data", SHAPES],
+            "is about a point, which takes no box: --objectives.auxiliary none",
+        ),
         (["eval", "no/such/run", "--data", "shapes"], "does not exist"),
         (["predict", "no/such/run", "image.jpg"], "does not exist"),
         (["check", "no/such/folder"], "there is no such folder"),

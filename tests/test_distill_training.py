@@ -237,9 +237,9 @@ def test_what_the_command_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[
     strangers = save_teacher(tmp_path / "strangers", DETECTORS["refine"], ("cat", "dog", *NAMES[1:]))
     text = refused(command_of("small-dino", strangers, output), capsys)
     assert f"but not {[NAMES[0]]} of the data" in text
-    without_positions = save_teacher(tmp_path / "dab", DETECTORS["dab"])
-    text = refused(command_of("small-refine-deformable-detr", without_positions, output), capsys)
-    assert "brings a position vector" in text and "--objectives.assignment none" in text
+    of_other_queries = save_teacher(tmp_path / "dab", DETECTORS["dab"])
+    text = refused(command_of("small-refine-deformable-detr", of_other_queries, output, "--objectives.assignment", "teacher-init"), capsys)
+    assert "Teacher Init needs learned queries of equal number and width" in text and "--objectives.assignment assignment" in text
     words = command_of("small-dino", "x", output)
     assert "no teacher is named" in refused([word for word in words if word not in ("--teacher", "x")], capsys)
     assert "names no checkpoint" in refused(["distill", "small-dino", "--teacher"], capsys)

@@ -14,6 +14,7 @@ from steadydetr.data import DataConfig, EvalLoader, FixedSize, TrainLoader, for_
 from steadydetr.data.check import check_data
 from steadydetr.data.dataset import join_data
 from steadydetr.data.index import AnnotationIndex
+from steadydetr.detectors.base import Prediction
 from steadydetr.finite import images_named
 from steadydetr.metrics.evaluation import collect, evaluate
 from steadydetr.metrics.results import Results, write_results
@@ -56,7 +57,7 @@ def test_ids_come_out_as_they_went_in(kind: str, tmp_path: Path) -> None:
     assert index.image_ids.tolist() == list(ids) and set(index.annotation_ids.tolist()) == {*ids, 3}
     assert not [finding for finding in check_data(tmp_path).findings if finding.kind != "image in both splits"]
     loader = EvalLoader(dataset, DataConfig(resize=FixedSize(16, 16), workers=0))
-    results = collect(lambda batch: [(torch.zeros(1, 4), torch.ones(1), torch.ones(1).long())] * len(batch.image_ids), loader)
+    results = collect(lambda batch: [Prediction(torch.zeros(1, 4), torch.ones(1), torch.ones(1).long())] * len(batch.image_ids), loader)
     write_results(tmp_path / "results.json", results, index.category_ids)
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [(row["image_id"], row["category_id"]) for row in rows] == [(id_, 9) for id_ in ids]

@@ -102,10 +102,10 @@ def keep_digests() -> None:
     """Of the detectors that a process evaluates, in files beside the run."""
     original = steadydetr.training.validation.prediction_function
 
-    def kept(detector: Detector, *words: Any) -> Any:
+    def kept(detector: Detector, *words: Any, **options: Any) -> Any:
         with open(f"digests{os.environ['RANK']}", "a") as file:
             file.write(" ".join(f"{name}={float(tensor.double().sum())!r}" for name, tensor in detector.state_dict().items()) + "\n")
-        return original(detector, *words)
+        return original(detector, *words, **options)
 
     steadydetr.training.validation.prediction_function = kept
 

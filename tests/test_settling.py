@@ -227,7 +227,7 @@ def test_the_steps_that_are_tried_are_real_ones(channels: int, monkeypatch: pyte
     step(1)
     step(2)
     most = int(data.index.counts.max())
-    assert seen == [(size, (channels, 64, 64), most, len(data.index.classes)) for size in (1, 2)]
+    assert seen == [(size, (channels, 64, 64), most, len(data.index.classes), False) for size in (1, 2)]
 
 
 def test_the_largest_images_of_a_transform() -> None:

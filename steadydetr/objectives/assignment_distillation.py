@@ -58,7 +58,7 @@ class AssignmentDistillation(Objective):
         if teacher.width != student.width:
             adapted = ("content", "position") if student.positioned and teacher.positioned else ("content",)
             layers.update({part: nn.Linear(teacher.width, student.width) for part in adapted})
-        layer = None if teacher.positioned else student.new_position()
+        layer = student.new_position() if student.positioned and not teacher.positioned else None
         if layer is not None:
             layers["position"] = layer
         return layers or None
@@ -81,7 +81,7 @@ class AssignmentDistillation(Objective):
         layers = dict(context.adapters[self.name].named_children()) if self.name in context.adapters else {}
         content, position = given.content, given.position if student.positioned else None
         content = layers["content"](content) if "content" in layers else content
-        if position is None:
+        if student.positioned and position is None:
             position = student.position_of(layers.get("position"), given.reference, content)
         elif "position" in layers:
             position = layers["position"](position)

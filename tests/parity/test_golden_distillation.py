@@ -35,7 +35,8 @@ COST = {"rtol": 1e-5, "atol": 1e-5}
 class Given(nn.Module):
     """A detector whose predictions are those of a file, by the names of the groups."""
 
-    width, positioned, makes_references, class_agnostic_proposals, architecture = 1, False, False, False, "Given"
+    width, architecture = 1, "Given"
+    positioned = makes_references = class_agnostic_proposals = predicts_masks = starts_from_masks = False
 
     def __init__(self, tensors: Mapping[str, Tensor], **groups: str) -> None:
         super().__init__()
