@@ -43,7 +43,10 @@ def make_method(recipe: Recipe) -> Method:
         teacher.name: Frozen(shrunk(recipe.detector).build(CLASSES)) if teacher.trained_before else teacher.build(student, CLASSES, 100)
         for teacher in recipe.teachers
     }
-    return Method(student, recipe.criterion, recipe.objectives, teachers)
+    criterion = recipe.criterion
+    if criterion.masks is not None:
+        criterion = replace(criterion, masks=replace(criterion.masks, points=64))
+    return Method(student, criterion, recipe.objectives, teachers)
 
 
 def check_gradients(recipe: Recipe) -> None:
