@@ -51,7 +51,7 @@ class PlainDetector(Detector):
     stages = 2
     embeds_labels = True
     extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"one-to-many": ()})
-    makes_groups = True
+    makes_queries = True
 
     def __init__(self, config: PlainConfig, num_classes: int) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class PlainDetector(Detector):
         main = Queries(content, anchor.sigmoid())
         return {"main": main, "one-to-many": Queries(content.flip(1), main.reference)} if self.training else {"main": main}
 
-    def new_group(self) -> nn.Module:
+    def new_queries(self, count: int | None = None) -> nn.Module:
         return nn.ModuleList((nn.Embedding(*self.content.weight.shape), nn.Embedding(*self.anchor.weight.shape)))
 
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        content, anchor = (each.weight.expand(len(memory.tokens), -1, -1) for each in group.children())  # type: ignore[operator]
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        content, anchor = (each.weight.expand(len(memory.tokens), -1, -1) for each in parts.children())  # type: ignore[operator]
         return Queries(content, anchor.sigmoid()), None
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
@@ -171,9 +171,9 @@ def test_sampling_points_are_recorded_stage_by_stage() -> None:
 
 def test_what_it_does_not_declare_is_refused() -> None:
     class Unlabelled(PlainDetector):
-        embeds_labels, extra_groups = False, MappingProxyType({})
+        embeds_labels, makes_queries, extra_groups = False, False, MappingProxyType({})
         embed = Detector.embed
-        new_group, group_queries = Detector.new_group, Detector.group_queries
+        new_queries, further_queries = Detector.new_queries, Detector.further_queries
 
     student = Unlabelled(PlainConfig(), CLASSES)
     assert Method(student, Criterion(), (SetPrediction(), Denoising(4)))(make_batch((2, 1)))["denoising/l1"].all()  # by layers for it alone
@@ -181,8 +181,8 @@ def test_what_it_does_not_declare_is_refused() -> None:
         student.embed(torch.zeros(1, 1), torch.zeros(1, 1, 4))
     with pytest.raises(ValueError, match="objective one-to-many: Unlabelled makes no further queries"):
         Method(student, Criterion(), (SetPrediction(), OneToMany()))
-    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
-        student.new_group()
-    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
-        student.group_queries(None, nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Unlabelled makes no further queries"):
+        student.new_queries()
+    with pytest.raises(ValueError, match="Unlabelled makes no further queries"):
+        student.further_queries(None, nn.Identity())  # type: ignore[arg-type]
     assert PlainConfig().without_pretrained() == PlainConfig()

@@ -243,11 +243,13 @@ def test_parts_of_a_step_sum_to_the_whole(name: str, objective: Objective) -> No
 
 def test_what_a_detector_cannot_do_is_said() -> None:
     class Alone(type(DETECTORS["dino"].build(CLASSES))):  # type: ignore[misc]
-        makes_groups = False
+        makes_queries = False
 
     student = Alone(DETECTORS["dino"], CLASSES)
-    with pytest.raises(ValueError, match="makes further groups of queries, as Alone does not"):
+    with pytest.raises(ValueError, match=r"objective groups: Alone makes no further queries; --objectives\.groups none"):
         Method(student, Criterion(), (SetPrediction(), GroupMatching()))
+    with pytest.raises(ValueError, match=r"objective one-to-many: Alone makes no further queries; --objectives\.one-to-many none"):
+        Method(student, Criterion(), (SetPrediction(), OneToMany()))
     for values, kind in (({"groups": 1}, GroupMatching), ({"repeats": 0}, OneToMany), ({"label_noise": 1.5}, DNDenoising)):
         with pytest.raises(ValueError, match="must lie in"):
             kind(**values)
