@@ -25,7 +25,7 @@ from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.nn.labels import LabelLayers, anchor_position
+from steadydetr.nn.initialisation import initialise
 from steadydetr.structures import DecodedStages, MaskPredictions, Memory, Queries, QueryGroup, Stages, take_rows
 
 
@@ -150,18 +150,13 @@ class Detector(nn.Module, ABC):
         """Queries that say a class and a box: labels [B, N], boxes [B, N, 4]. Of detectors that `embeds_labels`."""
         raise ValueError(f"{self.architecture} has no layer for labels of its own")
 
-    def new_labels(self) -> LabelLayers:
-        """What `label_queries` needs of a detector that has no such layers itself, with start values: parameters for training alone."""
-        return LabelLayers(self.num_classes, self.width, self.new_position())
-
-    def label_queries(self, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
-        """As `embed`, by such layers: of detectors that not `embeds_labels`. Of a box, a query about a point has the centre (D-211)."""
-        content = layers.content(labels)
-        return Queries(content, boxes, self.takes_boxes, position=self.position_of(layers.position, boxes, content))
-
     def new_position(self) -> AnchorPosition | None:
         """The layer by which `position_of` makes position vectors, with start values; None: it needs none, or has one itself."""
-        return anchor_position(self.width) if self.positioned else None
+        if not self.positioned:
+            return None
+        layer = AnchorPosition(self.width, scaled=False)
+        initialise(layer)
+        return layer
 
     def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
         """The position vectors of queries that are about boxes [B, N, 4], of the width of their content; None: the decoder makes them."""
@@ -251,9 +246,8 @@ def postprocess(
         masks: whether masks are wanted, besides their quality.
     """
     logits = stages.logits[-1].float()
-    scores = logits.sigmoid().masked_fill(
-        logits == torch.inf, torch.nan
-    )  # an overflow is no certainty; NaN sorts first, so that it is seen
+    # an overflow is no certainty; NaN sorts first, so that it is seen
+    scores = logits.sigmoid().masked_fill(logits == torch.inf, torch.nan)
     classes = scores.shape[-1]
     best, index = scores.flatten(1).topk(min(top, scores.shape[1] * classes))
     labels, rows = index % classes, index // classes

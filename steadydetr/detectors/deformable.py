@@ -1,4 +1,4 @@
-"""What Deformable DETR, DAB-Deformable-DETR and DINO have in common: from the image to the memory, and the decoder's loop.
+"""What the detectors with deformable attention have in common: from the image to the memory, and the decoder's loop.
 
 Each of them adds its queries, its position vectors and whether and how references are refined.
 """
