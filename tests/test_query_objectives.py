@@ -327,6 +327,23 @@ def test_without_hybrid_matching_the_further_queries_are_not_trained() -> None:
         assert make_method(config).unused_parameters == []
 
 
+def test_what_an_objective_trains_without_declaring_it_is_said() -> None:
+    class Silent(DNDenoising):
+        embeds_labels = False
+
+    class SilentGroup(OneToMany):
+        extra_groups = ()
+
+    for name, objective, part in (("dn-dab", Silent(2), "label_content"), ("h-deformable", SilentGroup(2), "query_extra_content")):
+        method = method_of(DETECTORS[name], objective)
+        method(wide(make_batch((2, 3)))).total.backward()
+        with pytest.raises(ValueError, match=rf"an objective trains student\.{part}\.weight without saying so: .* extra_groups"):
+            method.check_unused()
+        declared = make_method(DETECTORS[name])
+        declared(make_batch((2, 3))).total.backward()
+        declared.check_unused()
+
+
 def test_training_on_keeps_what_the_detector_learns_by() -> None:
     """A detector's own objectives are those of the first recipe for it; denoising loses weights that were made for another criterion."""
     from steadydetr.checkpoints.card import DetectorCard
