@@ -146,7 +146,7 @@ def test_matches_and_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = make_batch((2, 0, 3))
     found = match_batch(student, Criterion(), batch)
     assert student.training and found.proposal_queries is None and found.matched_queries.valid.all()
-    monkeypatch.setattr("steadydetr.metrics.stability.EvalLoader", lambda *_: Loaded([batch, batch]))
+    monkeypatch.setattr("steadydetr.metrics.stability.EvalLoader", lambda *_, **__: Loaded([batch, batch]))
     stability = compare_matches(match_dataset(student, Criterion(), None, DataConfig(), 2))  # type: ignore[arg-type]
     assert list(stability.unstable_score) == ["2"] and (stability.images, stability.objects) == (6, 10)
     with pytest.raises(ValueError, match="PlainDetector has no deformable attention"):
