@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -113,6 +114,12 @@ class PlainDetector(Detector):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] in ("learning", "objectives")])
 def test_training_methods_know_no_concrete_detector(module: str) -> None:
     assert {name for name in imports(module) if name.startswith("detectors")} <= {"detectors.base"}
+
+
+def test_the_page_for_authors_names_all_that_a_detector_may_declare() -> None:
+    page = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+    declared = {name for name in vars(Detector) if name in Detector.__annotations__ and name != "frozen_parts"}
+    assert declared == {name for name in declared if f"`{name}`" in page} and len(declared) > 9
 
 
 def models() -> tuple[PlainDetector, dict[str, Frozen[Detector]]]:
