@@ -17,6 +17,7 @@ from steadydetr.objectives.denoising import (
     denoising_groups,
     draw_noise,
     known_match,
+    label_queries,
     noise_boxes,
     noise_labels,
     noised_queries,
@@ -212,18 +213,19 @@ def test_a_detector_without_labels_gets_layers_for_denoising(name: str, objectiv
 def test_queries_of_labels_and_boxes(name: str) -> None:
     """Content of the label; the box, or its centre alone, as reference; a position vector, where it needs one, of the whole box."""
     student = DETECTORS[name].build(CLASSES)
-    layers, boxes = student.new_labels(), torch.rand(2, 3, 4) * 0.2 + 0.4
+    layers, boxes = Denoising().prepare(student, {}), torch.rand(2, 3, 4) * 0.2 + 0.4
+    assert layers is not None
     labels = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    found = student.label_queries(layers, labels, boxes)
+    found = label_queries(student, layers, labels, boxes)
     assert torch.equal(found.content, layers.content.weight[labels]) and torch.equal(found.reference, boxes)
     assert found.sized == student.takes_boxes and (found.position is None) == (not student.positioned)
     if found.position is not None:
-        wider = student.label_queries(layers, labels, boxes * torch.tensor([1, 1, 1.5, 1]))
+        wider = label_queries(student, layers, labels, boxes * torch.tensor([1, 1, 1.5, 1]))
         assert wider.position is not None and (wider.position != found.position).any(-1).all()
     if name == "two-stage":  # its own layer, which makes position vectors of proposals
         memory = student.encode(torch.rand(2, 3, 64, 64), torch.zeros(2, 64, 64, dtype=torch.bool))
         own = student.queries(memory)["main"]
-        again = student.label_queries(layers, torch.zeros(2, 12, dtype=torch.int64), own.reference)
+        again = label_queries(student, layers, torch.zeros(2, 12, dtype=torch.int64), own.reference)
         assert own.position is not None and torch.equal(again.position, own.position) and layers.position is None
 
 

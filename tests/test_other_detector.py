@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 import pytest
@@ -51,7 +52,7 @@ class PlainDetector(Detector):
     stages = 2
     embeds_labels = True
     extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({"one-to-many": ()})
-    makes_groups = True
+    makes_queries = True
 
     def __init__(self, config: PlainConfig, num_classes: int) -> None:
         super().__init__()
@@ -78,11 +79,11 @@ class PlainDetector(Detector):
         main = Queries(content, anchor.sigmoid())
         return {"main": main, "one-to-many": Queries(content.flip(1), main.reference)} if self.training else {"main": main}
 
-    def new_group(self) -> nn.Module:
+    def new_queries(self, count: int | None = None) -> nn.Module:
         return nn.ModuleList((nn.Embedding(*self.content.weight.shape), nn.Embedding(*self.anchor.weight.shape)))
 
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        content, anchor = (each.weight.expand(len(memory.tokens), -1, -1) for each in group.children())  # type: ignore[operator]
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        content, anchor = (each.weight.expand(len(memory.tokens), -1, -1) for each in parts.children())  # type: ignore[operator]
         return Queries(content, anchor.sigmoid()), None
 
     def embed(self, labels: Tensor, boxes: Tensor) -> Queries:
@@ -113,6 +114,12 @@ class PlainDetector(Detector):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.split(".")[0] in ("learning", "objectives")])
 def test_training_methods_know_no_concrete_detector(module: str) -> None:
     assert {name for name in imports(module) if name.startswith("detectors")} <= {"detectors.base"}
+
+
+def test_the_page_for_authors_names_all_that_a_detector_may_declare() -> None:
+    page = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+    declared = {name for name in vars(Detector) if name in Detector.__annotations__ and name != "frozen_parts"}
+    assert declared == {name for name in declared if f"`{name}`" in page} and len(declared) > 9
 
 
 def models() -> tuple[PlainDetector, dict[str, Frozen[Detector]]]:
@@ -171,9 +178,9 @@ def test_sampling_points_are_recorded_stage_by_stage() -> None:
 
 def test_what_it_does_not_declare_is_refused() -> None:
     class Unlabelled(PlainDetector):
-        embeds_labels, extra_groups = False, MappingProxyType({})
+        embeds_labels, makes_queries, extra_groups = False, False, MappingProxyType({})
         embed = Detector.embed
-        new_group, group_queries = Detector.new_group, Detector.group_queries
+        new_queries, further_queries = Detector.new_queries, Detector.further_queries
 
     student = Unlabelled(PlainConfig(), CLASSES)
     assert Method(student, Criterion(), (SetPrediction(), Denoising(4)))(make_batch((2, 1)))["denoising/l1"].all()  # by layers for it alone
@@ -181,8 +188,8 @@ def test_what_it_does_not_declare_is_refused() -> None:
         student.embed(torch.zeros(1, 1), torch.zeros(1, 1, 4))
     with pytest.raises(ValueError, match="objective one-to-many: Unlabelled makes no further queries"):
         Method(student, Criterion(), (SetPrediction(), OneToMany()))
-    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
-        student.new_group()
-    with pytest.raises(ValueError, match="Unlabelled makes no further groups"):
-        student.group_queries(None, nn.Identity())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Unlabelled makes no further queries"):
+        student.new_queries()
+    with pytest.raises(ValueError, match="Unlabelled makes no further queries"):
+        student.further_queries(None, nn.Identity())  # type: ignore[arg-type]
     assert PlainConfig().without_pretrained() == PlainConfig()

@@ -243,11 +243,13 @@ def test_parts_of_a_step_sum_to_the_whole(name: str, objective: Objective) -> No
 
 def test_what_a_detector_cannot_do_is_said() -> None:
     class Alone(type(DETECTORS["dino"].build(CLASSES))):  # type: ignore[misc]
-        makes_groups = False
+        makes_queries = False
 
     student = Alone(DETECTORS["dino"], CLASSES)
-    with pytest.raises(ValueError, match="makes further groups of queries, as Alone does not"):
+    with pytest.raises(ValueError, match=r"objective groups: Alone makes no further queries; --objectives\.groups none"):
         Method(student, Criterion(), (SetPrediction(), GroupMatching()))
+    with pytest.raises(ValueError, match=r"objective one-to-many: Alone makes no further queries; --objectives\.one-to-many none"):
+        Method(student, Criterion(), (SetPrediction(), OneToMany()))
     for values, kind in (({"groups": 1}, GroupMatching), ({"repeats": 0}, OneToMany), ({"label_noise": 1.5}, DNDenoising)):
         with pytest.raises(ValueError, match="must lie in"):
             kind(**values)
@@ -323,6 +325,23 @@ def test_without_hybrid_matching_the_further_queries_are_not_trained() -> None:
         assert method.unused_parameters == [f"student.query_extra_{name}.weight" for name in names]
         assert method.unused_parameters == [name for name, p in method.named_parameters() if p.requires_grad and p.grad is None]
         assert make_method(config).unused_parameters == []
+
+
+def test_what_an_objective_trains_without_declaring_it_is_said() -> None:
+    class Silent(DNDenoising):
+        embeds_labels = False
+
+    class SilentGroup(OneToMany):
+        extra_groups = ()
+
+    for name, objective, part in (("dn-dab", Silent(2), "label_content"), ("h-deformable", SilentGroup(2), "query_extra_content")):
+        method = method_of(DETECTORS[name], objective)
+        method(wide(make_batch((2, 3)))).total.backward()
+        with pytest.raises(ValueError, match=rf"an objective trains student\.{part}\.weight without saying so: .* extra_groups"):
+            method.check_unused()
+        declared = make_method(DETECTORS[name])
+        declared(make_batch((2, 3))).total.backward()
+        declared.check_unused()
 
 
 def test_training_on_keeps_what_the_detector_learns_by() -> None:

@@ -110,7 +110,7 @@ class MixingDecoder(nn.Module):
 
 class AdaMixer(Detector):
     samples_points = True
-    makes_groups = True
+    makes_queries = True
     query_box: Tensor
 
     def __init__(self, config: AdaMixerConfig, num_classes: int) -> None:
@@ -147,15 +147,12 @@ class AdaMixer(Detector):
             boxes = boxes[torch.arange(len(content), device=boxes.device) % len(boxes)]
         return Queries(normed.expand(images, -1, -1), boxes.expand(images, -1, -1))
 
-    def new_group(self) -> nn.ModuleDict:
+    def new_queries(self, count: int | None = None) -> nn.ModuleDict:
         """Content; boxes are the same for all groups."""
-        return self.new_queries(self.config.queries)
+        return nn.ModuleDict({"query_content": nn.Embedding(self.config.queries if count is None else count, self.width)})
 
-    def new_queries(self, count: int) -> nn.ModuleDict:
-        return nn.ModuleDict({"query_content": nn.Embedding(count, self.width)})
-
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_content")).weight), None
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        return self._queries_of(memory, cast(nn.Embedding, parts.get_submodule("query_content")).weight), None
 
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
         """Content alone: all boxes start as the image."""

@@ -25,7 +25,7 @@ from steadydetr.files import counted
 from steadydetr.kinds import nearest
 from steadydetr.nn.configs import IMAGENET_MEAN, IMAGENET_STD
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.nn.labels import LabelLayers, anchor_position
+from steadydetr.nn.initialisation import initialise
 from steadydetr.structures import DecodedStages, MaskPredictions, Memory, Queries, QueryGroup, Stages, take_rows
 
 
@@ -53,7 +53,7 @@ class Detector(nn.Module, ABC):
     class_agnostic_proposals: bool = False  # the encoder's proposals tell objects from background only, as label 0
     # the query groups that `queries` gives besides "main", in training alone, and the names of the parameters that each alone uses
     extra_groups: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-    makes_groups: bool = False  # `new_group` and `group_queries` make further groups of queries like its own
+    makes_queries: bool = False  # `new_queries` and `further_queries` make further queries like its own
 
     frozen_parts: tuple[str, ...] = ()  # see `freeze`
 
@@ -150,40 +150,30 @@ class Detector(nn.Module, ABC):
         """Queries that say a class and a box: labels [B, N], boxes [B, N, 4]. Of detectors that `embeds_labels`."""
         raise ValueError(f"{self.architecture} has no layer for labels of its own")
 
-    def new_labels(self) -> LabelLayers:
-        """What `label_queries` needs of a detector that has no such layers itself, with start values: parameters for training alone."""
-        return LabelLayers(self.num_classes, self.width, self.new_position())
-
-    def label_queries(self, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
-        """As `embed`, by such layers: of detectors that not `embeds_labels`. Of a box, a query about a point has the centre (D-211)."""
-        content = layers.content(labels)
-        return Queries(content, boxes, self.takes_boxes, position=self.position_of(layers.position, boxes, content))
-
     def new_position(self) -> AnchorPosition | None:
         """The layer by which `position_of` makes position vectors, with start values; None: it needs none, or has one itself."""
-        return anchor_position(self.width) if self.positioned else None
+        if not self.positioned:
+            return None
+        layer = AnchorPosition(self.width, scaled=False)
+        initialise(layer)
+        return layer
 
     def position_of(self, layer: nn.Module | None, boxes: Tensor, content: Tensor) -> Tensor | None:
         """The position vectors of queries that are about boxes [B, N, 4], of the width of their content; None: the decoder makes them."""
         return None if layer is None else layer(0, content, boxes)
 
-    def new_queries(self, count: int) -> nn.Module:
-        """What so many further queries are made of, with start values: parameters for training alone, and none for many two-stage ones."""
-        raise ValueError(
-            f"objective one-to-many: {self.architecture} makes no further queries; --objectives.one-to-many none leaves it out"
-        )
+    def new_queries(self, count: int | None = None) -> nn.Module:
+        """What further queries are made of, with start values: parameters for training alone. Of detectors that `makes_queries`.
 
-    def next_queries(self, memory: Memory, parts: nn.Module, count: int) -> Queries:
-        """The queries of what `new_queries` made; of two-stage detectors, of the next best `count` tokens after those of its own."""
-        return self.group_queries(memory, parts)[0]
+        Args:
+            count: how many; those of a two-stage detector come from the next best tokens after its own, and often need no parameters.
+                None: a group like its own, which in a two-stage detector selects tokens by a proposal head of its own.
+        """
+        raise ValueError(f"{self.architecture} makes no further queries")
 
-    def new_group(self) -> nn.Module:
-        """What further queries like its own are made of, with start values: parameters for training alone. Of those that `makes_groups`."""
-        raise ValueError(f"{self.architecture} makes no further groups of queries")
-
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        """The queries of what `new_group` made, and those of the encoder's predictions that are supervised besides."""
-        raise ValueError(f"{self.architecture} makes no further groups of queries")
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        """The queries of what `new_queries` made for this count, and the predictions of their proposal head, if they have one."""
+        raise ValueError(f"{self.architecture} makes no further queries")
 
     def refer(self, position: Tensor) -> Tensor:
         """The references, without a size, of position vectors: [..., D] -> [..., 4]. Of detectors that `makes_references`."""
@@ -256,9 +246,8 @@ def postprocess(
         masks: whether masks are wanted, besides their quality.
     """
     logits = stages.logits[-1].float()
-    scores = logits.sigmoid().masked_fill(
-        logits == torch.inf, torch.nan
-    )  # an overflow is no certainty; NaN sorts first, so that it is seen
+    # an overflow is no certainty; NaN sorts first, so that it is seen
+    scores = logits.sigmoid().masked_fill(logits == torch.inf, torch.nan)
     classes = scores.shape[-1]
     best, index = scores.flatten(1).topk(min(top, scores.shape[1] * classes))
     labels, rows = index % classes, index // classes

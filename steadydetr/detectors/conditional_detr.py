@@ -40,7 +40,7 @@ class ConditionalDecoder(nn.Module):
 class ConditionalDETR(Detector):
     positioned = True
     makes_references = True
-    makes_groups = True
+    makes_queries = True
     takes_boxes = False
     eps = 1e-5  # of the inverse sigmoid
 
@@ -89,15 +89,12 @@ class ConditionalDETR(Detector):
         position, reference = (tensor.expand(images, -1, -1) for tensor in (position, self.refer(position)))
         return Queries(torch.zeros_like(position), reference, sized=False, position=position)
 
-    def new_group(self) -> nn.ModuleDict:
+    def new_queries(self, count: int | None = None) -> nn.ModuleDict:
         """Position vectors; the layer that makes points of them is that of all groups."""
-        return self.new_queries(self.config.queries)
+        return nn.ModuleDict({"query_position": nn.Embedding(self.config.queries if count is None else count, self.width)})
 
-    def new_queries(self, count: int) -> nn.ModuleDict:
-        return nn.ModuleDict({"query_position": nn.Embedding(count, self.width)})
-
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        return self._queries_of(memory, cast(nn.Embedding, group.get_submodule("query_position")).weight), None
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        return self._queries_of(memory, cast(nn.Embedding, parts.get_submodule("query_position")).weight), None
 
     def refer(self, position: Tensor) -> Tensor:
         with without_autocast(position):  # bfloat16 would leave a grid of points

@@ -1,4 +1,4 @@
-"""What Deformable DETR, DAB-Deformable-DETR and DINO have in common: from the image to the memory, and the decoder's loop.
+"""What the detectors with deformable attention have in common: from the image to the memory, and the decoder's loop.
 
 Each of them adds its queries, its position vectors and whether and how references are refined.
 """
@@ -78,7 +78,7 @@ class DeformableDetector(Detector):
     look_forward_twice: bool  # the gradient of a box also reaches the stage before, through the reference that it starts from
     eps: float  # of the inverse sigmoid
     samples_points = True
-    makes_groups = True
+    makes_queries = True
     start_size = 0.0  # logit of the sides of a box whose reference has none, before the box head adds to it
     config: DeformableDetectorConfig
 
@@ -164,23 +164,21 @@ class DeformableDetector(Detector):
     def queries(self, memory: Memory) -> dict[str, Queries]:
         return {"main": self.queries_of(memory, dict(self.named_children()), slice(self.config.queries))}
 
-    def new_group(self) -> nn.ModuleDict:
-        return nn.ModuleDict(self.query_parts(self.config.queries))
+    def new_queries(self, count: int | None = None) -> nn.ModuleDict:
+        """A group like its own has a proposal head too; by a shared one all groups would have the same boxes."""
+        parts = self.query_parts(self.config.queries if count is None else count)
+        if count is not None:
+            parts.pop("proposal_head", None)
+        return nn.ModuleDict(parts)
 
-    def group_queries(self, memory: Memory, group: nn.Module) -> tuple[Queries, Stages | None]:
-        """A group of a two-stage detector selects by a proposal head of its own; otherwise all groups would have the same boxes."""
-        parts = dict(group.named_children())
-        if "proposal_head" in parts:
-            memory = self.with_proposals(memory, cast(TokenProjection, parts["proposal_head"]))
-        queries = self.queries_of(memory, parts, slice(self.config.queries))
+    def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
+        own, modules = self.config.queries, dict(parts.named_children())
+        if count is not None:
+            return self.queries_of(memory, modules, slice(own, own + count)), None
+        if "proposal_head" in modules:
+            memory = self.with_proposals(memory, cast(TokenProjection, modules["proposal_head"]))
+        queries = self.queries_of(memory, modules, slice(own))
         return queries, self.proposals(memory, queries)
-
-    def new_queries(self, count: int) -> nn.ModuleDict:
-        return nn.ModuleDict({name: part for name, part in self.query_parts(count).items() if name != "proposal_head"})
-
-    def next_queries(self, memory: Memory, parts: nn.Module, count: int) -> Queries:
-        own = self.config.queries
-        return self.queries_of(memory, dict(parts.named_children()), slice(own, own + count))
 
     def proposals(self, memory: Memory, queries: Queries) -> Stages | None:
         """Those that the queries come from, which are supervised with true labels."""
@@ -320,6 +318,6 @@ def require_tokens(tokens: int, taken: int) -> None:
     """Raise ValueError where an image of so many tokens has none left for further queries."""
     if tokens <= taken:
         raise ValueError(
-            f"an image of {tokens} tokens has none left for the group one-to-many beside detector.queries = {taken}:"
+            f"an image of {tokens} tokens has none left for further queries beside detector.queries = {taken}:"
             " train on larger images or with fewer queries"
         )

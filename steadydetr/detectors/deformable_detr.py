@@ -27,13 +27,12 @@ class DeformableDETR(DeformableDetector):
         decoder = Decoder(config.transformer, num_classes, position=None, norm=False, share_heads=not config.refine)
         super().__init__(config.backbone, config.transformer, num_classes, decoder)
         self.config, self.refine, self.makes_references = config, config.refine, not config.two_stage
+        self.add_query_parts()
         if config.two_stage:
-            self.add_query_parts()
             self.proposal_position = nn.Linear(2 * width, 2 * width)
             self.proposal_position_norm = nn.LayerNorm(2 * width)
             nn.init.xavier_uniform_(self.proposal_position.weight)
         else:
-            self.add_query_parts()
             self.query_reference = nn.Linear(width, 2)
             nn.init.xavier_uniform_(self.query_reference.weight)
             nn.init.zeros_(self.query_reference.bias)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import nn
 
 from steadydetr.nn.decoder import AnchorPosition
-from steadydetr.nn.initialisation import initialise
 
 
 class LabelLayers(nn.Module):
@@ -15,10 +14,3 @@ class LabelLayers(nn.Module):
         super().__init__()
         self.content = nn.Embedding(classes, width)
         self.position = position
-
-
-def anchor_position(width: int) -> AnchorPosition:
-    """Position vectors of boxes, with start weights (DAB-DETR Eq. 3)."""
-    layer = AnchorPosition(width, scaled=False)
-    initialise(layer)
-    return layer

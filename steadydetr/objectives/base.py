@@ -70,6 +70,14 @@ class Objective(ABC):
         """Add this objective's terms."""
 
 
+def require_further_queries(objective: str, student: Detector) -> None:
+    """Raise ValueError where the student makes none."""
+    if not student.makes_queries:
+        raise ValueError(
+            f"objective {objective}: {student.architecture} makes no further queries; --objectives.{objective} none leaves it out"
+        )
+
+
 def require_teacher(objective: str, name: str, teachers: Mapping[str, Detector]) -> None:
     """Raise ValueError where the recipe has no teacher of that name."""
     if name not in teachers:

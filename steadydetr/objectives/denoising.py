@@ -53,7 +53,7 @@ class Draws:
 
 
 class DenoisingObjective(Objective):
-    """What both kinds have in common. A method has one of them."""
+    """What all kinds have in common. A method has one of them."""
 
     mask_padding: bool  # False: rows without an object are attended to and learn background, as in the originals  # D-05
     weights: Weights | None  # None: the criterion's
@@ -66,11 +66,13 @@ class DenoisingObjective(Objective):
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> LabelLayers | None:
         """What makes queries of labels, of a student that cannot do so itself (D-211)."""
-        return None if student.embeds_labels else student.new_labels()
+        from steadydetr.nn.labels import LabelLayers
+
+        return None if student.embeds_labels else LabelLayers(student.num_classes, student.width, student.new_position())
 
     def _embed(self, context: StepContext, labels: Tensor, boxes: Tensor) -> Queries:
         layers, student = context.adapters.get(self.name), context.student
-        return student.embed(labels, boxes) if layers is None else student.label_queries(cast("LabelLayers", layers), labels, boxes)
+        return student.embed(labels, boxes) if layers is None else label_queries(student, cast("LabelLayers", layers), labels, boxes)
 
     def weighed(self, weights: Weights | None) -> Self:
         """The same with other weights."""
@@ -256,6 +258,12 @@ def noised_queries(embed: Callable[[Tensor, Tensor], Queries], targets: Targets,
     padded_labels[image, row], padded_boxes[image, row], valid[image, row] = labels, boxes, True
     queries = embed(padded_labels, padded_boxes)
     return replace(queries, content=torch.where(valid[..., None], queries.content, 0), valid=valid)
+
+
+def label_queries(student: Detector, layers: LabelLayers, labels: Tensor, boxes: Tensor) -> Queries:
+    """Queries that say a class and a box, by layers of the objective. Of a box, a query about a point has the centre (D-211)."""
+    content = layers.content(labels)
+    return Queries(content, boxes, student.takes_boxes, position=student.position_of(layers.position, boxes, content))
 
 
 def known_match(targets: Targets, groups: int, most: int, copies: int = 2) -> Match:

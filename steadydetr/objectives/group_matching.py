@@ -16,7 +16,7 @@ from steadydetr.lazy import nn, torch
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem
 from steadydetr.learning.predictions import proposal_targets
-from steadydetr.objectives.base import Matched, Objective, Predicted
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_further_queries
 from steadydetr.structures import Assignment, Losses, MaskPredictions, QueryGroup, Stages, Targets
 
 if TYPE_CHECKING:
@@ -38,17 +38,14 @@ class GroupMatching(Objective):
         return "groups"
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if not student.makes_groups:
-            raise ValueError(
-                f"objective {self.name} needs a detector that makes further groups of queries, as {student.architecture} does not"
-            )
+        require_further_queries(self.name, student)
 
     def prepare(self, student: Detector, teachers: Mapping[str, Detector]) -> nn.ModuleList:
-        return nn.ModuleList(student.new_group() for _ in range(self.groups - 1))
+        return nn.ModuleList(student.new_queries() for _ in range(self.groups - 1))
 
     def query_groups(self, context: StepContext) -> list[QueryGroup]:
         """Groups that do not see each other, so that attention is computed within each alone."""
-        made = [context.student.group_queries(context.memory, group) for group in cast(nn.ModuleList, context.adapters[self.name])]
+        made = [context.student.further_queries(context.memory, group) for group in cast(nn.ModuleList, context.adapters[self.name])]
         context.kept[self.name] = fold([proposals for _, proposals in made if proposals is not None])
         return [QueryGroup(name, queries) for name, (queries, _) in zip(self._names, made, strict=True)]
 

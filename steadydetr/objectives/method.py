@@ -89,6 +89,15 @@ class Method(nn.Module):
         unused |= {name for group, names in self.student.extra_groups.items() if group not in used for name in names}
         return [f"student.{name}" for name, _ in self.student.named_parameters() if name in unused]
 
+    def check_unused(self) -> None:
+        """Raise ValueError where one of them has a gradient, which several processes would not sum."""
+        for name in self.unused_parameters:
+            if self.get_parameter(name).grad is not None:
+                raise ValueError(
+                    f"an objective trains {name} without saying so: its class must declare embeds_labels or the group in extra_groups;"
+                    " masks are learned with criterion.masks"
+                )
+
     @property
     def fingerprints(self) -> dict[str, str]:
         """By which a resumed run knows that a teacher is the same: its weights and, where it is not the student's, what matches it."""

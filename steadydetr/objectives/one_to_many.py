@@ -11,7 +11,7 @@ from steadydetr.kinds import register
 from steadydetr.lazy import nn
 from steadydetr.learning.context import StepContext
 from steadydetr.learning.matching import Problem
-from steadydetr.objectives.base import Matched, Objective, Predicted
+from steadydetr.objectives.base import Matched, Objective, Predicted, require_further_queries
 from steadydetr.structures import Assignment, Losses, QueryGroup
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ class OneToMany(Objective):
         return "one-to-many"
 
     def check(self, student: Detector, teachers: Mapping[str, Detector]) -> None:
-        if self.name in student.extra_groups and self.queries is not None:
+        if self.name not in student.extra_groups:
+            require_further_queries(self.name, student)
+        elif self.queries is not None:
             raise ValueError(
                 f"objectives.one-to-many.queries: {student.architecture} has further queries of its own; their number is"
                 " --detector.one-to-many-queries"
@@ -56,7 +58,8 @@ class OneToMany(Objective):
         """None in evaluation mode, where the detector has the queries itself."""
         parts = context.adapters.get(self.name)
         if parts is not None:
-            return [QueryGroup(self.name, context.student.next_queries(context.memory, parts, self.queries or PAPERS))]
+            queries, _ = context.student.further_queries(context.memory, parts, self.queries or PAPERS)
+            return [QueryGroup(self.name, queries)]
         return [QueryGroup(self.name, context.queries[self.name])] if self.name in context.queries else []
 
     def problems(self, context: StepContext, stages: Predicted) -> list[Problem]:

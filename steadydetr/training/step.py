@@ -61,8 +61,7 @@ def train_step(run: Run, batches: list[Batch]) -> StepResult:
             accelerator.backward(losses.total * accelerator.num_processes)  # DistributedDataParallel averages; a sum is wanted
         terms.append(losses.weighted())
         measures.append(losses.measures)  # complete after backward, because some are of the gradient
-    if any(run.method.get_parameter(name).grad is not None for name in run.method.unused_parameters):
-        raise ValueError("an objective uses the student's `embed` without saying so: its class needs embeds_labels = True")
+    run.method.check_unused()
     gradients = [parameter.grad for parameter in run.method.parameters() if parameter.grad is not None]
     norm = gradient_norm(gradients)
     # the only time in a step that the host waits for the device
