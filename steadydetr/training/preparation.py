@@ -26,13 +26,16 @@ from steadydetr.data.opening import Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
+    ELSEWHERE,
     NORMALISED,
     check_transform,
     how_classes_differ,
     how_images_are_shared,
     how_versions_are_shared,
+    look_elsewhere,
     look_like_corners,
     look_normalised,
+    masks_elsewhere,
     smaller_than_a_pixel,
     why_no_object,
 )
@@ -275,8 +278,16 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
     if small == total:
         reason = f"all {total} are smaller than a pixel at the size of training" if total else "the images that are taken have none"
         raise ValueError(f"{train_data.name} has no object to train on: {reason}")
+    if look_elsewhere(index):
+        raise ValueError(f"{train_data.name} has no object to train on: {ELSEWHERE}")
     if look_normalised(val_data.index):
         found.append(f"{val_data.name}: {NORMALISED}")
+    for data in (train_data, val_data):
+        if elsewhere := int(masks_elsewhere(data.index).sum()):
+            found.append(
+                f"{data.name}: of {counted(elsewhere, 'object')} most of the mask lies outside of the box; `steadydetr check --masks`"
+                " names them"
+            )
     found += [f"{data.name}: {CORNERS}" for data in (train_data, val_data) if look_like_corners(data.index)]
     if small:
         found.append(
