@@ -121,13 +121,18 @@ class Masks:
         return [polygon.tolist() for polygon in np.split(self.coordinates.of_image(row), ends)]
 
     @staticmethod
-    def of_polygons(polygons: Lists) -> Masks:
-        """A polygon of each annotation, as x, y, x, y, ... in pixels with 64 bits; an empty list where it has none."""
+    def of_polygons(polygons: Lists, parts: Lists | None = None) -> Masks:
+        """The polygons of each annotation, as x, y, x, y, ... in pixels with 64 bits; an empty list where it has none.
+
+        Args:
+            parts: how many numbers each of an annotation's polygons has; None: all are of one.
+        """
         lengths = np.diff(polygons.offsets)
-        one_each = Lists(lengths[lengths > 0].astype(np.int32), offsets_of((lengths > 0).astype(np.int64)))
+        if parts is None:
+            parts = Lists(lengths[lengths > 0].astype(np.int32), offsets_of((lengths > 0).astype(np.int64)))
         state = np.where(lengths > 0, PRESENT, BOX).astype(np.uint8)
         coordinates = Lists(as_float32(polygons.values), polygons.offsets)
-        return Masks(state, one_each, coordinates, Lists(np.zeros(0, np.uint32), np.zeros(len(lengths) + 1, np.int64)))
+        return Masks(state, parts, coordinates, Lists(np.zeros(0, np.uint32), np.zeros(len(lengths) + 1, np.int64)))
 
     @staticmethod
     def of_pixels(masks: Iterable[NDArray[np.bool_]]) -> Masks:
