@@ -345,6 +345,20 @@ def test_masks_that_lie_elsewhere_than_boxes_are_named(kind: str, tmp_path: Path
         said(tmp_path, masks=True, same_images="allow")
 
 
+def test_masks_that_take_much_memory_are_told_before_training(tmp_path: Path) -> None:
+    """As an image of many objects may have them; other images have none, and without masks nothing is said."""
+    for count, told in ((200, True), (20, False)):
+        content = content_with(*[[[1, 2, 2001, 2, 2001, 2002, 1, 2002]]] * count)
+        content["annotations"] = [annotation | {"bbox": [1, 2, 2000, 2000]} for annotation in content["annotations"]]
+        content["images"] = [image | {"width": 4000, "height": 5000} for image in content["images"]]
+        coco_folder(tmp_path, content, ("train", "val"))
+        found = [s for s in said(tmp_path, masks=True, same_images="allow") if "GiB" in s]
+        assert len(found) == told
+        if told:
+            assert "to prepare 1.png, a loading process needs about 7 GiB for the masks of 200 objects in 4000 x 5000 pixels" in found[0]
+        assert not [s for s in said(tmp_path, same_images="allow") if "GiB" in s]
+
+
 def test_without_any_mask_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     coco_folder(tmp_path, content_with([], None), ("train", "val"))
     with pytest.raises(ValueError, match=r"no object to train on: of its 2 annotations 2 are without a mask$"):

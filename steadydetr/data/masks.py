@@ -100,8 +100,7 @@ class Masks:
         enclosed = np.add.reduceat(x * y[following] - x[following] * y, starts[:-1]) if len(corners) else np.zeros(0)
         polygons = np.bincount(np.repeat(np.arange(len(self)), np.diff(self.polygons.offsets)), np.abs(enclosed) / 2, len(self))
         owner, _, lengths = self._runs_inside()
-        found: NDArray[np.float64] = (polygons + np.bincount(owner, lengths, len(self))) * self.present
-        return found
+        return ((polygons + np.bincount(owner, lengths, len(self))) * self.present).astype(np.float64)
 
     def _runs_inside(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Annotation, first pixel and length of every run of pixels inside."""

@@ -26,6 +26,7 @@ ELSEWHERE = (
     "no mask lies where the box of its object does: masks may be normalised, have x and y swapped, be row by row, or belong to an image of"
     " another size; COCO's are in pixels, x before y, runs column by column"
 )
+MUCH = 2**32  # bytes for the masks of one image  # D-234
 MANY = 0.1  # share of the boxes that reach out of their image
 ALLOW_SAME = (
     "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
@@ -123,6 +124,22 @@ def masks_elsewhere(index: AnnotationIndex) -> NDArray[np.bool_]:
 def look_elsewhere(index: AnnotationIndex) -> bool:
     """Whether that is so of all objects that can be trained on."""
     return bool(index.usable().any() and np.array_equal(masks_elsewhere(index), index.usable()))
+
+
+def memory_of_masks(index: AnnotationIndex) -> str:
+    """A sentence on the image whose masks take the most memory while it is prepared, where that is much; else empty."""
+    if index.masks is None or not len(index):
+        return ""
+    memory = 2 * index.counts * index.sizes.prod(1, dtype=np.int64)  # decoded, and copied by a step of a transform
+    position = int(memory.argmax())
+    if memory[position] < MUCH:
+        return ""
+    height, width = index.sizes[position].tolist()
+    return (
+        f"to prepare {printable(index.file(position))}, a loading process needs about {memory[position] / 2**30:.0f} GiB for the masks of"
+        f" {index.counts[position]} objects in {width} x {height} pixels: cut such images into parts, make them smaller, or take fewer"
+        " --data.workers"
+    )
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -36,6 +36,7 @@ from steadydetr.data.trainable import (
     look_like_corners,
     look_normalised,
     masks_elsewhere,
+    memory_of_masks,
     smaller_than_a_pixel,
     why_no_object,
 )
@@ -295,6 +296,8 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
         )
     if not divided and (never := classes_only_in(val_data.index, train_data.index)):
         found.append(f"{val_data.name} has objects of classes that no image to train on shows: {printable(listed(never, 10))}")
+    if sentence := memory_of_masks(index):
+        found.append(f"{train_data.name}: {sentence}")
     queries = recipe.detector.queries
     most = int(max(data.index.counts.max() for data in (train_data, val_data)))
     if queries is not None and most > queries:
