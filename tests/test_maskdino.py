@@ -296,6 +296,18 @@ def test_a_step_in_other_precisions(precision: str) -> None:
     assert float(other.total.detach()) == pytest.approx(float(exact.total.detach()), rel=0.1)
 
 
+def test_autocast_makes_no_mask_and_no_cost_coarser() -> None:
+    """Of the same vectors: sums over all points in bfloat16 would keep three digits."""
+    stages, targets = stages_with_masks(4, (6, 5))
+    match = solve([CRITERION.problem(stages, targets, "main")])[0].match
+    assert stages.masks is not None
+    masks = replace(stages.masks, queries=stages.masks.queries.float() * 4, pixels=stages.masks.pixels.float())
+    exact = TERMS.cost(masks, targets, "main"), *TERMS.losses(masks, targets, match, "main")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = TERMS.cost(masks, targets, "main"), *TERMS.losses(masks, targets, match, "main")
+    assert all(torch.equal(one, other) for one, other in zip(exact, found, strict=True))
+
+
 def test_checkpointing_changes_no_gradient() -> None:
     gradients = []
     for on in (False, True):

@@ -294,6 +294,71 @@ def test_annotations_without_a_mask_are_named_and_not_trained_on(tmp_path: Path)
     assert open_data(tmp_path, masks=True).index.usable().tolist() == [True] + [False] * 5
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_around_masks_are_those_of_their_pixels(seed: int, tmp_path: Path) -> None:
+    """Of run lengths exactly; of polygons the outermost corners, wherever they lie. An annotation without a mask has none."""
+    masks = [mask for mask in random_masks(seed) if mask.any()]
+    found = Masks.of_pixels(masks).boxes(np.array([len(mask) for mask in masks]))
+    for box, mask in zip(found.tolist(), masks, strict=True):
+        y, x = mask.nonzero()
+        assert box == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+    index = index_of(tmp_path, content_with(SQUARE, RUNS, [], [[-3, 1, 20, 1.5, 20, 9], SQUARE[0]]))
+    assert index.masks is not None
+    outer = index.masks.boxes(np.full(4, SIZE[0]))
+    assert np.array_equal(outer, [[1, 2, 4, 6], [0, 2, 2, 6], [np.nan] * 4, [-3, 1, 20, 9]], equal_nan=True)
+    assert not len(Masks.of_pixels([]).boxes(np.zeros(0)))
+
+
+def test_areas_that_are_not_annotated_are_those_of_masks(tmp_path: Path) -> None:
+    """What is annotated stays; without masks, and where an annotation has none, it is that of the box."""
+    triangle, ring = [[1, 2, 7, 2, 1, 5]], [[0, 0, 8, 0, 8, 6, 0, 6, 0, 0, 2, 2, 2, 4, 4, 4, 4, 2, 2, 2]]
+    content = content_with(SQUARE, triangle, [*SQUARE, *triangle], ring, RUNS, [], SQUARE)
+    for annotation in content["annotations"][:-1]:
+        del annotation["area"]
+    content["annotations"][-1]["area"] = 5
+    coco_folder(tmp_path, content | {"annotations": [a | {"bbox": [0, 0, 8, 6]} for a in content["annotations"]]})
+    index = open_data(tmp_path, masks=True).index
+    assert index.areas.tolist() == [12, 9, 21, 44, 8, 48, 5] and open_data(tmp_path).index.areas.tolist() == [48] * 6 + [5]
+    assert index.keep_images(np.array([1, 0])).areas.tolist() == index.areas.tolist()
+    assert index.areas[0] == index.decode_masks(0)[0].sum() and index.areas[4] == index.decode_masks(0)[4].sum()
+
+
+ELSEWHERE: dict[str, Any] = {
+    "normalised": [[0.125, 0.3, 0.5, 0.3, 0.5, 0.9, 0.125, 0.9]],
+    "of a larger image": [[10, 20, 40, 20, 40, 60, 10, 60]],
+    "mirrored": [[4, 2, 7, 2, 7, 6, 4, 6]],
+    "row by row": {"counts": [17, 3, 5, 3, 5, 3, 5, 3, 4], "size": [*SIZE]},
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_masks_that_lie_elsewhere_than_boxes_are_named(kind: str, tmp_path: Path) -> None:
+    """Each, and training says how many there are; where no mask is where its box is, there is nothing to train on."""
+    picture(tmp_path / "val" / "1.png")
+    coco_folder(tmp_path, content_with(SQUARE, ELSEWHERE[kind], {"counts": [8, 4, 2, 4, 2, 4, 24], "size": [*SIZE]}), ("train", "val"))
+    report = check_data(tmp_path, ("train",), masks=True)
+    assert [(f.entry, f.fatal) for f in report.findings if "mask" in f.kind] == [("annotation 11", False)] and not report.failed
+    assert len([s for s in said(tmp_path, masks=True, same_images="allow") if "of 1 object most of the mask lies outside" in s]) == 2
+    coco_folder(tmp_path, content_with(ELSEWHERE[kind], []), ("train", "val"))
+    assert [f.kind for f in check_data(tmp_path, ("train",), masks=True).findings if f.fatal] == ["masks that lie elsewhere"]
+    with pytest.raises(ValueError, match=r"no object to train on: no mask lies where the box of its object does: .* x and y swapped"):
+        said(tmp_path, masks=True, same_images="allow")
+
+
+def test_masks_that_take_much_memory_are_told_before_training(tmp_path: Path) -> None:
+    """As an image of many objects may have them; other images have none, and without masks nothing is said."""
+    for count, told in ((200, True), (20, False)):
+        content = content_with(*[[[1, 2, 2001, 2, 2001, 2002, 1, 2002]]] * count)
+        content["annotations"] = [annotation | {"bbox": [1, 2, 2000, 2000]} for annotation in content["annotations"]]
+        content["images"] = [image | {"width": 4000, "height": 5000} for image in content["images"]]
+        coco_folder(tmp_path, content, ("train", "val"))
+        found = [s for s in said(tmp_path, masks=True, same_images="allow") if "GiB" in s]
+        assert len(found) == told
+        if told:
+            assert "to prepare 1.png, a loading process needs about 7 GiB for the masks of 200 objects in 4000 x 5000 pixels" in found[0]
+        assert not [s for s in said(tmp_path, same_images="allow") if "GiB" in s]
+
+
 def test_without_any_mask_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     coco_folder(tmp_path, content_with([], None), ("train", "val"))
     with pytest.raises(ValueError, match=r"no object to train on: of its 2 annotations 2 are without a mask$"):

@@ -367,3 +367,24 @@ def test_polygons_of_labelme_are_masks(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"photo\.json: shapes\[0\] \(nut\) is too large for a mask"):
         open_data(tmp_path, "all", masks=True)
     assert len(open_data(tmp_path, "all").index.labels) == 1
+
+
+def test_polygons_of_a_group_of_labelme_are_one_object(tmp_path: Path) -> None:
+    """With masks and without; those of another label or group are others, and so are shapes of other kinds, which tools group for more."""
+    left, right = [(10, 20), (20, 20), (15, 30)], [(40, 10), (50, 10), (45, 15)]
+    parts = [shape("nut", "polygon", *left, group_id=1), shape("nut", "polygon", *right, group_id=1)]
+    others = [
+        shape("nut", "polygon", *left, group_id="1"),
+        shape("bolt", "polygon", *left, group_id=1),
+        shape("nut", "polygon", *right),
+        shape("nut", "polygon", *left),
+        *(shape("nut", "rectangle", *left[:2], right[2], group_id=1) for _ in range(2)),
+    ]
+    labelme_with(tmp_path, parts[0], *others, parts[1])
+    data, plain = (open_data(tmp_path, "all", masks=masks) for masks in (True, False))
+    assert (data.index.boxes_xyxy == plain.index.boxes_xyxy).all() and len(data.index.labels) == 7
+    assert data.index.boxes_xyxy[0].tolist() == [10, 10, 50, 30]
+    both, *one_each = data.index.decode_masks(0)
+    assert both.sum() == one_each[0].sum() + one_each[2].sum() and (both == one_each[0] | one_each[2]).all()
+    found = [str(f) for f in check_data(tmp_path, ("all",)).findings if f.kind == "polygons of a group"]
+    assert len(found) == 1 and "1 polygons of the label and group of another are parts of its object; the first: " in found[0]

@@ -21,13 +21,16 @@ from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
+    ELSEWHERE,
     NORMALISED,
     alike_classes,
     how_classes_differ,
     how_images_are_shared,
     how_versions_are_shared,
+    look_elsewhere,
     look_like_corners,
     look_normalised,
+    masks_elsewhere,
     why_no_object,
 )
 from steadydetr.files import listed, printable
@@ -167,6 +170,9 @@ def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
         yield replace(found, fatal=split == "train")
     if look_like_corners(index):
         yield Finding("boxes that look like corners", name, f"{len(index.labels)} annotations", CORNERS)
+    if look_elsewhere(index):
+        found = fault("masks that lie elsewhere", name, f"{len(index.labels)} annotations", ELSEWHERE)
+        yield replace(found, fatal=split == "train")
     if split == "train" and (unseen := np.setdiff1d(np.arange(len(index.classes)), index.labels)).size:
         names = printable(listed((index.classes[label] for label in unseen.tolist()), 10))
         yield Finding("classes without objects", name, "", f"no image to train on shows {names}")
@@ -207,8 +213,11 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
 
 
 def _check_masks(index: AnnotationIndex, name: str) -> Iterator[Finding]:
-    """Findings for annotations without a mask, where masks were asked for."""
+    """Findings for annotations without a mask, or with one that is not where their box is, where masks were asked for."""
     image = index.image_of_row
+    for row in np.flatnonzero(masks_elsewhere(index)).tolist():
+        file, entry = printable(f"{name}: {index.file(int(image[row]))}"), f"annotation {printable(index.annotation_ids[row])[:80]}"
+        yield Finding("mask beside its box", file, entry, "most of its mask lies outside of its box, or of its image")
     for row in np.flatnonzero(index.without_mask).tolist():
         why = WITHOUT[int(index.masks.state[row])] if index.masks else ""
         size = " x ".join(map(str, index.sizes[image[row]].tolist()))

@@ -45,7 +45,7 @@ class AnnotationIndex:
     labels: NDArray[np.int32]  # [A] index into classes
     crowd: NDArray[np.bool_]  # [A] COCO: a region of many objects, not trained on
     difficult: NDArray[np.bool_]  # [A] VOC: trained on, not counted by its metric
-    areas: NDArray[np.float32]  # [A] of the object as annotated, in pixels
+    areas: NDArray[np.float32]  # [A] of the object, in pixels: see `build`
     annotation_ids: Ids  # [A]
     classes: tuple[str, ...]
     category_ids: tuple[int, ...]  # of the file; results are written with these
@@ -73,7 +73,11 @@ class AnnotationIndex:
         federated: Federated | None = None,
         masks: Masks | None = None,
     ) -> AnnotationIndex:
-        """Annotations come sorted by image; `counts` says how many each image has."""
+        """Annotations come sorted by image; `counts` says how many each image has.
+
+        Args:
+            areas: NaN where the data do not say it, or None: there it is that of the mask, or else of the box.
+        """
         boxes = np.asarray(boxes_xyxy, dtype=np.float32).reshape(-1, 4)
         total = len(boxes)
         if isinstance(files, Names):
@@ -91,7 +95,7 @@ class AnnotationIndex:
             labels=np.asarray(labels, dtype=np.int32),
             crowd=np.zeros(total, bool) if crowd is None else np.asarray(crowd, dtype=bool),
             difficult=np.zeros(total, bool) if difficult is None else np.asarray(difficult, dtype=bool),
-            areas=_box_areas(boxes) if areas is None else np.asarray(areas, dtype=np.float32),
+            areas=_areas(boxes, areas, masks),
             annotation_ids=np.arange(1, total + 1) if annotation_ids is None else id_array(annotation_ids),
             classes=classes,
             category_ids=category_ids,
@@ -228,5 +232,12 @@ def _join_masks(parts: Sequence[Masks | None]) -> Masks | None:
     return known[0].joined(known[1:]) if len(known) == len(parts) else None
 
 
-def _box_areas(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+def _areas(boxes: NDArray[np.float32], annotated: ArrayLike | None, masks: Masks | None) -> NDArray[np.float32]:
+    """[A] the areas of objects, where none is annotated those of masks, or else of boxes: COCO's are those of masks."""  # D-231
+    areas = np.full(len(boxes), np.nan, np.float32) if annotated is None else np.asarray(annotated, dtype=np.float32)
+    if not (unsaid := np.isnan(areas)).any():
+        return areas
+    with np.errstate(over="ignore", invalid="ignore"):
+        of_boxes = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    known = of_boxes if masks is None else np.where(masks.present, masks.areas, of_boxes)
+    return np.where(unsaid, known, areas).astype(np.float32)

@@ -71,6 +71,45 @@ class Masks:
                 mask[:] = fill_polygons(polygons, height, width)
         return found
 
+    def boxes(self, heights: NDArray[np.int32]) -> NDArray[np.float64]:
+        """[A, 4] xyxy in pixels: the boxes around polygons, wherever these lie, and around runs; NaN where there is no mask.
+
+        Args:
+            heights: [A] of the images, which runs are columns of.
+        """
+        found = np.full((len(self), 4), np.nan)
+        points = self.coordinates.values.reshape(-1, 2)
+        _around(found, np.diff(self.coordinates.offsets) // 2, points, points)
+        owner, starts, lengths = self._runs_inside()
+        height = heights[owner]
+        (left, top), (right, bottom) = np.divmod(starts, height), np.divmod(starts + lengths - 1, height)
+        top, bottom = np.where(left == right, top, 0), np.where(left == right, bottom, height - 1)
+        counts = np.bincount(owner, minlength=len(self))
+        _around(found, counts, np.column_stack((left, top)), np.column_stack((right + 1, bottom + 1)))
+        found[~self.present] = np.nan
+        return found
+
+    @property
+    def areas(self) -> NDArray[np.float64]:
+        """[A] pixels of runs, and what polygons enclose, where they overlap several times; 0 where there is no mask."""
+        corners = self.polygons.values.astype(np.int64) // 2
+        starts = offsets_of(corners)
+        following = np.arange(1, starts[-1] + 1)
+        following[starts[1:] - 1] = starts[:-1]
+        x, y = self.coordinates.values.reshape(-1, 2).astype(np.float64).T
+        enclosed = np.add.reduceat(x * y[following] - x[following] * y, starts[:-1]) if len(corners) else np.zeros(0)
+        polygons = np.bincount(np.repeat(np.arange(len(self)), np.diff(self.polygons.offsets)), np.abs(enclosed) / 2, len(self))
+        owner, _, lengths = self._runs_inside()
+        return ((polygons + np.bincount(owner, lengths, len(self))) * self.present).astype(np.float64)
+
+    def _runs_inside(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Annotation, first pixel and length of every run of pixels inside."""
+        owner = np.repeat(np.arange(len(self)), np.diff(self.runs.offsets))
+        lengths, first = self.runs.values.astype(np.int64), self.runs.offsets[owner]
+        before = np.cumsum(lengths) - lengths
+        inside = ((np.arange(len(owner)) - first) % 2 == 1) & (lengths > 0)
+        return owner[inside], (before - before[first])[inside], lengths[inside]
+
     def as_coco(self, row: int, height: int, width: int) -> list[list[float]] | dict[str, Any]:
         """The mask of an annotation of an image of that size as COCO writes it: polygons, or run lengths; no pixel if it has none."""
         if self.state[row] != PRESENT:
@@ -81,13 +120,18 @@ class Masks:
         return [polygon.tolist() for polygon in np.split(self.coordinates.of_image(row), ends)]
 
     @staticmethod
-    def of_polygons(polygons: Lists) -> Masks:
-        """A polygon of each annotation, as x, y, x, y, ... in pixels with 64 bits; an empty list where it has none."""
+    def of_polygons(polygons: Lists, parts: Lists | None = None) -> Masks:
+        """The polygons of each annotation, as x, y, x, y, ... in pixels with 64 bits; an empty list where it has none.
+
+        Args:
+            parts: how many numbers each of an annotation's polygons has; None: all are of one.
+        """
         lengths = np.diff(polygons.offsets)
-        one_each = Lists(lengths[lengths > 0].astype(np.int32), offsets_of((lengths > 0).astype(np.int64)))
+        if parts is None:
+            parts = Lists(lengths[lengths > 0].astype(np.int32), offsets_of((lengths > 0).astype(np.int64)))
         state = np.where(lengths > 0, PRESENT, BOX).astype(np.uint8)
         coordinates = Lists(as_float32(polygons.values), polygons.offsets)
-        return Masks(state, one_each, coordinates, Lists(np.zeros(0, np.uint32), np.zeros(len(lengths) + 1, np.int64)))
+        return Masks(state, parts, coordinates, Lists(np.zeros(0, np.uint32), np.zeros(len(lengths) + 1, np.int64)))
 
     @staticmethod
     def of_pixels(masks: Iterable[NDArray[np.bool_]]) -> Masks:
@@ -145,6 +189,14 @@ class EncodedMasks:
         from hotcoco import mask
 
         return (np.asarray(mask.decode(one), bool) for one in self.as_coco())
+
+
+def _around(boxes: NDArray[np.float64], counts: NDArray[np.int64], low: NDArray[Any], high: NDArray[Any]) -> None:
+    """Set each of the boxes [A, 4] that has points, `counts` [A] many of [n, 2], to the least of `low` and the most of `high`."""
+    filled = counts > 0
+    if filled.any():
+        starts = offsets_of(counts)[:-1][filled]
+        boxes[filled] = np.concatenate((np.minimum.reduceat(low, starts), np.maximum.reduceat(high, starts)), 1)
 
 
 def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

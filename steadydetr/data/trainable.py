@@ -22,6 +22,11 @@ CORNERS = (
     "many boxes reach out of their image, and all would fit if they were x, y, x, y: they look like corners, where x, y, width, height is"
     " expected"
 )
+ELSEWHERE = (
+    "no mask lies where the box of its object does: masks may be normalised, have x and y swapped, be row by row, or belong to an image of"
+    " another size; COCO's are in pixels, x before y, runs column by column"
+)
+MUCH = 2**32  # bytes for the masks of one image  # D-234
 MANY = 0.1  # share of the boxes that reach out of their image
 ALLOW_SAME = (
     "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
@@ -96,6 +101,45 @@ def look_like_corners(index: AnnotationIndex) -> bool:
     low, high = index.boxes_xyxy[rows, :2], index.boxes_xyxy[rows, 2:]
     fit, beyond = as_corners(np.concatenate((low, high - low), 1), index.sizes[index.image_of_row[rows]])
     return fit and beyond > MANY * len(low)
+
+
+def masks_elsewhere(index: AnnotationIndex) -> NDArray[np.bool_]:
+    """[A] whether less than half of the box around the mask of an object lies in the object's own box, or in the image at all.
+
+    The object's box is taken a pixel larger on each side, and the mask's at least a pixel wide and high. Crowd regions are not looked at.
+    """
+    if index.masks is None:
+        return np.zeros(len(index.labels), bool)
+    sizes = index.sizes[index.image_of_row]
+    low, high = np.split(index.masks.boxes(sizes[:, 0]), 2, 1)
+    thin = np.maximum(1 - (high - low), 0) / 2
+    low, high = low - thin, high + thin
+    boxes = index.boxes_xyxy.clip(0, sizes[:, [1, 0, 1, 0]])
+    common = np.minimum(high, boxes[:, 2:] + 1) - np.maximum(low, boxes[:, :2] - 1)
+    inside = (np.clip(common, 0, None) / (high - low)).prod(1)
+    elsewhere: NDArray[np.bool_] = index.usable() & (inside < 0.5)
+    return elsewhere
+
+
+def look_elsewhere(index: AnnotationIndex) -> bool:
+    """Whether that is so of all objects that can be trained on."""
+    return bool(index.usable().any() and np.array_equal(masks_elsewhere(index), index.usable()))
+
+
+def memory_of_masks(index: AnnotationIndex) -> str:
+    """A sentence on the image whose masks take the most memory while it is prepared, where that is much; else empty."""
+    if index.masks is None or not len(index):
+        return ""
+    memory = 2 * index.counts * index.sizes.prod(1, dtype=np.int64)  # decoded, and copied by a step of a transform
+    position = int(memory.argmax())
+    if memory[position] < MUCH:
+        return ""
+    height, width = index.sizes[position].tolist()
+    return (
+        f"to prepare {printable(index.file(position))}, a loading process needs about {memory[position] / 2**30:.0f} GiB for the masks of"
+        f" {index.counts[position]} objects in {width} x {height} pixels: cut such images into parts, make them smaller, or take fewer"
+        " --data.workers"
+    )
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:

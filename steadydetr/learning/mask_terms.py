@@ -13,7 +13,7 @@ from steadydetr.config import check_within
 from steadydetr.equations.masks import mask_costs, mask_losses, sample_maps, sample_targets, uncertain_points
 from steadydetr.kinds import register
 from steadydetr.lazy import torch
-from steadydetr.structures import MaskPredictions, Match, Targets, at_least_float32, seed_of
+from steadydetr.structures import MaskPredictions, Match, Targets, at_least_float32, seed_of, without_autocast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,8 @@ class MaskTerms:
             for stage in stages if of_image.counts[0] else ():
                 points, vectors = drawn[stage][None].to(pixels.dtype), at_least_float32(masks.queries[stage, image])
                 labels = sample_targets(*whole(of_image), points.expand(of_image.counts[0], -1, -1))
-                cross_entropy, dice = mask_costs(vectors @ sample_maps(pixels[None], points)[0], labels)
+                with without_autocast(pixels):  # sums over thousands of points
+                    cross_entropy, dice = mask_costs(vectors @ sample_maps(pixels[None], points)[0], labels)
                 costs[stage].append(self.cost_bce * cross_entropy + self.cost_dice * dice)
         return torch.cat([cost for of_stage in costs for cost in of_stage])
 
@@ -77,7 +78,8 @@ class MaskTerms:
 
         def losses(vectors: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
             vectors, pixels = at_least_float32(vectors), at_least_float32(pixels)
-            logits = (vectors @ pixels.flatten(1)).unflatten(1, pixels.shape[1:])
+            with without_autocast(pixels):
+                logits = (vectors @ pixels.flatten(1)).unflatten(1, pixels.shape[1:])
             with torch.no_grad():
                 points = self._points(logits, seed).to(logits.dtype)
                 labels = sample_targets(with_masks(targets), target, points)

@@ -26,13 +26,17 @@ from steadydetr.data.opening import Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
+    ELSEWHERE,
     NORMALISED,
     check_transform,
     how_classes_differ,
     how_images_are_shared,
     how_versions_are_shared,
+    look_elsewhere,
     look_like_corners,
     look_normalised,
+    masks_elsewhere,
+    memory_of_masks,
     smaller_than_a_pixel,
     why_no_object,
 )
@@ -275,8 +279,16 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
     if small == total:
         reason = f"all {total} are smaller than a pixel at the size of training" if total else "the images that are taken have none"
         raise ValueError(f"{train_data.name} has no object to train on: {reason}")
+    if look_elsewhere(index):
+        raise ValueError(f"{train_data.name} has no object to train on: {ELSEWHERE}")
     if look_normalised(val_data.index):
         found.append(f"{val_data.name}: {NORMALISED}")
+    for data in (train_data, val_data):
+        if elsewhere := int(masks_elsewhere(data.index).sum()):
+            found.append(
+                f"{data.name}: of {counted(elsewhere, 'object')} most of the mask lies outside of the box; `steadydetr check --masks`"
+                " names them"
+            )
     found += [f"{data.name}: {CORNERS}" for data in (train_data, val_data) if look_like_corners(data.index)]
     if small:
         found.append(
@@ -284,6 +296,8 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
         )
     if not divided and (never := classes_only_in(val_data.index, train_data.index)):
         found.append(f"{val_data.name} has objects of classes that no image to train on shows: {printable(listed(never, 10))}")
+    if sentence := memory_of_masks(index):
+        found.append(f"{train_data.name}: {sentence}")
     queries = recipe.detector.queries
     most = int(max(data.index.counts.max() for data in (train_data, val_data)))
     if queries is not None and most > queries:

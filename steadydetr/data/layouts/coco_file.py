@@ -121,7 +121,7 @@ class Annotations:
         self.masks = MaskColumn() if masks else None
         self.image_ids, self.category_ids, self.ids = IdColumn(most), IdColumn(most), IdColumn(most)
         self.boxes_xyxy = np.empty((most, 4), np.float32)
-        self.areas = np.empty(most, np.float32)
+        self.areas = np.empty(most, np.float32)  # NaN: not said
         self.crowd = np.empty(most, bool)
 
     def extend(self, batch: Sequence[CocoAnnotation]) -> None:
@@ -133,9 +133,9 @@ class Annotations:
         with np.errstate(over="ignore", invalid="ignore"):  # what float32 cannot hold is infinite, and not trained on
             corners = np.fromiter(chain.from_iterable([a.bbox for a in batch]), np.float64, 4 * len(batch)).reshape(-1, 4)
             corners[:, 2:] += corners[:, :2]
-            self.boxes_xyxy[rows] = boxes = corners.astype(np.float32)
+            self.boxes_xyxy[rows] = corners.astype(np.float32)
             areas = np.array([-1 if a.area is None else a.area for a in batch], dtype=np.float64).astype(np.float32)
-            self.areas[rows] = np.where(areas < 0, (boxes[:, 2:] - boxes[:, :2]).prod(1), areas)
+            self.areas[rows] = np.where(areas < 0, np.nan, areas)
         self.crowd[rows] = [bool(a.iscrowd) for a in batch]
         if self.masks is not None:
             self.masks.extend([a.segmentation for a in batch if isinstance(a, MaskedAnnotation)])

@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -360,12 +360,14 @@ class AnnotatedImage:
     labels: list[str]
     boxes: list[Box]
     difficult: list[bool] | None = None
-    polygons: list[list[float]] | None = None  # x, y, x, y, ... in pixels of every object, empty where it is none; None: not asked for
+    polygons: list[list[list[float]]] | None = None  # x, y, x, y, ... in pixels of each part of every object; None: not asked for
 
 
 def build_index(images: Sequence[AnnotatedImage], classes: tuple[str, ...], masks: bool = False) -> AnnotationIndex:
     """The index of images whose labels are all among `classes`; with their polygons as masks, if asked for."""
     label_of = {label: position for position, label in enumerate(classes)}
+    polygons = [parts for image in images for parts in image.polygons or ()]
+    coordinates = Lists.of([list(chain.from_iterable(parts)) for parts in polygons], "float64")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and not trained on
         boxes = np.array([box for image in images for box in image.boxes], dtype=np.float64).reshape(-1, 4).astype(np.float32)
     return AnnotationIndex.build(
@@ -378,7 +380,7 @@ def build_index(images: Sequence[AnnotatedImage], classes: tuple[str, ...], mask
         classes=classes,
         category_ids=tuple(range(1, len(classes) + 1)),
         difficult=[hard for image in images for hard in image.difficult or [False] * len(image.labels)],
-        masks=Masks.of_polygons(Lists.of([one for image in images for one in image.polygons or ()], "float64")) if masks else None,
+        masks=Masks.of_polygons(coordinates, Lists.of([list(map(len, parts)) for parts in polygons])) if masks else None,
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -38,6 +39,7 @@ from steadydetr.lazy import np
 LOOKED_AT = 8  # JSON files of a folder, one of which must be labelme's
 BOXED = {"polygon": 3, "oriented_rectangle": 4, "rotation": 4, "circle": 2, "mask": 2}  # points that each needs; the box is around it
 
+GROUPED = "polygons of a group"
 CORNERED = ("polygon", "oriented_rectangle", "rotation")  # whose points are those of a polygon
 
 
@@ -97,6 +99,7 @@ class Shape(msgspec.Struct):
     points: list[tuple[float, float]]
     shape_type: str | None = "polygon"
     difficult: bool | None = False  # of X-AnyLabeling, which writes the same files
+    group_id: Any = None  # polygons of a group and a label are the parts of one object
 
 
 class AnnotationFile(msgspec.Struct):
@@ -120,16 +123,27 @@ def _read(root: Path, file: str, source: DataFolder, report: Report | None, rema
         found = decode_json(source.read_entry(path), path, AnnotationFile)
         image = _image_of(root, file, found.imagePath or "")
         size = annotated_size(found.imageHeight, found.imageWidth)
-        labels, boxes, difficult, polygons = list[str](), list[Box](), list[bool](), list[list[float]]()
+        labels, boxes, difficult, polygons = list[str](), list[Box](), list[bool](), list[list[list[float]]]()
+        of_group: dict[tuple[str, object], int] = {}
         for number, shape in enumerate(found.shapes):
             entry = f"shapes[{number}] ({printable(shape.label)[:80]})"
             polygon = _polygon(shape, entry) if masks else []
-            box = _box(shape, entry, file, remarks if report else Remarks(), bool(polygon))
-            if box is not None:
-                labels.append(shape.label)
-                boxes.append(box)
-                difficult.append(bool(shape.difficult))
-                polygons.append(polygon)
+            said = remarks if report else Remarks()
+            box = _box(shape, entry, file, said, bool(polygon))
+            if box is None:
+                continue
+            grouped = shape.group_id is not None and (shape.shape_type or "polygon") == "polygon"
+            first = of_group.setdefault((shape.label, repr(shape.group_id) if grouped else number), len(boxes))
+            if first < len(boxes):  # D-232
+                said.add(GROUPED, "polygons of the label and group of another", "are parts of its object", f"{file}, {entry}")
+                boxes[first] = box_around((boxes[first][:2], boxes[first][2:], box[:2], box[2:]))
+                difficult[first] |= bool(shape.difficult)
+                polygons[first].append(polygon)
+                continue
+            labels.append(shape.label)
+            boxes.append(box)
+            difficult.append(bool(shape.difficult))
+            polygons.append([polygon] if polygon else [])
         if report is None:
             return AnnotatedImage(file, image, size or (0, 0), labels, boxes, difficult)
         size = size or source.picture_size(root / image)
