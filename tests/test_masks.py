@@ -294,9 +294,48 @@ def test_annotations_without_a_mask_are_named_and_not_trained_on(tmp_path: Path)
     assert open_data(tmp_path, masks=True).index.usable().tolist() == [True] + [False] * 5
 
 
+BESIDE: dict[str, Any] = {
+    "normalised": [[0.1, 0.3, 0.5, 0.3, 0.5, 0.9]],
+    "outside the image": [[500.0, 500, 600, 500, 600, 600]],
+    "y before x": [[2.0, 1, 2, 4, 6, 4, 6, 1]],
+    "another object's": [[6.0, 0, 8, 0, 8, 2]],
+    "runs": {"counts": [40, 4, 4], "size": [*SIZE]},
+}
+
+
+@pytest.mark.parametrize("kind", BESIDE)
+def test_a_mask_that_is_not_where_its_box_is_is_named(kind: str, tmp_path: Path) -> None:
+    content = content_with(SQUARE, BESIDE[kind])
+    for row in content["annotations"]:
+        row["bbox"] = [1, 2, 3, 4] if kind != "y before x" else [1, 3, 2, 3]
+    content["annotations"][0] |= {"bbox": [1, 2, 3, 4]}
+    coco_folder(tmp_path, content, ("train", "val"))
+    picture(tmp_path / "val" / "1.png")
+    report = check_data(tmp_path, ("train", "val"), masks=True)
+    found = [finding for finding in report.findings if finding.kind == "mask beside its box"]
+    assert [(f.file, f.entry) for f in found] == [(f"{tmp_path.name}-{split}: 1.png", "annotation 11") for split in ("train", "val")]
+    assert not [finding for finding in report.findings if "mask" in finding.kind and finding.fatal]
+    told = [sentence for sentence in said(tmp_path, masks=True, same_images="allow") if "outside their boxes" in sentence]
+    assert [sentence.partition(" lie")[0] for sentence in told] == [f"{tmp_path.name}-{s}: 1 of 2 masks" for s in ("train", "val")]
+    coco_folder(tmp_path, {**content, "annotations": content["annotations"][1:]}, ("train", "val"))
+    with pytest.raises(ValueError, match="no object to train on: all 1 masks lie for more than half outside their boxes: they may be norm"):
+        said(tmp_path, masks=True, same_images="allow")
+    kinds = {finding.kind: finding.fatal for finding in check_data(tmp_path, ("train",), masks=True).findings}
+    assert kinds["masks beside their boxes"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_boxes_around_masks_are_those_of_their_pixels(seed: int) -> None:
+    pixels = [mask for mask in random_masks(seed) if mask.any()]
+    masks = Masks.of_pixels([*pixels, np.zeros((3, 3), bool)])
+    known = [(x.min(), y.min(), x.max() + 1, y.max() + 1) for y, x in map(np.nonzero, pixels)]
+    found = masks.extents(np.array([*(len(mask) for mask in pixels), 3]))
+    assert found[:-1].tolist() == np.array(known, float).tolist() and np.isnan(found[-1]).all()
+
+
 def test_without_any_mask_there_is_nothing_to_train_on(tmp_path: Path) -> None:
     coco_folder(tmp_path, content_with([], None), ("train", "val"))
-    with pytest.raises(ValueError, match=r"no object to train on: of its 2 annotations 2 are without a mask$"):
+    with pytest.raises(ValueError, match=r"no object to train on: of its 2 annotations 2 are without a mask; --data.no-masks trains"):
         said(tmp_path, masks=True, same_images="allow")
 
 

@@ -21,6 +21,7 @@ from steadydetr.data.overlap import shared_images
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
+    MASKS_BESIDE,
     NORMALISED,
     alike_classes,
     how_classes_differ,
@@ -28,6 +29,7 @@ from steadydetr.data.trainable import (
     how_versions_are_shared,
     look_like_corners,
     look_normalised,
+    masks_beside_their_boxes,
     why_no_object,
 )
 from steadydetr.files import listed, printable
@@ -165,6 +167,9 @@ def _check_objects(split: str, dataset: Dataset) -> Iterator[Finding]:
     if look_normalised(index):
         found = fault("boxes that look normalised", name, f"{len(index.labels)} annotations", NORMALISED)
         yield replace(found, fatal=split == "train")
+    if (beside := masks_beside_their_boxes(index)).any() and beside.sum() == index.usable().sum():
+        found = fault("masks beside their boxes", name, f"{beside.sum()} annotations", f"all of them: {MASKS_BESIDE}")
+        yield replace(found, fatal=split == "train")
     if look_like_corners(index):
         yield Finding("boxes that look like corners", name, f"{len(index.labels)} annotations", CORNERS)
     if split == "train" and (unseen := np.setdiff1d(np.arange(len(index.classes)), index.labels)).size:
@@ -207,8 +212,11 @@ def _check_boxes(index: AnnotationIndex, name: str) -> Iterator[Finding]:
 
 
 def _check_masks(index: AnnotationIndex, name: str) -> Iterator[Finding]:
-    """Findings for annotations without a mask, where masks were asked for."""
+    """Findings for annotations without a mask, or with one that is not where their box is, where masks were asked for."""
     image = index.image_of_row
+    for row in np.flatnonzero(masks_beside_their_boxes(index)).tolist():
+        file, entry = printable(f"{name}: {index.file(int(image[row]))}"), f"annotation {printable(index.annotation_ids[row])[:80]}"
+        yield Finding("mask beside its box", file, entry, "more than half of the mask lies outside the box, or outside the image")
     for row in np.flatnonzero(index.without_mask).tolist():
         why = WITHOUT[int(index.masks.state[row])] if index.masks else ""
         size = " x ".join(map(str, index.sizes[image[row]].tolist()))

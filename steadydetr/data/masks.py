@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from steadydetr.data.columns import Lists, offsets_of
+from steadydetr.data.columns import BLOCK, Lists, offsets_of
 from steadydetr.lazy import np
 
 if TYPE_CHECKING:
@@ -69,6 +69,19 @@ class Masks:
             else:
                 polygons = np.split(self.coordinates.of_image(row), np.cumsum(self.polygons.of_image(row))[:-1])
                 mask[:] = fill_polygons(polygons, height, width)
+        return found
+
+    def extents(self, heights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[A, 4] x0, y0, x1, y1 of the boxes around masks in images of these heights [A], nothing filled; NaN where there is none."""
+        found = np.full((len(self), 4), np.nan)
+        for lists, ends_of, each in ((self.coordinates, _corners, 2), (self.runs, _ends_of_runs, 1)):
+            rows = np.flatnonzero(self.present & (np.diff(lists.offsets) > 0))
+            for start in range(0, len(rows), BLOCK):  # some at a time, because memory may be short
+                some = rows[start : start + BLOCK]
+                part = lists.take(some)
+                low, high = ends_of(part, heights[some])
+                first = part.offsets[:-1] // each
+                found[some] = np.concatenate((np.minimum.reduceat(low, first), np.maximum.reduceat(high, first)), 1)
         return found
 
     def as_coco(self, row: int, height: int, width: int) -> list[list[float]] | dict[str, Any]:
@@ -145,6 +158,26 @@ class EncodedMasks:
         from hotcoco import mask
 
         return (np.asarray(mask.decode(one), bool) for one in self.as_coco())
+
+
+def _corners(coordinates: Lists, heights: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[C, 2] (x, y) of all corners of polygons: each is the lowest and the highest point of itself."""
+    corners = coordinates.values.astype(np.float64).reshape(-1, 2)
+    return corners, corners
+
+
+def _ends_of_runs(runs: Lists, heights: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[R, 2] the lowest and the highest (x, y) of each run of pixels in images of these heights; endless where it is outside the mask."""
+    lengths, first, many = runs.values.astype(np.int64), runs.offsets[:-1], np.diff(runs.offsets)
+    ends, height = np.cumsum(lengths), np.repeat(heights, many)
+    ends -= np.repeat(ends[first] - lengths[first], many)
+    (x0, y0), (x1, y1) = np.divmod(ends - lengths, height), np.divmod(ends - 1, height)
+    several = x1 > x0  # columns
+    low = np.stack((x0, np.where(several, 0, y0)), 1).astype(float)
+    high = np.stack((x1, np.where(several, height - 1, y1)), 1) + 1.0
+    outside = ((np.arange(len(lengths)) - np.repeat(first, many)) % 2 == 0) | (lengths == 0)
+    low[outside], high[outside] = np.inf, -np.inf
+    return low, high
 
 
 def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:

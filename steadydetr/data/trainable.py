@@ -22,6 +22,10 @@ CORNERS = (
     "many boxes reach out of their image, and all would fit if they were x, y, x, y: they look like corners, where x, y, width, height is"
     " expected"
 )
+MASKS_BESIDE = (
+    "they may be normalised where pixels are expected, be y, x, y, x, ..., count runs by rows where columns are expected, or belong to"
+    " another image"
+)
 MANY = 0.1  # share of the boxes that reach out of their image
 ALLOW_SAME = (
     "What is learned by heart would count as found. Choose another --data.val-split or --data.val-source, or neither, and a part is held"
@@ -78,9 +82,17 @@ def why_no_object(index: AnnotationIndex) -> str:
         return ""
     if not total:
         return "no image has an annotation"
+    mend = "; --data.no-masks trains on boxes alone" if maskless else ""
     kinds = {"crowd regions (iscrowd 1)": crowd, "without a mask": maskless}
     kinds["boxes without area or outside their image"] = total - crowd - maskless
-    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}"
+    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}{mend}"
+
+
+def masks_are_beside(index: AnnotationIndex) -> str:
+    """How many masks are not where their boxes are, in a sentence; empty if there are none. `check` names each."""
+    beside = int(masks_beside_their_boxes(index).sum())
+    how_many = f"{beside} of {counted(int(index.usable().sum()), 'mask')} lie for more than half outside their boxes"
+    return f"{how_many}: {MASKS_BESIDE}; `steadydetr check --masks` names them" if beside else ""
 
 
 def look_normalised(index: AnnotationIndex) -> bool:
@@ -96,6 +108,19 @@ def look_like_corners(index: AnnotationIndex) -> bool:
     low, high = index.boxes_xyxy[rows, :2], index.boxes_xyxy[rows, 2:]
     fit, beyond = as_corners(np.concatenate((low, high - low), 1), index.sizes[index.image_of_row[rows]])
     return fit and beyond > MANY * len(low)
+
+
+def masks_beside_their_boxes(index: AnnotationIndex) -> NDArray[np.bool_]:
+    """[A] whether an object could be trained on, but less than half of the box around its mask lies in its box and in its image."""
+    if index.masks is None:
+        return np.zeros(len(index.labels), bool)
+    height, width = index.sizes[index.image_of_row].astype(np.int64).T
+    around = index.masks.extents(height) + np.array([-0.5, -0.5, 0.5, 0.5])  # a polygon may be a line
+    ends = np.stack((width, height), 1)
+    low, high = np.maximum(around[:, :2], index.boxes_xyxy[:, :2]), np.minimum(around[:, 2:], index.boxes_xyxy[:, 2:])
+    common = (np.minimum(high, ends) - np.maximum(low, 0)).clip(min=0).prod(1)
+    beside: NDArray[np.bool_] = (common < 0.5 * (around[:, 2:] - around[:, :2]).prod(1)) & index.usable()
+    return beside
 
 
 def smaller_than_a_pixel(index: AnnotationIndex, scale: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -26,6 +26,7 @@ from steadydetr.data.opening import Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
+    MASKS_BESIDE,
     NORMALISED,
     check_transform,
     how_classes_differ,
@@ -33,6 +34,8 @@ from steadydetr.data.trainable import (
     how_versions_are_shared,
     look_like_corners,
     look_normalised,
+    masks_are_beside,
+    masks_beside_their_boxes,
     smaller_than_a_pixel,
     why_no_object,
 )
@@ -124,7 +127,7 @@ def check_masks_are_read(recipe: Recipe) -> None:
     """Raise ValueError where the recipe learns masks and the data are read without them."""
     if recipe.criterion.masks is not None and not recipe.data.masks:
         raise ValueError(
-            f"{recipe.name} learns masks, which data.masks = False leaves unread: --data.masks true, or --criterion.masks none"
+            f"{recipe.name} learns masks, which data.masks = False leaves unread: --data.masks, or --criterion.masks none"
             " --detector.box-init no to train without them"
         )
 
@@ -277,6 +280,11 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
         raise ValueError(f"{train_data.name} has no object to train on: {reason}")
     if look_normalised(val_data.index):
         found.append(f"{val_data.name}: {NORMALISED}")
+    if (beside := masks_beside_their_boxes(index)).any() and beside.sum() == total:
+        raise ValueError(
+            f"{train_data.name} has no object to train on: all {total} masks lie for more than half outside their boxes: {MASKS_BESIDE}"
+        )
+    found += [f"{data.name}: {some}" for data in (train_data, val_data) if (some := masks_are_beside(data.index))]
     found += [f"{data.name}: {CORNERS}" for data in (train_data, val_data) if look_like_corners(data.index)]
     if small:
         found.append(
