@@ -181,7 +181,7 @@ def test_the_key_fits_below_one_column(tmp_path: Path, monkeypatch: pytest.Monke
     figure.draw_without_rendering()
     (key,) = (text for text in figure.texts if text.get_text().startswith("dots"))
     around = key.get_window_extent()
-    assert 0 <= around.x0 and around.x1 <= figure.bbox.x1
+    assert around.x0 >= 0 and around.x1 <= figure.bbox.x1
 
 
 def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
