@@ -171,6 +171,19 @@ def test_an_object_may_be_left_without_a_query(tmp_path: Path) -> None:
     assert (tmp_path / "points.png").exists()
 
 
+def test_the_key_fits_below_one_column(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("steadydetr.drawing.plot.save_figure", lambda figure, _: figures.append(figure))
+    data = open_data("shapes:size=64,images=2", "val")
+    config = DataConfig(resize=FixedSize(64, 64), workers=0)
+    draw_sampling_points({"a": DETECTORS["dino"].build(6)}, Criterion(), data, config, tmp_path / "points.png", objects=1)
+    (figure,) = figures
+    figure.draw_without_rendering()
+    (key,) = (text for text in figure.texts if text.get_text().startswith("dots"))
+    around = key.get_window_extent()
+    assert around.x0 >= 0 and around.x1 <= figure.bbox.x1
+
+
 def test_images_without_objects_draw_nothing(tmp_path: Path) -> None:
     data = open_data("shapes:size=64,images=2", "val")
     config = DataConfig(resize=FixedSize(64, 64), workers=0)

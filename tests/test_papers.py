@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from steadydetr.cli import main
-from steadydetr.cli.paper import command, recipe_of
+from steadydetr.cli.console import PlainConsole
+from steadydetr.cli.paper import command, grid_of, recipe_of
 from steadydetr.config import FORMAT, differences, to_plain
 from steadydetr.learning.teachers import TrainedTeacher
 from steadydetr.metrics.table import REQUIRED_NAMES
@@ -233,6 +234,18 @@ def finished_run(folder: Path, recipe: Recipe, ap: float) -> None:
     common = {"kind": "eval", "step": 1, "epoch": 1} | dict.fromkeys(REQUIRED_NAMES, 0.0) | {"per_class": {}}
     records = [common | {"weights": w, "ap": ap + more, "ap50": 2 * ap} for w, more in (("model", 0), ("ema", 1))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_tables_fit_a_narrow_terminal(table: Table) -> None:
+    """80 columns show whole numbers and whole words above them."""
+    console = PlainConsole(width=80)
+    with console.capture() as capture:
+        console.print(grid_of(table, {}))
+    words = capture.get().split()
+    assert "…" not in capture.get()
+    assert all(word in words for row in table.rows for value in row.reported for word in str(value).split())
+    assert all(word in words for column in table.columns for word in column.split())
 
 
 def test_runs_are_shown_beside_the_row_that_they_are_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

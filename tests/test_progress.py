@@ -106,6 +106,11 @@ def test_sizes_that_no_object_has_are_a_dash(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().out == "epoch 3 (average weights): AP 10.0, AP50 10.0, AP75 10.0, small 10.0, medium 10.0, large -\n"
 
 
+def test_a_note_on_masks_does_not_call_ap_low(capsys: pytest.CaptureFixture[str]) -> None:
+    ConsoleWriter(Progress()).write(evaluation(ap=90.0, warnings=("2 of 9 annotations have no mask: no detected mask can find them",)))
+    assert capsys.readouterr().out.splitlines()[1] == "  note on AP: 2 of 9 annotations have no mask: no detected mask can find them"
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A finished run in a folder with a blank in its name, and what its command printed."""

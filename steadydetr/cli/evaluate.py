@@ -76,4 +76,4 @@ def run(words: Sequence[str]) -> None:
         classes.add_row(printable(name), *(percent(getattr(evaluation, metric)[name], 2) for metric in by_class))
     console.print(classes)
     for warning in evaluation.warnings:
-        console.print(f"AP is low: {printable(warning)}")
+        console.print(f"Note on AP: {printable(warning)}")

@@ -84,19 +84,25 @@ def show_table(table: Table, arguments: PaperArguments) -> None:
 
     recipes = {row.label: recipe_of(row) for row in table.rows if row.words and row.words[0] != "cost"}
     found = measured(recipes, {row.label: row.weights for row in table.rows}, table.columns, arguments.runs)
-    shown = RichTable(f"{table.name}: {table.title}", *table.columns)
+    console = PlainConsole(soft_wrap=True)
+    console.print(f"{table.name}: {table.title}")
+    console.print(grid_of(table, found))
+    for line in filter(None, (table.note, *(f"{row.label}: {row.note}" for row in table.rows if row.note))):
+        console.print(line)
+    for row in table.rows:
+        console.print(f"\n{row.label}\n  {command(row, arguments.data) if row.words else 'no part of this project'}")
+
+
+def grid_of(table: Table, found: Mapping[str, tuple[int, Sequence[str]]]) -> RichTable:
+    """What each row reports and, by its label, how many runs measured what; a word of a column's name on each line, so that many fit."""
+    shown = RichTable("", *(column.replace(" ", "\n") for column in table.columns))
     shown.columns[0].overflow = "fold"
     for row in table.rows:
         shown.add_row(row.label, *(map(str, row.reported) if row.reported else ["-"] * len(table.columns)))
         if row.label in found:
             runs, values = found[row.label]
             shown.add_row(f"  {runs} run{'s' * (runs != 1)} here", *values)
-    console = PlainConsole(soft_wrap=True)
-    console.print(shown)
-    for line in filter(None, (table.note, *(f"{row.label}: {row.note}" for row in table.rows if row.note))):
-        console.print(line)
-    for row in table.rows:
-        console.print(f"\n{row.label}\n  {command(row, arguments.data) if row.words else 'no part of this project'}")
+    return shown
 
 
 def command(row: Row, data: str | None) -> str:

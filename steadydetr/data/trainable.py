@@ -83,9 +83,10 @@ def why_no_object(index: AnnotationIndex) -> str:
         return ""
     if not total:
         return "no image has an annotation"
+    mend = "; --data.no-masks trains on boxes alone" if maskless else ""
     kinds = {"crowd regions (iscrowd 1)": crowd, "without a mask": maskless}
     kinds["boxes without area or outside their image"] = total - crowd - maskless
-    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}"
+    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}{mend}"
 
 
 def look_normalised(index: AnnotationIndex) -> bool:
@@ -124,6 +125,13 @@ def masks_elsewhere(index: AnnotationIndex) -> NDArray[np.bool_]:
 def look_elsewhere(index: AnnotationIndex) -> bool:
     """Whether that is so of all objects that can be trained on."""
     return bool(index.usable().any() and np.array_equal(masks_elsewhere(index), index.usable()))
+
+
+def say_elsewhere(index: AnnotationIndex) -> str:
+    """How many objects that is so of, in a sentence; empty if of none. `check` names each."""
+    elsewhere = int(masks_elsewhere(index).sum())
+    said = f"of {counted(elsewhere, 'object')} most of the mask lies outside of the box; `steadydetr check --masks` names them"
+    return said if elsewhere else ""
 
 
 def memory_of_masks(index: AnnotationIndex) -> str:

@@ -54,7 +54,7 @@ def draw_sampling_points(
     save_figure(figure, output)
 
 
-KEY = "dots: sampling points, brighter = more weight     star: reference point\ngreen: true box     white, dashed: predicted box"
+KEY = "dots: sampling points, brighter = more weight\nstar: reference point     green: true box\nwhite, dashed: predicted box"
 
 
 def plot_sampling_points(axes: Axes, picture: np.ndarray, sampled: SamplingPoints, target_xyxy: Tensor, name: str) -> None:

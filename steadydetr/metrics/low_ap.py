@@ -6,7 +6,7 @@ import numpy as np
 
 from steadydetr.data.columns import find_ids
 from steadydetr.data.index import AnnotationIndex
-from steadydetr.data.trainable import NORMALISED, look_normalised, most_of_a_class
+from steadydetr.data.trainable import NORMALISED, look_normalised, most_of_a_class, say_elsewhere
 from steadydetr.metrics.results import Results
 
 COUNTED = 100  # detections of a class in an image that COCO's metrics count
@@ -23,13 +23,14 @@ def explain_limit(index: AnnotationIndex) -> tuple[str, ...]:
 
 
 def explain_masks(results: Results, index: AnnotationIndex) -> tuple[str, ...]:
-    """A sentence where masks are measured against objects of which some have none."""
-    without = int((index.without_mask & ~index.crowd).sum())
-    if results.masks is None or index.masks is None or not without:
+    """Sentences where masks are measured against objects of which some have none, or one that is not where the object's box is."""
+    if results.masks is None or index.masks is None:
         return ()
-    if without == int((~index.crowd).sum()):
+    without = int((index.without_mask & ~index.crowd).sum())
+    if without and without == int((~index.crowd).sum()):
         return ("no annotation has a mask, so that masks are not measured",)
-    return (f"{without} of {len(index.labels)} annotations have no mask: no detected mask can find them",)
+    lacking = f"{without} of {len(index.labels)} annotations have no mask: no detected mask can find them" if without else ""
+    return tuple(filter(None, (lacking, say_elsewhere(index))))
 
 
 def explain_low_ap(results: Results, index: AnnotationIndex) -> tuple[str, ...]:

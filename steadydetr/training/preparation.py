@@ -35,8 +35,8 @@ from steadydetr.data.trainable import (
     look_elsewhere,
     look_like_corners,
     look_normalised,
-    masks_elsewhere,
     memory_of_masks,
+    say_elsewhere,
     smaller_than_a_pixel,
     why_no_object,
 )
@@ -128,7 +128,7 @@ def check_masks_are_read(recipe: Recipe) -> None:
     """Raise ValueError where the recipe learns masks and the data are read without them."""
     if recipe.criterion.masks is not None and not recipe.data.masks:
         raise ValueError(
-            f"{recipe.name} learns masks, which data.masks = False leaves unread: --data.masks true, or --criterion.masks none"
+            f"{recipe.name} learns masks, which data.masks = False leaves unread: --data.masks, or --criterion.masks none"
             " --detector.box-init no to train without them"
         )
 
@@ -283,12 +283,7 @@ def object_remarks(recipe: Recipe, train_data: Dataset, val_data: Dataset, divid
         raise ValueError(f"{train_data.name} has no object to train on: {ELSEWHERE}")
     if look_normalised(val_data.index):
         found.append(f"{val_data.name}: {NORMALISED}")
-    for data in (train_data, val_data):
-        if elsewhere := int(masks_elsewhere(data.index).sum()):
-            found.append(
-                f"{data.name}: of {counted(elsewhere, 'object')} most of the mask lies outside of the box; `steadydetr check --masks`"
-                " names them"
-            )
+    found += [f"{data.name}: {said}" for data in (train_data, val_data) if (said := say_elsewhere(data.index))]
     found += [f"{data.name}: {CORNERS}" for data in (train_data, val_data) if look_like_corners(data.index)]
     if small:
         found.append(

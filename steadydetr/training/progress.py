@@ -156,7 +156,7 @@ class ConsoleWriter(SinkWriter):
         metrics = ", ".join(f"{label} {percent(record[name])}" for label, name in AP_COLUMNS.items() if name in record)
         self.say(f"epoch {record['epoch']} ({WEIGHTS_LABELS[record['weights']]} weights): {metrics}")
         for warning in record["warnings"]:
-            self.say(f"  AP is low: {warning}")
+            self.say(f"  note on AP: {warning}")
 
     def _write_stability(self, record: Record) -> None:
         scores = ", ".join(f"{score:.0f}" for score in record["unstable_score"].values())
