@@ -27,24 +27,24 @@ def resize_masks(masks: Tensor, size: list[int], max_size: int | None = None, **
     return tv_tensors.wrap(resized, like=masks)
 
 
-class RandomShortestSize(v2.RandomShortestSize):
-    """The one of torchvision, which leaves nothing of the shorter side of a line scan: at least a pixel stays."""
+class AtLeastAPixel(v2.Transform):
+    """A size that is drawn has a pixel at least, where torchvision leaves nothing of the shorter side of a line scan."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         params = super().make_params(flat_inputs)
         return params | {"size": tuple(max(1, side) for side in params["size"])}
 
 
-class ScaleJitter(v2.ScaleJitter):
-    """The same for the one of torchvision."""
+class RandomShortestSize(AtLeastAPixel, v2.RandomShortestSize):
+    """The one of torchvision, of at least a pixel."""
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        params = super().make_params(flat_inputs)
-        return params | {"size": tuple(max(1, side) for side in params["size"])}
+
+class ScaleJitter(AtLeastAPixel, v2.ScaleJitter):
+    """The one of torchvision, of at least a pixel."""
 
 
 class ResizeShortest(v2.Resize):
-    """The same for one size of the shorter side."""
+    """To one size of the shorter side, which keeps at least a pixel."""
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         height, width = F.get_size(inpt)

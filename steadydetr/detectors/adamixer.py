@@ -5,7 +5,7 @@ Its decoder counts in pixels and has boxes as xyzr (`equations.adamixer`); what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -153,10 +153,6 @@ class AdaMixer(Detector):
 
     def further_queries(self, memory: Memory, parts: nn.Module, count: int | None = None) -> tuple[Queries, Stages | None]:
         return self._queries_of(memory, cast(nn.Embedding, parts.get_submodule("query_content")).weight), None
-
-    def learned_queries(self) -> Mapping[str, nn.Parameter]:
-        """Content alone: all boxes start as the image."""
-        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
 
     def decode(self, memory: Memory, groups: Sequence[QueryGroup]) -> dict[str, DecodedStages]:
         if not isinstance(memory, MeasuredMemory):

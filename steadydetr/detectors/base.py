@@ -180,8 +180,11 @@ class Detector(nn.Module, ABC):
         raise ValueError(f"{self.architecture} has no layer that makes references of position vectors")
 
     def learned_queries(self) -> Mapping[str, nn.Parameter]:
-        """The parameters that its queries are made of, by name: content, anchors or position vectors; none for many two-stage detectors."""
-        return {}
+        """The parameters that its queries are made of, by their names, which begin with `query_`; none for many two-stage detectors.
+
+        They are content, anchors or position vectors, and the layers that make references of these.
+        """
+        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
 
     def compiled_parts(self) -> Iterable[nn.Module]:
         """What `training.compile` compiles, each module by itself, which gives small graphs without breaks; nothing by default."""

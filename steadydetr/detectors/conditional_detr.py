@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -131,10 +131,6 @@ class ConditionalDETR(Detector):
     def keep_classes(self, classes: Sequence[int]) -> None:
         keep_outputs(cast(nn.Linear, self.decoder.class_heads[0]), classes)
         self.num_classes = len(classes)
-
-    def learned_queries(self) -> Mapping[str, nn.Parameter]:
-        """The position vectors, and the layers that make references of them."""
-        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
 
     def compiled_parts(self) -> Iterator[nn.Module]:
         """Every layer of encoder and decoder."""

@@ -188,10 +188,6 @@ class DeformableDetector(Detector):
         logits, boxes = (take_rows(values, queries.token) for values in (dense.logits, dense.boxes_unsigmoid))
         return Stages(logits[None], boxes.sigmoid()[None])
 
-    def learned_queries(self) -> Mapping[str, nn.Parameter]:
-        """Those whose names begin with `query_`: content, position vectors and the layer that makes references of them, or anchors."""
-        return {name: parameter for name, parameter in self.named_parameters() if name.startswith("query_")}
-
     @contextmanager
     def record_sampling_points(self) -> Iterator[list[tuple[Tensor, Tensor]]]:
         found: list[tuple[Tensor, Tensor]] = []

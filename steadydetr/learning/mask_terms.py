@@ -51,7 +51,8 @@ class MaskTerms:
             pixels = at_least_float32(pixels)
             for stage in stages if of_image.counts[0] else ():
                 points, vectors = drawn[stage][None].to(pixels.dtype), at_least_float32(masks.queries[stage, image])
-                labels = sample_targets(*whole(of_image), points.expand(of_image.counts[0], -1, -1))
+                every = torch.arange(of_image.counts[0], device=points.device)
+                labels = sample_targets(require_masks(of_image), every, points.expand(len(every), -1, -1))
                 with without_autocast(pixels):  # sums over thousands of points
                     cross_entropy, dice = mask_costs(vectors @ sample_maps(pixels[None], points)[0], labels)
                 costs[stage].append(self.cost_bce * cross_entropy + self.cost_dice * dice)
@@ -82,7 +83,7 @@ class MaskTerms:
                 logits = (vectors @ pixels.flatten(1)).unflatten(1, pixels.shape[1:])
             with torch.no_grad():
                 points = self._points(logits, seed).to(logits.dtype)
-                labels = sample_targets(with_masks(targets), target, points)
+                labels = sample_targets(require_masks(targets), target, points)
             return mask_losses(sample_maps(logits[:, None], points)[:, 0], labels)
 
         return checkpoint(losses, vectors, pixels, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
@@ -109,7 +110,7 @@ def pairs_of_images(match: Match, images: int) -> list[int]:
     return [sum(match.counts[image::images]) for image in range(images)]
 
 
-def with_masks(targets: Targets) -> Tensor:
+def require_masks(targets: Targets) -> Tensor:
     """The masks of the objects; a ValueError where they have none."""
     if targets.masks is None or len(targets.seeds) != len(targets.counts):
         raise ValueError(
@@ -121,11 +122,5 @@ def with_masks(targets: Targets) -> Tensor:
 
 def split_masks(targets: Targets) -> list[Targets]:
     """The targets of each image, with masks."""
-    with_masks(targets)
+    require_masks(targets)
     return targets.split()
-
-
-def whole(targets: Targets) -> tuple[Tensor, Tensor]:
-    """The masks of the objects of an image, and their numbers."""
-    masks = with_masks(targets)
-    return masks, torch.arange(len(masks), device=masks.device)

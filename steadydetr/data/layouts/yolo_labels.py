@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,7 +103,7 @@ def _parse(
     first_value = np.cumsum(columns) - columns
     labels, boxes = np.zeros(len(columns)), np.zeros((len(columns), 4))
     wrong = np.full(len(columns), "", dtype=object)  # what is wrong with a line
-    corners = np.zeros(len(columns), np.int64)  # numbers of a line that are its polygon
+    corners = np.zeros(len(columns), np.int64)  # how many numbers of a line are its polygon
 
     def place(line: int) -> str:
         file = files[file_of_line[line]]
@@ -127,12 +127,15 @@ def _parse(
         more = f"; and {len(lines) - 1} more lines are wrong" if len(lines) > 1 else ""
         _report_line(files[file], int(lines[0] - first_line[lines[0]]) + 1, f"{wrong[lines[0]]}{more}", report)
     used = np.flatnonzero((columns > 0) & (wrong == ""))
-    taken = np.repeat(first_value[used] + 1, corners[used]) + _counted_up(corners[used])
-    polygons = Lists(values[taken], offsets_of(corners[used]))
-    if sizes is not None:
-        of_line = sizes[np.repeat(file_of_line[used], corners[used])]
-        polygons = replace(polygons, values=polygons.values * np.where(_counted_up(corners[used]) % 2, of_line[:, 0], of_line[:, 1]))
+    of_image = np.ones((len(used), 2), np.int64) if sizes is None else sizes[file_of_line[used]]
+    polygons = _polygons(values, first_value[used] + 1, corners[used], of_image)
     return file_of_line[used], labels[used].astype(np.int64), boxes[used], polygons
+
+
+def _polygons(values: NDArray[np.float64], first: NDArray[np.int64], counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> Lists:
+    """The polygon of every line in pixels, of the `counts` numbers from `first` on; sizes [lines, 2] (h, w) are those of the images."""
+    within, line = _counted_up(counts), np.repeat(np.arange(len(counts)), counts)
+    return Lists(values[first[line] + within] * sizes[line, 1 - within % 2], offsets_of(counts))
 
 
 def _counted_up(counts: NDArray[np.int64]) -> NDArray[np.int64]:
