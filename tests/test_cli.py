@@ -22,6 +22,7 @@ from steadydetr.cli.training_arguments import read_training_arguments
 from steadydetr.cli.words import take_flag
 from steadydetr.config import FORMAT, to_plain
 from steadydetr.data import DetrTransform, FixedSizeTransform
+from steadydetr.data.opening import BOXES_ALONE
 from steadydetr.detectors import DeformableDETRConfig, DINOConfig
 from steadydetr.equations.stable import half_sine
 from steadydetr.kinds import nearest
@@ -32,6 +33,7 @@ from steadydetr.objectives import Denoising, Objective, SetPrediction
 from steadydetr.recipe_index import recipe_lines
 from steadydetr.recipes import find, names
 from steadydetr.recipes.base import Recipe
+from steadydetr.training.preparation import check_masks_are_read
 from tests.commands import shown_commands, understand
 from tests.write_recipe_index import lines
 
@@ -352,6 +354,23 @@ def test_commands_of_the_documentation_are_understood(page: str) -> None:
     assert ("train" if "own-data" in page else "distill") in {command.split()[1] for command in commands}
     for command in commands:
         assert understand(command)
+
+
+def test_flags_of_maskdino_are_understood() -> None:
+    """Those of its table, and those that errors advise: to learn masks again, and to train without."""
+    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text()
+    section = page.partition("\n### MaskDINO\n")[2].partition("\n## ")[0]
+    plain, *others = (
+        understand(f"steadydetr train maskdino-r50-12ep {flags}")[0] for flags in ("", *re.findall(r"\| `(--.+)` \|", section))
+    )
+    assert len(others) >= 6
+    advised = " ".join(re.findall(r"--[\w.-]+(?: none| no\b)?", BOXES_ALONE))
+    (boxes,) = understand(f"steadydetr train maskdino-r50-12ep {advised}")
+    assert (boxes.data.masks, boxes.criterion.masks, boxes.detector.box_init) == (False, None, "no")  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="leaves unread") as refused:
+        check_masks_are_read(replace(plain, data=replace(plain.data, masks=False)))
+    (flag,) = re.findall(r"unread: (.+), or ", str(refused.value))
+    assert understand(f"steadydetr train maskdino-r50-12ep --data.no-masks {flag}") == [plain]
 
 
 @pytest.mark.parametrize("command", ["train", "distill", "cost", "compare"])

@@ -453,9 +453,9 @@ def test_masks_that_nothing_trains_are_refused() -> None:
 
 def test_data_without_masks_are_refused(tmp_path: Any) -> None:
     recipe = find("small-maskdino")
-    with pytest.raises(ValueError, match=r"data\.masks = False leaves unread: --data\.masks true"):
+    with pytest.raises(ValueError, match=r"data\.masks = False leaves unread: --data\.masks, or"):
         prepare(replace(recipe, data=replace(recipe.data, masks=False)), tmp_path / "run", False, "cpu")
-    with pytest.raises(ValueError, match=r"--data\.masks true"):
+    with pytest.raises(ValueError, match=r"--data\.masks, or"):
         method_of()(make_batch((2, 1)))
 
 

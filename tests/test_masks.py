@@ -22,6 +22,7 @@ from steadydetr.data.index import join_indices
 from steadydetr.data.layouts import coco_file
 from steadydetr.data.layouts.coco_masks import FARTHEST, runs_of_text
 from steadydetr.data.masks import Masks
+from steadydetr.data.opening import BOXES_ALONE
 from steadydetr.limits import Limits
 from tests.data_folders import coco_folder, coco_with, picture, voc_folder
 from tests.test_lvis import lvis_file, lvis_folder
@@ -388,7 +389,7 @@ def test_other_layouts_say_who_gives_masks(tmp_path: Path, capsys: pytest.Captur
             open_data(place, masks=True)
     with pytest.raises(SystemExit):
         main(["train", "small-dino", "--data", str(tmp_path / "voc"), "--data.masks", "--output", str(tmp_path / "run")])
-    assert "this is VOC" in capsys.readouterr().err
+    assert f"this is VOC. {BOXES_ALONE}" in capsys.readouterr().err
     elsewhere = open_data(f"{tmp_path / 'coco'},images-in={tmp_path / 'coco' / 'train'}", masks=True)
     assert elsewhere.index.masks is not None and elsewhere.index.masks.present.all()
 

@@ -343,7 +343,7 @@ def test_a_polygon_that_would_take_all_memory_is_refused(tmp_path: Path) -> None
 
 def test_data_of_boxes_alone_cannot_be_trained_on_with_masks(tmp_path: Path) -> None:
     yolo_folder(tmp_path, "0 .5 .5 .25 .5\n")
-    with pytest.raises(ValueError, match="has no object to train on: of its 1 annotations 1 are without a mask"):
+    with pytest.raises(ValueError, match=r"of its 1 annotations 1 are without a mask. To train on boxes alone: --data\.no-masks,"):
         said(tmp_path, masks=True, val_split="train", same_images="allow")
 
 

@@ -65,11 +65,12 @@ def check_source(where: str, limits: Limits = DEFAULT_LIMITS, masks: bool = Fals
 
     Of several processes the main one looks, later.
     """
-    from steadydetr.data.layouts import joined_places, layout_of
+    from steadydetr.data.layouts import joined_places
+    from steadydetr.data.opening import layout_to_train_on
 
     if not one_of_several():
         for place in joined_places(where):
-            layout_of(place, limits, masks)
+            layout_to_train_on(place, limits, masks)
 
 
 def check_use(checkpoint: Path, where: str, limits: Limits) -> None:

@@ -12,11 +12,12 @@ from steadydetr.data.config import DataConfig
 from steadydetr.data.dataset import Dataset, join_data
 from steadydetr.data.division import Division, saved_division
 from steadydetr.data.hold_out import DEFAULT_HOLD_OUT, HoldOut
-from steadydetr.data.layouts import ALL, DataLayout, Finding, NoSplit, Report, joined_places, layout_of, stop
+from steadydetr.data.layouts import ALL, DataLayout, Finding, NoMasks, NoSplit, Report, joined_places, layout_of, stop
 from steadydetr.files import counted, printable
 from steadydetr.limits import DEFAULT_LIMITS, Limits
 
 MOST_SAID = 5  # remarks of one kind
+BOXES_ALONE = "To train on boxes alone: --data.no-masks, and of MaskDINO --criterion.masks none --detector.box-init no too"
 
 
 class Splits(NamedTuple):
@@ -74,7 +75,7 @@ def open_train_and_val(
     opener = _Opener(report, say, data, divisions or (), goes_on=divisions is not None)
     train, val, made = list[Dataset](), list[Dataset](), list[Division]()
     for place in joined_places(data.source):
-        layout = layout_of(place, data, data.masks)
+        layout = layout_to_train_on(place, data, data.masks)
         if data.val_source:
             train.append(opener.whole(layout, place, data.train_split)[0])
         else:
@@ -83,8 +84,16 @@ def open_train_and_val(
             val.append(both.val)
             made += both.divisions
     for place in joined_places(data.val_source) if data.val_source else ():
-        val.append(opener.whole(layout_of(place, data, data.masks), place, data.val_split)[0])
+        val.append(opener.whole(layout_to_train_on(place, data, data.masks), place, data.val_split)[0])
     return Splits(_joined(train), _joined(val), made)
+
+
+def layout_to_train_on(place: str, limits: Limits, masks: bool) -> DataLayout:
+    """The layout of a place; where it has no masks and they are wanted, the error says how to train without them."""
+    try:
+        return layout_of(place, limits, masks)
+    except NoMasks as error:
+        raise NoMasks(f"{error}. {BOXES_ALONE}") from error
 
 
 @dataclass(frozen=True)

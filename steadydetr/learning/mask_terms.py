@@ -114,7 +114,7 @@ def require_masks(targets: Targets) -> Tensor:
     """The masks of the objects; a ValueError where they have none."""
     if targets.masks is None or len(targets.seeds) != len(targets.counts):
         raise ValueError(
-            "criterion.masks learns masks, which the objects of this batch do not have: read them with --data.masks true, or train"
+            "criterion.masks learns masks, which the objects of this batch do not have: read them with --data.masks, or train"
             " without them by --criterion.masks none"
         )
     return targets.masks

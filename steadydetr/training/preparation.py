@@ -22,7 +22,7 @@ from steadydetr.data import Dataset, EvalLoader, TrainLoader, first_images, for_
 from steadydetr.data.dataset import FolderDataset, in_channels, parts_of, with_classes, without_images
 from steadydetr.data.division import Division, classes_only_in
 from steadydetr.data.loading import find_unreadable
-from steadydetr.data.opening import Splits, open_train_and_val, telling
+from steadydetr.data.opening import BOXES_ALONE, Splits, open_train_and_val, telling
 from steadydetr.data.trainable import (
     ALLOW_SAME,
     CORNERS,
@@ -238,7 +238,8 @@ def open_both(
         raise ValueError(f"{shared.sentence}. {ALLOW_SAME}")
     both = [without_images(split, positions) for split, positions in zip((opened.train, opened.val), unreadable, strict=True)]
     if reason := why_no_object(both[0].index):
-        raise ValueError(f"{both[0].name} has no object to train on: {reason}")
+        boxes = f". {BOXES_ALONE}" if (both[0].index.without_mask & ~both[0].index.crowd).any() else ""
+        raise ValueError(f"{both[0].name} has no object to train on: {reason}{boxes}")
     train_data, dropped = for_training(both[0], data.filter_empty, data.limit)
     val_data = first_images(both[1], data.limit)
     if not len(val_data.index):
