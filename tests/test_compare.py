@@ -114,8 +114,10 @@ def test_another_recipe_under_a_label_is_refused(tmp_path: Path, fake: list[str]
 
 
 def test_failures_are_named_and_the_others_finished(tmp_path: Path, fake: list[str]) -> None:
+    said: list[str] = []
     with pytest.raises(ChildProcessError, match=r"2 of 4 runs failed.*broken/seed0\.log"):
-        compare_recipes({"base": tiny(), "broken": tiny(lr=0.1)}, 2, tmp_path / "out", launch=fake)
+        compare_recipes({"base": tiny(), "broken": tiny(lr=0.1)}, 2, tmp_path / "out", launch=fake, say=said.append)
+    assert sum("broken/seed" in line and "its last line: " in line and "no luck" in line for line in said) == 2
     assert "no luck" in (tmp_path / "out/broken/seed0.log").read_text()
     assert "| base | 2 |" in (tmp_path / "out/comparison.md").read_text()
 

@@ -22,7 +22,7 @@ from typing import Any
 from scipy import stats
 
 from steadydetr.config import FORMAT, differences, read_recipe, to_plain
-from steadydetr.files import claim_folder, write_json, write_text
+from steadydetr.files import claim_folder, one_line, write_json, write_text
 from steadydetr.kinds import plugins_in_use
 from steadydetr.metrics.table import LABELS, SUMMARY_NAMES
 from steadydetr.recipes.base import Recipe
@@ -209,10 +209,18 @@ class _Trainer:
             self.running.discard(process)
         outcome = read_outcome(folder, seed)
         if code or outcome is None:
-            self.say(f"{label}, seed {seed}: stopped with code {code}, see {log}")
+            self.say(f"{label}, seed {seed}: stopped with code {code}, see {log}; its last line: {last_line(log)}")
             return log
         self.say(f"{label}, seed {seed}: AP {outcome.metrics['ap']:.1f}, AP50 {outcome.metrics['ap50']:.1f}, {outcome.seconds:.0f} s")
         return None
+
+
+def last_line(log: Path) -> str:
+    """What a log ends with, which is the error of a run that stopped with one."""
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").splitlines()
+    return one_line(next((line for line in reversed(lines) if line.strip()), "nothing"))
 
 
 def save_table(output: Path, outcomes: Mapping[str, Sequence[Outcome]]) -> None:
