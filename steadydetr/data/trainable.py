@@ -83,10 +83,9 @@ def why_no_object(index: AnnotationIndex) -> str:
         return ""
     if not total:
         return "no image has an annotation"
-    mend = "; --data.no-masks trains on boxes alone" if maskless else ""
     kinds = {"crowd regions (iscrowd 1)": crowd, "without a mask": maskless}
     kinds["boxes without area or outside their image"] = total - crowd - maskless
-    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}{mend}"
+    return f"of its {total} annotations {' and '.join(f'{n} are {kind}' for kind, n in kinds.items() if n)}"
 
 
 def look_normalised(index: AnnotationIndex) -> bool:

@@ -149,7 +149,10 @@ def small_distill_deformable_detr() -> Recipe:
 
 @recipe
 def small_conditional_detr() -> Recipe:
-    """Features of stride 16 alone, in a last stage that is dilated: images of 128 px have few cells at stride 32."""
+    """Features of stride 16 alone, in a last stage that is dilated: images of 128 px have few cells at stride 32.
+
+    It learns much more slowly than detectors that sample points: see docs/results.md.
+    """
     start = small_deformable_detr()
     transformer = PlainTransformerConfig(width=96, heads=4, ffn=256, encoder_layers=1, decoder_layers=3, dropout=0.0)
     detector = ConditionalDETRConfig(SmallBackboneConfig(output_stride=16), transformer, queries=40)

@@ -96,8 +96,7 @@ class DataLayout(ABC):
             layouts: list[DataLayout] = [kind() for kind in options(DataLayout).values()]
             able = listed((layout.looked_for.partition(":")[0] for layout in layouts if layout.gives_masks), 20)
             this = self.looked_for.partition(":")[0] or type(self).__name__
-            boxes = "its boxes are read without them: --data.no-masks, of check without --masks"
-            raise NoMasks(f"data {printable(where)}: masks are read of {able}; this is {this}; {boxes}")
+            raise NoMasks(f"data {printable(where)}: masks are read of {able}; this is {this}")
         return replace(self, masks=True)
 
     def folder(self, where: str) -> DataFolder:
