@@ -193,13 +193,13 @@ def small_dn_dab_deformable_detr() -> Recipe:
 
 @recipe
 def small_maskdino() -> Recipe:
-    """With masks of 32 x 32 cells, which 512 points of each are more than enough for."""
+    """With masks of 32 x 32 cells, which 512 points of each are more than enough for. So few steps learn no masks to start boxes from."""
     start = small_dino()
     transformer = replace(SMALL_TRANSFORMER, temperature=10000.0)
     return replace(
         start,
         name="small-maskdino",
-        detector=MaskDINOConfig(SmallBackboneConfig(fine_map=True), transformer, queries=40),
+        detector=MaskDINOConfig(SmallBackboneConfig(fine_map=True), transformer, queries=40, box_init="no"),
         criterion=replace(MASKDINO_CRITERION, masks=MaskTerms(points=512)),
         objectives=(SetPrediction(), MaskDenoising(number=40)),
         data=replace(start.data, masks=True),
