@@ -193,7 +193,7 @@ def unlabelled(name: str, *objectives: Objective) -> Method:
 UNLABELLED = [name for name, config in DETECTORS.items() if not config.build(CLASSES).embeds_labels]
 
 
-@pytest.mark.parametrize("objective", [Denoising(number=4), DNDenoising(2)])
+@pytest.mark.parametrize("objective", [Denoising(number=4), DNDenoising(groups=2)])
 @pytest.mark.parametrize("name", UNLABELLED)
 def test_a_detector_without_labels_gets_layers_for_denoising(name: str, objective: DenoisingObjective) -> None:
     """They are trained, and no part of the detector; what it learns of its own queries stays what it is, whoever denoises."""

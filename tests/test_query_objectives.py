@@ -234,7 +234,9 @@ def test_groups_with_invalid_queries_are_folded() -> None:
     assert found.logits.shape[:3] == found.valid.shape == (4, 1, 3) and found.valid[:, 0, 1].logical_not().all()
 
 
-@pytest.mark.parametrize(("name", "objective"), [("h-deformable", OneToMany(3)), ("dino", GroupMatching(3)), ("dn-dab", DNDenoising(2))])
+@pytest.mark.parametrize(
+    ("name", "objective"), [("h-deformable", OneToMany(3)), ("dino", GroupMatching(3)), ("dn-dab", DNDenoising(groups=2))]
+)
 def test_parts_of_a_step_sum_to_the_whole(name: str, objective: Objective) -> None:
     method = method_of(DETECTORS[name], objective)
     method.student.backbone.eval()  # its batch norm would see the company
@@ -334,7 +336,7 @@ def test_what_an_objective_trains_without_declaring_it_is_said() -> None:
     class SilentGroup(OneToMany):
         extra_groups = ()
 
-    for name, objective, part in (("dn-dab", Silent(2), "label_content"), ("h-deformable", SilentGroup(2), "query_extra_content")):
+    for name, objective, part in (("dn-dab", Silent(groups=2), "label_content"), ("h-deformable", SilentGroup(2), "query_extra_content")):
         method = method_of(DETECTORS[name], objective)
         method(wide(make_batch((2, 3)))).total.backward()
         with pytest.raises(ValueError, match=rf"an objective trains student\.{part}\.weight without saying so: .* extra_groups"):

@@ -20,7 +20,7 @@ from steadydetr.metrics.table import LABELS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-STROKES = {"class": "-", "l1": "--", "giou": ":"}
+STROKES = {"class": "-", "l1": "--", "giou": ":", "mask": "-.", "dice": (0, (5, 1, 1, 1, 1, 1))}
 AP_COLOURS = {"ap50": "#e07a5f", "ap": "#3d405b", "ap75": "#81b29a", "segm_ap": "#b8860b"}
 
 

@@ -131,11 +131,15 @@ class Denoising(DenoisingObjective):
         return labels, noise_boxes(batch.targets.boxes, draws, self.box_noise, self.negative_offset)
 
 
+@dataclass(frozen=True)
 class PositiveDenoising(DenoisingObjective):
     """The noise of DN-DETR, without negatives."""
 
-    label_noise: float
-    box_noise: float
+    label_noise: float = 0.2  # this share of the labels is drawn anew; what stands for no class may be drawn where it can be embedded
+    box_noise: float = 0.4  # centres move by up to this many half sides, sides change by up to this share
+    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
+    weights: Weights | None = None  # None: the criterion's
+
     copies = 1
 
     def __post_init__(self) -> None:
@@ -153,10 +157,6 @@ class DNDenoising(PositiveDenoising):
     """That of DN-DETR, without negatives. Defaults: those of DN-DAB-Deformable-DETR."""
 
     groups: int = 5  # however many objects there are
-    label_noise: float = 0.2  # this share of the labels is drawn anew; what stands for no class may be drawn where it can be embedded
-    box_noise: float = 0.4  # centres move by up to this many half sides, sides change by up to this share
-    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
-    weights: Weights | None = None  # None: the criterion's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -172,10 +172,6 @@ class MaskDenoising(PositiveDenoising):
     """That of MaskDINO: the noise of DN-DETR in as many groups as DINO has; with MaskDINO, masks are learned too."""
 
     number: int = 100  # objects that are noised, at most, in the fullest image: the number of groups is this // most, at least 1  # D-191
-    label_noise: float = 0.2  # this share of the labels is drawn anew
-    box_noise: float = 0.4  # centres move by up to this many half sides, sides change by up to this share
-    mask_padding: bool = True  # False: rows without an object are attended to and learn background, as in the original  # D-05
-    weights: Weights | None = None  # None: the criterion's
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -169,15 +169,20 @@ def predict_files(
                 for row in _rows(source, found, loaded.card):
                     file.write(f"{',' if written else '['}\n{json.dumps(row)}".encode())
                     written += 1
+                above = found.above(threshold)
                 if draw:
-                    shown += len(found.above(threshold))
-                    with replacing(output / name) as drawn:
-                        found.draw(picture, threshold).save(drawn, "PNG")
+                    shown += len(above)
+                    _save(found.draw(picture, threshold), output / name)
                 if masks and found.masks is not None:
-                    with replacing(output / MASKS / map_name) as mapped:
-                        Image.fromarray(found.above(threshold).label_map()).save(mapped, "PNG")
+                    _save(Image.fromarray(above.label_map()), output / MASKS / map_name)
         file.write(b"\n]\n" if written else b"[]\n")
     return PredictionReport(images, written, shown, tuple(failures))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """As a PNG, which appears as a whole."""
+    with replacing(path) as file:
+        picture.save(file, "PNG")
 
 
 def _named(path: Path | str) -> Path:

@@ -231,11 +231,11 @@ def test_denoising_queries(path: Path) -> None:
         most, table = max(targets.counts), tensors[f"state.{name}.label_enc.weight"]
         if f"out.{name}.disabled" in tensors:
             assert (
-                spec["kind"] == "maskdino" and spec["dn_number"] < most and MaskDenoising(spec["dn_number"]).group_count(most) == 1
+                spec["kind"] == "maskdino" and spec["dn_number"] < most and MaskDenoising(number=spec["dn_number"]).group_count(most) == 1
             )  # D-191
             continue
         if spec["kind"] == "maskdino":
-            copies, groups = 1, MaskDenoising(spec["dn_number"]).group_count(most)
+            copies, groups = 1, MaskDenoising(number=spec["dn_number"]).group_count(most)
             draws = recorded_dn_draws(tensors, f"in.{name}.draw.", len(targets.labels), spec["label"] / 2)
             labels, boxes = noise_labels(targets.labels, draws, spec["label"]), noise_centres_and_sides(targets.boxes, draws, spec["box"])
         elif spec["kind"] == "dndetr":
